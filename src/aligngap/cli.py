@@ -1,0 +1,204 @@
+"""The command line: parse, call, print. Exit code 2 for bad input, 1 for a failed run; a traceback only with --debug."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__
+from .types import AligngapError, RunFailed
+
+if TYPE_CHECKING:
+    from .study import Plan
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise AligngapError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog="aligngap",
+        description="How much better is it to align a language model online than offline, at the same KL budget, and why?",
+    )
+    top.add_argument("--version", action="version", version=f"aligngap {__version__}")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=what, description=what)
+        made.add_argument("--debug", action="store_true", help="show tracebacks")
+        return made
+
+    def of_study(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("study", help="a packaged study's name (see `aligngap list studies`) or a YAML file")
+        sub.add_argument(
+            "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE",
+            help="override a setting, for instance seeds=3 or task.path=pairs.jsonl; may be repeated",
+        )  # fmt: skip
+        sub.add_argument("--out", type=Path, help="output folder (default: out/STUDY)")
+        sub.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
+
+    run = command("run", "run everything a study needs, then make its report; the same command resumes")
+    of_study(run)
+    run.add_argument("--workers", type=int, help="worker processes (default: one per core, one on a GPU)")
+    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+    run.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
+    of_study(command("plan", "what would run, what is there already, and how long the rest may take"))
+    report = command("report", "rebuild a report from its records")
+    report.add_argument("out", type=Path, help="output folder of a run")
+    show = command("show", "the numbers of a run, in the terminal")
+    show.add_argument("out", type=Path, help="output folder of a run")
+    diff = command("diff", "in which settings two arms of a study differ")
+    of_study(diff)
+    diff.add_argument("left")
+    diff.add_argument("right")
+    listing = command("list", "what can be named in a study")
+    listing.add_argument("shelf", choices=["losses", "judges", "tasks", "behaviors", "hypotheses", "studies"])
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        args = parser().parse_args(words)
+        actions = {"run": run, "plan": plan, "report": report, "show": show, "diff": diff, "list": listing}
+        return int(actions[args.command](args, words))
+    except AligngapError as error:
+        if debug:
+            raise
+        print(f"aligngap: {one_line(error)}", file=sys.stderr)
+        return 2
+    except RunFailed as error:
+        if debug:
+            raise
+        print(f"aligngap: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("aligngap: stopped; go on with the same command", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
+    """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
+    from .store import Store
+    from .study import expand, load
+
+    study = load(args.study, args.sets)
+    out = args.out or Path("out") / study.name
+    return expand(study), Store(args.store or out.parent / "store"), out
+
+
+def run(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .collect import collect
+    from .execute.console import watch
+    from .execute.local import Local
+    from .report import build_report, headline
+    from .store import check_writable
+
+    made, store, out = prepared(args)
+    store.prepare()
+    check_writable(out)
+    device = pick_device(args.device)
+    workers = args.workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
+    if workers < 1 or args.save_seconds <= 0:
+        raise AligngapError("--workers and --save-seconds must be positive")
+    local = Local(store, workers=workers, device=device, save_seconds=args.save_seconds)
+    outcome = watch(local, made)
+    count = collect(made, store, out)
+    if count:
+        page = build_report(out, command=shlex.join(["aligngap", *words]))
+        from .records import read_folder
+
+        tables = read_folder(out)
+        print(headline(tables.records, tables.per_prompt))
+        print(f"report: {page}")
+    if outcome.failed:
+        for name, message in outcome.failed.items():
+            print(f"aligngap: {name}: {one_line(Exception(message))}", file=sys.stderr)
+        if outcome.bad_input:
+            return 2
+        raise RunFailed(f"{len(outcome.failed)} of {len(made.steps())} steps failed; the same command tries them again")
+    return 0
+
+
+def pick_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise AligngapError(f"--device {name}: {one_line(error)[:120]}; use cpu or auto") from error
+    return name
+
+
+def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .execute.console import print_plan
+
+    made, store, out = prepared(args)
+    print_plan(made, store, out)
+    return 0
+
+
+def report(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .report import build_report
+
+    print(f"report: {build_report(args.out, command=shlex.join(['aligngap', *words]))}")
+    return 0
+
+
+def show(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .execute.console import print_records
+    from .records import read_folder
+    from .report import headline
+
+    tables = read_folder(args.out)
+    print_records(tables.records)
+    print(headline(tables.records, tables.per_prompt))
+    return 0
+
+
+def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .execute.console import print_rows
+    from .study import arm_diff, load
+
+    rows = arm_diff(load(args.study, args.sets), args.left, args.right)
+    if not rows:
+        print(f"{args.left} and {args.right} are the same stream")
+        return 0
+    print_rows(["setting", args.left, args.right], rows)
+    print("everything else is one recipe and one measurement, shared by construction")
+    return 0
+
+
+def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .execute.console import print_rows
+    from .registry import names
+    from .study import packaged, parse_yaml
+
+    if args.shelf == "studies":
+        rows = [(n, " ".join(str(parse_yaml(f.read_text(), n).get("question", "")).split())) for n, f in packaged().items()]
+        print_rows(["study", "question"], rows)
+    else:
+        print_rows([args.shelf, "object"], list(names(args.shelf).items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""From finished measurements to the record tables of an output folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+
+from . import records
+from .store import Store, write_text
+from .study import Plan, Run
+from .types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+
+COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
+
+
+def collect(plan: Plan, store: Store, out: Path) -> int:
+    """Write the three tables, the resolved study and the provenance; returns the number of runs with measurements.
+
+    Runs not measured yet are left out; the SFT policy's measurement is every run's step 0.
+    """
+    tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
+    about: dict[str, Any] = {"artifacts": {}, "runs": {}}
+    count = 0
+    for run in plan.runs:
+        start = plan.start[run.seed]
+        if not store.has(run.measure.name) or not store.has(start.name):
+            continue
+        count += 1
+        result = store.manifest(run.align.name)["result"]
+        about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": result["outcome"]}
+        log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
+        for source in (start.name, run.measure.name):
+            for table, frames in tables.items():
+                part = store.path(source) / f"{table}.parquet"
+                if part.exists():
+                    frame = pq.read_table(part).to_pandas()
+                    frame = frame.assign(arm=run.arm, run=run.name, seed=run.seed)
+                    frames.append(with_run(frame, run, plan, log, result["outcome"]) if table == "rows" else frame)
+    for step in plan.steps():
+        if store.has(step.name):
+            manifest = store.manifest(step.name)
+            about["artifacts"][step.name] = {"result": manifest["result"], **manifest["provenance"]}
+    columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
+    files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
+    for table, frames in tables.items():
+        whole = pd.concat(frames, ignore_index=True) if frames else records.empty(columns[table])
+        records.write_table(out / files[table], whole[list(columns[table])], columns[table])
+    write_text(out / "study.yaml", yaml.safe_dump(plan.study.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    return count
+
+
+def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """Measurement rows with what is known of the run: hyper-parameters, pairs seen by each step, outcome."""
+    counts = {
+        name: [int(log[name].get(step, 0)) if step else 0 for step in frame["step"]] if name in log else 0
+        for name in COUNTS
+    }
+    return frame.assign(
+        study=plan.study.name, config=run.config, loss=plan.study.recipe.loss.name, beta=run.beta,
+        learning_rate=run.learning_rate, outcome=outcome, **counts,
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""What a step is handed: the store, its work folder, the device, progress, and models loaded once per process."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .store import Store, write_text
+from .types import Judge, Pair, Progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from .policy import Policy
+    from .settings import ModelSpec
+    from .steps import Align, Data, FitJudge, OracleJudge, Sft, Step
+
+CACHED = 24  # models and tables held by one process
+
+
+def silent(done: int, total: int, note: str = "") -> None:
+    """Progress for nobody."""
+
+
+class Context:
+    """One process's view of a study while it works on one step after another."""
+
+    def __init__(self, store: Store, device: str = "cpu", save_seconds: float = 30.0) -> None:
+        self.store, self.device_name, self.save_seconds = store, device, save_seconds
+        self.work = Path()
+        self.progress: Progress = silent
+        self._cache: OrderedDict[Hashable, Any] = OrderedDict()
+
+    @property
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device(self.device_name)
+
+    def path(self, step: Step) -> Path:
+        return self.store.path(step.name)
+
+    def cached(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """The value of `build`, kept in memory for the steps that follow."""
+        if key not in self._cache:
+            self._cache[key] = build()
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def tokenizer(self, data: Data, model: ModelSpec) -> Any:
+        """The study's tokenizer, or a pretrained model's own where the model comes with one."""
+        from .policy import load_tokenizer
+
+        own = model.path is not None and data.tokenizer.path != model.path and model.path != data.family.path
+        return load_tokenizer(str(model.path) if own else self.path(data) / "tokenizer")
+
+    def policy(self, step: Sft | Align, checkpoint: int | None = None) -> Policy:
+        """The SFT policy, or a run's checkpoint (its last by default)."""
+        from .policy import Policy
+
+        if step.kind == "sft":
+            folder, key = self.path(step) / "policy", step.name
+        else:
+            at = step.optimization.steps if checkpoint is None else checkpoint
+            folder, key = step.checkpoint(self, at), f"{step.name}@step{at}"
+        build = lambda: Policy.load(folder, response_tokens=step.limits.response_tokens, key=key).to(self.device)  # noqa: E731
+        loaded: Policy = self.cached(key, build) if step.kind == "sft" else build()
+        return loaded
+
+    def judge(self, step: FitJudge | OracleJudge) -> Judge:
+        if step.kind == "oracle":
+            from .judges.oracle import SandboxOracle
+            from .steps import build_task
+
+            key = ("oracle", step.model_dump_json())
+            return self.cached(key, lambda: SandboxOracle(build_task(step.task), step.seed))  # type: ignore[no-any-return]
+        from .judges.preference_model import PreferenceModel
+
+        return self.cached(step.name, lambda: PreferenceModel.load(self.path(step) / "model").to(self.device))  # type: ignore[no-any-return]
+
+    def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
+        """Fill in the reference's log-probabilities, batch by batch, with progress."""
+        from .fit import with_reference
+
+        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt.ids) + len(pairs[i].chosen.ids), i))
+        out: list[Pair | None] = [None] * len(pairs)
+        for start in range(0, len(order), 64):
+            part = order[start : start + 64]
+            for i, pair in zip(part, with_reference(reference, [pairs[i] for i in part]), strict=True):
+                out[i] = pair
+            self.progress(min(start + 64, len(order)), len(order), "reference log-probabilities")
+        return [p for p in out if p is not None]
+
+    def write_json(self, path: Path, value: Any) -> None:
+        write_text(path, json.dumps(value))

@@ -1,0 +1,149 @@
+"""What a person sees while a study runs: one bar with an ETA and a line per running step; plain lines without a tty."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..store import Store
+from .local import Local, Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ..steps import Step
+    from ..study import Plan
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+class Eta:
+    """Time left, from the work done since the start against the work that remains (in forecast seconds)."""
+
+    def __init__(self, total: float) -> None:
+        self.total, self.done, self.started = total, 0.0, time.monotonic()
+
+    def left(self, running: float) -> str:
+        done = self.done + running
+        spent = time.monotonic() - self.started
+        if done < 0.02 * self.total or spent < 5:
+            return "?"
+        return clock(spent * (self.total - done) / done)
+
+
+def watch(local: Local, plan: Plan) -> Outcome:
+    """Run a plan to its end and show it; returns what was made, found and failed."""
+    from ..forecast import seconds_of
+
+    steps = plan.steps()
+    names = labels(plan)
+    cost = {s.name: seconds_of(s) for s in steps}
+    todo = [s for s in steps if not local.store.has(s.name)]
+    outcome = Outcome()
+    eta = Eta(sum(cost[s.name] for s in todo))
+    console = Console(stderr=True)
+    live = console.is_terminal
+    running: dict[str, tuple[Step, Any]] = {}
+    last_line = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not live) as bar:
+        whole = bar.add_task(f"{plan.study.name}", total=max(1, len(todo)), note="")
+        for event, step, message in local.run(steps):
+            if event == "found":
+                outcome.found.append(step.name)
+            elif event == "start":
+                running[step.name] = (step, bar.add_task("  " + names[step.name], total=1.0, note=""))
+            elif event in ("made", "failed", "bad input"):
+                if step.name in running:
+                    bar.remove_task(running.pop(step.name)[1])
+                eta.done += cost[step.name]
+                if event == "made":
+                    outcome.made.append(step.name)
+                else:
+                    outcome.failed[names[step.name]] = message
+                    outcome.bad_input |= event == "bad input"
+                if not live:
+                    say(f"[{len(outcome.made)}/{len(todo)}] {event}: {names[step.name]} (left: {eta.left(0.0)})")
+            part = 0.0
+            for name, (active, task) in running.items():
+                fraction, note = local.position(active)
+                part += fraction * cost[name]
+                bar.update(task, completed=fraction, note=note)
+            done = len(outcome.made) + len(outcome.failed)
+            bar.update(whole, completed=done, note=f"{done}/{len(todo)} steps, left: {eta.left(part)}")
+            if not live and time.monotonic() - last_line > 30:
+                last_line = time.monotonic()
+                now = "; ".join(f"{names[n]} {local.position(s)[0]:.0%}" for n, (s, _) in running.items())
+                say(f"… {now} (left: {eta.left(part)})")
+    return outcome
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def labels(plan: Plan) -> dict[str, str]:
+    """A person's name for every step: the run's name where there is one."""
+    found = {s.name: s.label for s in plan.steps()}
+    for seed, start in plan.start.items():
+        found[start.name] = f"measure sft seed={seed}"
+        found[start.golden.name], found[start.proxy.name] = f"golden judge seed={seed}", f"proxy judge seed={seed}"
+        found[start.sft.name], found[start.data.name] = f"sft seed={seed}", f"data seed={seed}"
+        for opponent, responses in start.opponents.items():
+            found[responses.name] = f"responses of {opponent} seed={seed}"
+            if responses.policy.kind == "align":
+                found[responses.policy.name] = f"golden policy seed={seed}"
+    for run in plan.runs:
+        found[run.align.name] = run.name
+        found[run.measure.name] = f"measure {run.name}"
+    return found
+
+
+def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=False, markup=False, highlight=False).print(table)
+
+
+def print_plan(plan: Plan, store: Store, out: Path) -> None:
+    from ..forecast import seconds_of
+
+    names = labels(plan)
+    rows, left, todo = [], 0.0, 0
+    for step in plan.steps():
+        there = store.has(step.name)
+        seconds = seconds_of(step)
+        left += 0.0 if there else seconds
+        todo += not there
+        rows.append((names[step.name], step.name, "there" if there else f"about {clock(seconds)}"))
+    print_rows(["step", "artifact", "compute"], rows)
+    print(
+        f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time for small models "
+        f"(`docs/cost.md` says how this is guessed); results go to {out}"
+    )
+
+
+def print_records(records: pd.DataFrame) -> None:
+    rows = []
+    for (arm, opponent), group in records[records["step"] > 0].groupby(["arm", "opponent"], sort=False):
+        best = group.loc[group["win_rate"].idxmax()] if group["win_rate"].notna().any() else group.iloc[0]
+        rows.append(
+            (
+                str(arm), str(opponent), str(group["seed"].nunique()), f"{group['kl_nats'].min():.2f}–{group['kl_nats'].max():.2f}",
+                f"{best['win_rate']:.3f} ± {best['win_rate_se']:.3f}", f"{best['kl_nats']:.2f}", str(best["run"]), str(best["step"]),
+            )
+        )  # fmt: skip
+    print_rows(["arm", "opponent", "seeds", "KL (nats)", "highest win rate", "at KL", "run", "step"], rows)

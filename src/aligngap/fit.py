@@ -1,0 +1,225 @@
+"""The one training loop: SFT, preference models and every arm of every study go through `fit`, line for line.
+
+`fit` draws items from a stream and steps down an objective. It knows neither what the items are nor where they come
+from: it imports no streams, judges, tasks or study, and that wall is the science. It is a generator: the caller owns
+the stopping rule, the recording and the checkpoints, and can stop at any step.
+
+What it leaves out: distributed execution and mixed precision (an Accelerate wrapper's), and every name of an arm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from .batch import collate
+from .losses import Loss, PairLogps, classified_right
+from .policy import Policy, seeded
+from .seeding import derive
+from .settings import Optimization
+from .types import Pair, Sampler
+
+
+class Objective(Protocol):
+    """Per-item losses [B] of a batch of items, and per-item metrics [B] to report."""
+
+    def __call__(self, items: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Stream(Protocol):
+    def draw(self, n: int, sampler: Any) -> Sequence[Any]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one optimiser step; `items` are those trained on, as the objective saw them."""
+
+    number: int
+    loss: float
+    metrics: dict[str, float]
+    grad_norm: float
+    learning_rate: float
+    items: Sequence[Any]
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Trainer:
+    """Model, optimiser and counters: the state that `fit` advances and that a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, how: Optimization, seed: int) -> None:
+        self.model, self.how, self.seed, self.step = model, how, seed, 0
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer: torch.optim.Optimizer
+        if how.optimizer == "adafactor":
+            from transformers.optimization import Adafactor
+
+            self.optimizer = Adafactor(
+                parameters, lr=how.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False,
+                weight_decay=how.weight_decay,
+            )  # fmt: skip
+        else:
+            self.optimizer = torch.optim.AdamW(
+                parameters, lr=how.learning_rate, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step number `step` (from 0): linear warm-up, then constant, linear to 0 or cosine to 0."""
+        how = self.how
+        if step < how.warmup_steps:
+            return how.learning_rate * (step + 1) / how.warmup_steps
+        left = (step - how.warmup_steps) / max(1, how.steps - how.warmup_steps)
+        factor = {"constant": 1.0, "linear": 1.0 - left, "cosine": 0.5 * (1.0 + math.cos(math.pi * left))}
+        return how.learning_rate * factor[how.schedule]
+
+    def advance(self, items: Sequence[Any], objective: Objective) -> Step:
+        """One optimiser step on the mean loss of `items`, in micro-batches that do not change the mean."""
+        rate = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        device = next(self.model.parameters()).device
+        width = self.how.micro_batch or len(items)
+        total, sums = 0.0, dict[str, float]()
+        with seeded(derive(self.seed, "dropout", self.step), device):
+            for start in range(0, len(items), width):
+                losses, metrics = objective(items[start : start + width])
+                loss = losses.sum() / len(items)
+                loss.backward()
+                total += float(loss.detach())
+                for name, values in metrics.items():
+                    sums[name] = sums.get(name, 0.0) + float(values.detach().sum())
+        self.model.eval()
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.how.grad_clip or math.inf))
+        if math.isfinite(total) and math.isfinite(norm):
+            self.optimizer.step()
+        self.step += 1
+        return Step(self.step, total, {k: v / len(items) for k, v in sums.items()}, norm, rate, items)
+
+    # ------------------------------------------------------------------------------------------- saving, exactly
+
+    def save(self, folder: Path, stream: Stream, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the whole state into `folder`, atomically: beside it first, then renamed."""
+        beside = folder.with_name(folder.name + ".writing")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_model(self.model, str(beside / "model.safetensors"))
+        state = self.optimizer.state_dict()
+        tensors, scalars = dict[str, Tensor](), dict[str, Any]()
+        for index, slots in state["state"].items():
+            for name, value in slots.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{index}/{name}"] = value.contiguous()
+                else:
+                    scalars[f"{index}/{name}"] = value
+        save_file(tensors, str(beside / "optimizer.safetensors"))
+        about = {"step": self.step, "stream": stream.state_dict(), "scalars": scalars, "extra": dict(extra or {})}
+        (beside / "state.json").write_text(json.dumps(about))
+        os.replace(beside, folder)
+
+    def load(self, folder: Path, stream: Stream) -> dict[str, Any]:
+        """Go on exactly from `folder`; returns what was saved as `extra`."""
+        about: dict[str, Any] = json.loads((folder / "state.json").read_text())
+        load_model(self.model, str(folder / "model.safetensors"))
+        slots: dict[int, dict[str, Any]] = {}
+        for source in (load_file(str(folder / "optimizer.safetensors")), about["scalars"]):
+            for name, value in source.items():
+                index, _, slot = name.partition("/")
+                slots.setdefault(int(index), {})[slot] = value
+        state = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+        stream.load_state_dict(about["stream"])
+        self.step = int(about["step"])
+        extra: dict[str, Any] = about["extra"]
+        return extra
+
+
+def fit(
+    trainer: Trainer,
+    stream: Stream,
+    objective: Objective,
+    sampler: Sampler | None = None,
+    prepare: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+) -> Iterator[Step]:
+    """Draw, prepare, step; yield after each of the `how.steps` steps. The whole of training, for every arm."""
+    while trainer.step < trainer.how.steps:
+        items = stream.draw(trainer.how.batch, sampler)
+        if prepare is not None:
+            items = prepare(items)
+        yield trainer.advance(items, objective)
+
+
+# ------------------------------------------------------------------------------------------------------ on pairs
+
+
+def pair_logps(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """log pi of chosen and rejected, [B] each: one forward pass, each prompt encoded once for both."""
+    n = len(pairs)
+    batch = collate(
+        [p.prompt.ids for p in pairs],
+        [p.chosen.ids for p in pairs] + [p.rejected.ids for p in pairs],
+        [*range(n), *range(n)],
+    )
+    logps = policy.logps(batch)
+    return logps[:n], logps[n:]
+
+
+def with_reference(reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs with the reference's log-probabilities filled in where they are not stored yet."""
+    if all(p.ref_chosen is not None and p.ref_rejected is not None for p in pairs):
+        return list(pairs)
+    with torch.no_grad():
+        chosen, rejected = pair_logps(reference, pairs)
+    return [
+        p if p.ref_chosen is not None else replace(p, ref_chosen=float(c), ref_rejected=float(r))
+        for p, c, r in zip(pairs, chosen.cpu(), rejected.cpu(), strict=True)
+    ]
+
+
+def compare_logps(policy: Policy, pairs: Sequence[Pair]) -> PairLogps:
+    """What a loss looks at, for pairs that carry their reference log-probabilities."""
+    chosen, rejected = pair_logps(policy, pairs)
+
+    def column(values: list[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=chosen.device)
+
+    return PairLogps(
+        policy_chosen=chosen,
+        policy_rejected=rejected,
+        ref_chosen=column([p.ref_chosen for p in pairs]),
+        ref_rejected=column([p.ref_rejected for p in pairs]),
+        p_chosen=column([p.p_chosen for p in pairs]),
+        chosen_length=column([len(p.chosen.ids) for p in pairs]),
+        rejected_length=column([len(p.rejected.ids) for p in pairs]),
+    )
+
+
+def pair_objective(policy: Policy, loss: Loss) -> Objective:
+    """The objective of every arm: `loss` on the pairs, with the training metrics of the field."""
+
+    def objective(pairs: Sequence[Pair]) -> tuple[Tensor, dict[str, Tensor]]:
+        x = compare_logps(policy, pairs)
+        metrics = {
+            "margin": x.margin(),
+            "accuracy": classified_right(x),
+            "chosen_log_ratio": x.policy_chosen - x.ref_chosen,
+            "rejected_log_ratio": x.policy_rejected - x.ref_rejected,
+        }
+        return loss(x), metrics
+
+    return objective

@@ -1,0 +1,121 @@
+"""Losses on pairs: a contrastive loss is one line in the margin h, and never knows where its pairs came from.
+
+Let h = [log pi(y_w|x) - log pi_ref(y_w|x)] - [log pi(y_l|x) - log pi_ref(y_l|x)], of shape [B], in nats.
+A soft label p mixes `p * l(h) + (1 - p) * l(-h)`, so ties (p = 1/2), label smoothing and soft labels are properties
+of the label and not options of each loss. Losses are per pair and unreduced; their hyper-parameters are frozen.
+
+What this module leaves out: how log-probabilities are computed (`policy.py`) and how they are averaged over a batch
+(`fit.py`). To add a loss, write a frozen dataclass with `__call__` and name it in `registry.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .types import AligngapError
+
+Reduction = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """What a loss may look at. Every tensor has shape [B]; log-probabilities are sums over tokens, in nats.
+
+    `*_length` counts the tokens of each response (EOS included), for losses that use the token mean.
+    """
+
+    policy_chosen: Tensor
+    policy_rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    p_chosen: Tensor
+    chosen_length: Tensor
+    rejected_length: Tensor
+
+    def margin(self, reduction: Reduction = "sum") -> Tensor:
+        """h [B]: the log-ratio of the chosen minus that of the rejected response.
+
+        "sum" is the log-ratio of whole responses, as in arXiv 2405.08448, section 2. "mean" divides each response's
+        log-ratio by its own length, as some libraries do for IPO; at equal beta it regularises differently by about
+        the response length.
+        """
+        chosen = self.policy_chosen - self.ref_chosen
+        rejected = self.policy_rejected - self.ref_rejected
+        if reduction == "mean":
+            return chosen / self.chosen_length - rejected / self.rejected_length
+        return chosen - rejected
+
+
+class Loss(Protocol):
+    """Frozen hyper-parameters with `__call__`: [B] losses, unreduced."""
+
+    def __call__(self, x: PairLogps) -> Tensor: ...
+
+
+def _check_beta(beta: float) -> None:
+    if not beta > 0:
+        raise AligngapError(f"loss.beta is {beta}: the regularisation strength must be positive")
+
+
+@dataclass(frozen=True)
+class IPO:
+    """Squared distance of the margin from its target 1/(2 beta): Azar et al. 2023, arXiv 2310.12036.
+
+    `form="beta_h"` is (beta h - 1/2)^2, the form of arXiv 2405.08448, App. B, and the default; `form="target"` is
+    (h - 1/(2 beta))^2, the same up to the factor beta^2, which matters to optimisers that are not scale-invariant and
+    to gradient clipping. Equation 1 of 2405.08448 prints a target of beta/2, which contradicts its own closed form.
+    """
+
+    beta: float = 0.1
+    form: Literal["beta_h", "target"] = "beta_h"
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        z = self.beta * x.margin(self.reduction)
+        loss = x.p_chosen * (z - 0.5) ** 2 + (1 - x.p_chosen) * (-z - 0.5) ** 2
+        return loss if self.form == "beta_h" else loss / self.beta**2
+
+
+@dataclass(frozen=True)
+class DPO:
+    """log(1 + exp(-beta h)): Rafailov et al. 2023, arXiv 2305.18290, Eq. 7."""
+
+    beta: float = 0.1
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        z = self.beta * x.margin(self.reduction)
+        return -x.p_chosen * F.logsigmoid(z) - (1 - x.p_chosen) * F.logsigmoid(-z)
+
+
+@dataclass(frozen=True)
+class BestOfTwo:
+    """Maximum likelihood on the winner of the pair: arXiv 2405.08448, Eq. 3 (its printed sign is a slip).
+
+    Non-contrastive: no reference term and no loser term, so it has no beta; `reduction="mean"` divides by length.
+    A tie gives both responses half the weight.
+    """
+
+    reduction: Reduction = "sum"
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        chosen, rejected = x.policy_chosen, x.policy_rejected
+        if self.reduction == "mean":
+            chosen, rejected = chosen / x.chosen_length, rejected / x.rejected_length
+        return -(x.p_chosen * chosen + (1 - x.p_chosen) * rejected)
+
+
+def classified_right(x: PairLogps) -> Tensor:
+    """[B] 1 where the policy, as a classifier by the sign of h, prefers the chosen response; ties count one half."""
+    return (torch.sign(x.margin()) + 1) / 2

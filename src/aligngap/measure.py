@@ -1,0 +1,175 @@
+"""Measurement: policy + reference + judges -> numbers with their errors, on the same prompts for every arm.
+
+KL is the exact per-token divergence over the full vocabulary along the policy's own fresh samples (temperature 1,
+nothing truncated), summed over a response, in nats. Win rates are shares of prompts, ties one half. Everything is per
+prompt first and averaged last, so that arms can be paired on prompts. Dropout is off: models are in eval mode.
+
+What this module leaves out: which checkpoints and opponents (`steps.Measure`), and every comparison (`stats/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .batch import collate
+from .divergence import entropy_from_logits, kl_from_logits
+from .fit import compare_logps
+from .policy import LOGITS_BUDGET, Policy
+from .types import Estimate, Judge, Judgement, Pair, Prompt, Response, chunks
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per response [N], sums over its tokens in nats; `tokens` counts them, EOS included."""
+
+    logp: np.ndarray
+    other_logp: np.ndarray
+    kl: np.ndarray
+    entropy: np.ndarray
+    tokens: np.ndarray
+
+
+@torch.no_grad()
+def score(
+    policy: Policy, other: Policy, prompts: Sequence[Prompt], responses: Sequence[Response], batch_size: int = 128
+) -> Scores:
+    """log-probabilities under both, and KL(policy || other) exact per token along the given responses.
+
+    It is an unbiased estimate of the KL of whole responses if they were sampled from `policy`
+    (arXiv 2405.08448, App. D).
+    """
+    n = len(prompts)
+    logp, other_logp, kl, entropy = (np.zeros(n) for _ in range(4))
+    order = sorted(range(n), key=lambda i: (len(prompts[i].ids) + len(responses[i].ids), i))
+    for part in chunks(order, batch_size):
+        batch = collate([prompts[i].ids for i in part], [responses[i].ids for i in part]).to(policy.device)
+        hidden, hidden_other = policy.hidden(batch), other.hidden(batch)
+        size = max(1, LOGITS_BUDGET // policy.model.config.vocab_size)
+        columns: list[list[torch.Tensor]] = [[], [], [], []]
+        for h, g, t in zip(hidden.split(size), hidden_other.split(size), batch.targets.split(size), strict=True):
+            p, q = policy.logits(h), other.logits(g)
+            columns[0].append(torch.log_softmax(p, -1).gather(-1, t[:, None])[:, 0])
+            columns[1].append(torch.log_softmax(q, -1).gather(-1, t[:, None])[:, 0])
+            columns[2].append(kl_from_logits(p, q))
+            columns[3].append(entropy_from_logits(p))
+        for out, column in zip((logp, other_logp, kl, entropy), columns, strict=True):
+            out[list(part)] = batch.sum_rows(torch.cat(column).double()).cpu().numpy()
+    return Scores(logp, other_logp, kl, entropy, np.array([len(r.ids) for r in responses]))
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """An opponent's responses to the measured prompts, one each, in order."""
+
+    name: str
+    responses: Sequence[Response]
+
+
+def wins(judged: Judgement | None, n: int) -> np.ndarray:
+    """[P] 1 win, 0 loss, 0.5 tie; nan without a judge."""
+    return judged.hard if judged is not None else np.full(n, np.nan)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One checkpoint: columns of `records.parquet` per opponent, of `per_prompt.parquet`, and some text."""
+
+    rows: list[dict[str, Any]]
+    per_prompt: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+def measure(
+    policy: Policy,
+    reference: Policy,
+    *,
+    prompts: Sequence[Prompt],
+    opponents: Sequence[Opponent],
+    judges: Mapping[str, Judge],
+    held_out: Sequence[Pair],
+    reference_samples: Sequence[Response],
+    seed: int,
+    samples: int = 8,
+    batch: int = 128,
+) -> Measured:
+    """Measure one checkpoint.
+
+    `judges` holds "golden", "proxy" and, where the task has a true preference, "oracle". `held_out` are golden-labelled
+    pairs with reference log-probabilities. `reference_samples` are the reference's own responses to the first prompts,
+    for the forward KL. Same seed, same prompts and same weights give the same numbers.
+    """
+    own = [r[0] for r in policy.sample(prompts, 1, seed)]
+    scores = score(policy, reference, prompts, own, batch)
+    first = list(prompts[: len(reference_samples)])
+    forward = score(reference, policy, first, reference_samples, batch).kl
+    margins = classify(policy, held_out, batch)
+
+    def both(name: str, values: np.ndarray) -> dict[str, float]:
+        e = Estimate.mean(values)
+        return {name: e.value, f"{name}_se": e.se}
+
+    common: dict[str, Any] = {
+        **both("kl_nats", scores.kl),
+        "kl_k1_nats": float(np.mean(scores.logp - scores.other_logp)),
+        **both("forward_kl_nats", forward),
+        **margins,
+        "prompts": len(prompts),
+        "length_tokens": float(scores.tokens.mean()),
+        "entropy_nats": float(scores.entropy.sum() / scores.tokens.sum()),
+        "unended": float(np.mean([not r.ended for r in own])),
+    }
+    rows, per_prompt = [], []
+    for opponent in opponents:
+        won = {name: wins(j.judge(prompts, own, opponent.responses), len(prompts)) for name, j in judges.items()}
+        golden, proxy = won["golden"], won["proxy"]
+        oracle = won.get("oracle", np.full(len(prompts), np.nan))
+        opponent_lengths = [len(r.ids) for r in opponent.responses]
+        rows.append({
+            "opponent": opponent.name, **common,
+            **both("win_rate", golden), **both("proxy_win_rate", proxy), **both("oracle_win_rate", oracle),
+            "ties": int((golden == 0.5).sum()),
+            "proxy_agreement": float(np.mean(golden == proxy)),
+            "opponent_length_tokens": float(np.mean(opponent_lengths)),
+        })  # fmt: skip
+        per_prompt.extend(
+            {
+                "opponent": opponent.name, "prompt_id": p.id, "win": float(golden[i]), "proxy_win": float(proxy[i]),
+                "oracle_win": float(oracle[i]), "kl_nats": float(scores.kl[i]),
+                "length_tokens": int(scores.tokens[i]), "opponent_length_tokens": opponent_lengths[i],
+            }
+            for i, p in enumerate(prompts)
+        )  # fmt: skip
+    text = [
+        {"prompt_id": p.id, "prompt": p.text, "response": r.text, "ended": r.ended}
+        for p, r in list(zip(prompts, own, strict=True))[:samples]
+    ]
+    return Measured(rows, per_prompt, text)
+
+
+@torch.no_grad()
+def classify(policy: Policy, pairs: Sequence[Pair], batch: int = 128) -> dict[str, Any]:
+    """The policy as a pairwise classifier by the sign of h (arXiv 2405.08448, App. E), and log-ratios of both sides.
+
+    Ties of the label (p = 1/2) are left out of the accuracy.
+    """
+    h, chosen, rejected, p_chosen = (np.zeros(len(pairs)) for _ in range(4))
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt.ids), len(pairs[i].chosen.ids), i))
+    for part in chunks(order, max(1, batch // 2)):
+        x = compare_logps(policy, [pairs[i] for i in part])
+        index = list(part)
+        h[index] = x.margin().cpu().numpy()
+        chosen[index] = (x.policy_chosen - x.ref_chosen).cpu().numpy()
+        rejected[index] = (x.policy_rejected - x.ref_rejected).cpu().numpy()
+        p_chosen[index] = x.p_chosen.cpu().numpy()
+    right = ((np.sign(h) + 1) / 2)[p_chosen != 0.5]
+    accuracy, won, lost = Estimate.mean(right), Estimate.mean(chosen), Estimate.mean(rejected)
+    return {
+        "accuracy": accuracy.value, "accuracy_se": accuracy.se, "accuracy_pairs": accuracy.n,
+        "chosen_log_ratio": won.value, "chosen_log_ratio_se": won.se,
+        "rejected_log_ratio": lost.value, "rejected_log_ratio_se": lost.se,
+    }  # fmt: skip

@@ -1,0 +1,309 @@
+"""The policy on transformers: log-probabilities, samples, saving and loading, for T5 and decoder-only models alike.
+
+`Backbone` turns (prompts, completions) into hidden states at completion positions; `Policy` adds the language-model
+head and the sampler; the preference model in `judges/` adds a scalar head. Encoder-decoder models encode each prompt
+once for all of its responses. Only completion positions reach the vocabulary projection, in chunks, in float32.
+
+What this module leaves out: padding (`batch.py`), the generation engine (`rollout/`), and training (`fit.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from . import rollout
+from .batch import Batch, Ids, collate, pad
+from .seeding import derive
+from .settings import ModelSpec
+from .types import AligngapError, Prompt, Response, chunks
+
+LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
+DROPOUT_FIELDS = ("dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Any:
+    """Torch's global random state set to `seed` inside the block and restored after it: nobody else's is disturbed."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer from a local folder or hub name; it must have an EOS and a padding token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:
+        raise AligngapError(
+            f"tokenizer {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise AligngapError(f"tokenizer {path}: has no EOS token; a response could never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # responses are masked by length, never by `!= pad`
+    tokenizer.split_special_tokens = True  # "</s>" inside data is text, not the end of a response
+    return tokenizer
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A model from scratch (a function of spec, tokenizer size and seed) or loaded from `spec.path`; in float32."""
+    if spec.path is not None:
+        return load_model(spec.path, spec.dropout)
+    config = AutoConfig.for_model(spec.model_type)
+    for name, value in spec.config.items():
+        if not hasattr(config, name):
+            raise AligngapError(f"model.config.{name}: not a setting of a `{spec.model_type}` model")
+        setattr(config, name, value)
+    config = type(config)(**{**config.to_dict(), "vocab_size": len(tokenizer)})
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if config.is_encoder_decoder:
+        config.decoder_start_token_id = tokenizer.pad_token_id
+    set_dropout(config, spec.dropout)
+    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with seeded(seed, torch.device("cpu")):
+        try:
+            return maker.from_config(config, dtype=torch.float32)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
+
+
+def load_model(path: str | Path, dropout: float = 0.0) -> PreTrainedModel:
+    """A model from a local folder or hub name, encoder-decoder or decoder-only by its own configuration."""
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+        set_dropout(config, dropout)
+        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return maker.from_pretrained(str(path), config=config, dtype=torch.float32)
+    except Exception as error:
+        raise AligngapError(
+            f"model {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
+        ) from error
+
+
+def is_encoder_decoder(spec: ModelSpec) -> bool:
+    """Whether the model a specification names reads the prompt with an encoder."""
+    try:
+        config = AutoConfig.from_pretrained(spec.path) if spec.path else AutoConfig.for_model(spec.model_type)
+    except Exception as error:
+        where = f"model {spec.path}" if spec.path else f"model.model_type `{spec.model_type}`"
+        raise AligngapError(f"{where}: cannot be loaded ({first_line(error)})") from error
+    return bool(config.is_encoder_decoder)
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    for name in DROPOUT_FIELDS:
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+
+
+class Backbone:
+    """A transformers model and its tokenizer: hidden states at completion positions, for any family."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.pad_id: int = tokenizer.pad_token_id
+        self.eos_id: int = tokenizer.eos_token_id
+        self.encoder_decoder: bool = bool(model.config.is_encoder_decoder)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device) -> Any:
+        self.model.to(device)
+        return self
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        return encode_prompt(self.tokenizer, self.encoder_decoder, text)
+
+    def encode_response(self, text: str, ended: bool = True) -> tuple[int, ...]:
+        return encode_response(self.tokenizer, text, ended)
+
+    def hidden(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
+        """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""
+        batch = batch.to(self.device)
+        if self.encoder_decoder:
+            states = self._decode(batch, *self.encode(batch.prompts, prompt_padding))
+            return states[batch.rows, batch.columns]
+        if any(len(p) == 0 for p in batch.prompts):
+            raise AligngapError("an empty prompt: a decoder-only model needs at least one token before the response")
+        owners = batch.prompt_of.tolist()
+        whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
+        ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        states = self.model.base_model(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            position_ids=positions.to(self.device),
+            use_cache=False,
+        ).last_hidden_state
+        offsets = torch.tensor([len(batch.prompts[o]) - 1 for o in owners], device=self.device)
+        if prompt_padding == "left":
+            offsets = offsets + ids.shape[1] - torch.tensor([len(w) for w in whole], device=self.device)
+        return states[batch.rows, batch.columns + offsets[batch.rows]]
+
+    def encode(self, prompts: Sequence[Ids], prompt_padding: str = "right") -> tuple[Tensor, Tensor]:
+        """Encoder states [P, T, d] and mask [P, T]: once per prompt, however many responses it has."""
+        ids, mask = pad(prompts, self.pad_id, side="left" if prompt_padding == "left" else "right")
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        return self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+
+    def _decode(self, batch: Batch, states: Tensor, mask: Tensor) -> Tensor:
+        start = self.model.config.decoder_start_token_id
+        inputs, _ = pad([(start, *c[:-1]) for c in batch.completions], self.pad_id)
+        out: Tensor = self.model.get_decoder()(
+            input_ids=inputs.to(self.device),
+            encoder_hidden_states=states[batch.prompt_of],
+            encoder_attention_mask=mask[batch.prompt_of],
+            use_cache=False,
+        ).last_hidden_state
+        return out
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool, text: str) -> tuple[int, ...]:
+    """Prompt ids: closed by EOS for an encoder (as T5 does), by the separator, if there is one, for a decoder."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    close = tokenizer.eos_token_id if encoder_decoder else tokenizer.sep_token_id
+    return (*ids, close) if close is not None else tuple(ids)
+
+
+def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> tuple[int, ...]:
+    """Response ids, closed by EOS if it `ended`."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return (*ids, tokenizer.eos_token_id) if ended else tuple(ids)
+
+
+class Policy(Backbone):
+    """pi(response | prompt): differentiable log-probabilities, seeded samples at temperature 1, Hugging Face folders."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, response_tokens: int, key: str = ""
+    ) -> None:
+        super().__init__(model, tokenizer)
+        self.response_tokens = response_tokens
+        self.key = key
+        # Every generation default of the loaded model (temperature, top-k, penalties) is dropped: the axis of the
+        # study is KL of the policy itself, not of a truncated version of it.
+        self.model.generation_config = GenerationConfig(
+            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_beams=1, repetition_penalty=1.0,
+            pad_token_id=self.pad_id, eos_token_id=self.eos_id,
+            decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path, *, response_tokens: int, key: str = "", dropout: float = 0.0) -> Policy:
+        policy = cls(load_model(path, dropout), load_tokenizer(path), response_tokens=response_tokens, key=key)
+        policy.check_head()
+        return policy
+
+    def save(self, path: str | Path) -> None:
+        """Write an ordinary Hugging Face folder (safetensors, configuration, tokenizer) that `from_pretrained` loads."""
+        self.model.save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))
+
+    def copy(self, key: str) -> Policy:
+        """The same weights under another name, sharing nothing: what a stream holds while the policy moves on."""
+        return Policy(copy.deepcopy(self.model), self.tokenizer, response_tokens=self.response_tokens, key=key)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [M, V] in float32 from hidden states [M, d]."""
+        config = self.model.config
+        if getattr(config, "scale_decoder_outputs", False):
+            hidden = hidden * (config.d_model**-0.5)
+        logits: Tensor = self.model.get_output_embeddings()(hidden).float()
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if not cap else torch.tanh(logits / cap) * cap
+
+    def token_logps(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
+        """log pi of every completion token [M], float32, differentiable; logits exist one chunk at a time."""
+        hidden, targets = self.hidden(batch, prompt_padding), batch.targets.to(self.device)
+        size = max(1, LOGITS_BUDGET // self.model.config.vocab_size)
+        if hidden.shape[0] <= size:
+            return self._logps(hidden, targets)
+        parts = []
+        for h, t in zip(hidden.split(size), targets.split(size), strict=True):
+            recompute = torch.is_grad_enabled() and h.requires_grad
+            parts.append(checkpoint(self._logps, h, t, use_reentrant=False) if recompute else self._logps(h, t))
+        return torch.cat(parts)
+
+    def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return -torch.nn.functional.cross_entropy(self.logits(hidden), targets, reduction="none")
+
+    def logps(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
+        """log pi(completion | prompt) [N]: sums over tokens, nats."""
+        return batch.to(self.device).sum_rows(self.token_logps(batch, prompt_padding))
+
+    @torch.no_grad()
+    def logps_of(self, prompts: Sequence[Ids], completions: Sequence[Ids], batch_size: int = 128) -> Tensor:
+        """Log-probabilities [N] without gradient, in batches of neighbours in length, in the order given; on CPU."""
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]) + len(completions[i]), i))
+        out = torch.empty(len(prompts))
+        for part in chunks(order, batch_size):
+            batch = collate([prompts[i] for i in part], [completions[i] for i in part])
+            out[torch.tensor(part)] = self.logps(batch).cpu()
+        return out
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int, batch_size: int = 256) -> list[list[Response]]:
+        """n responses to each prompt at temperature 1 from the untruncated distribution: a function of its arguments.
+
+        `batch_size` bounds the responses generated at once; the result depends on it through the random numbers only.
+        """
+        out: list[list[Response]] = []
+        for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
+            with seeded(derive(seed, "chunk", number), self.device):
+                ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens)
+            rows = [self.response(row) for row in ids]
+            out.extend(rows[i : i + n] for i in range(0, len(rows), n))
+        return out
+
+    def response(self, ids: Sequence[int]) -> Response:
+        """Cut generated ids after the first EOS; a row without EOS did not end."""
+        row = tuple(ids[: self.response_tokens])
+        ended = self.eos_id in row
+        if ended:
+            row = row[: row.index(self.eos_id) + 1]
+        return Response(row, ended, self.tokenizer.decode(row, skip_special_tokens=True))
+
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Compare our log-probabilities with the model's own forward pass, once, when weights are loaded."""
+        vocabulary = self.model.config.vocab_size
+        prompt, completion = [3 % vocabulary, 5 % vocabulary, self.eos_id], [4 % vocabulary, 6 % vocabulary, self.eos_id]
+        batch = collate([prompt], [completion])
+        ours = self.token_logps(batch)
+        target = torch.tensor([completion], device=self.device)
+        if self.encoder_decoder:
+            out = self.model(input_ids=torch.tensor([prompt], device=self.device), labels=target).logits[0]
+        else:
+            whole = torch.tensor([prompt + completion], device=self.device)
+            out = self.model(input_ids=whole).logits[0, len(prompt) - 1 : -1]
+        theirs = torch.log_softmax(out.float(), -1).gather(-1, target.T).squeeze(-1)
+        gap = float((ours - theirs).abs().max())
+        if gap > 1e-3:
+            kind = self.model.config.model_type
+            raise AligngapError(f"model family `{kind}`: log-probabilities differ from its own forward by {gap:.2g} nats")

@@ -1,0 +1,165 @@
+"""Tables of an output folder: read, check and write `records.parquet`, `per_prompt.parquet`, `samples.parquet`.
+
+The columns are declared once, in `aligngap.types`. A table carries the format's number in its schema metadata, is
+written beside its place and renamed, and NaN (null on disk) means undefined. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, RECORDS_FORMAT, SAMPLE_COLUMNS, AligngapError
+
+FORMAT_KEY = b"aligngap_records_format"
+RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
+
+Columns = Mapping[str, tuple[str, str]]
+_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The three tables of an output folder; `per_prompt` and `samples` may be empty, never missing columns."""
+
+    records: pd.DataFrame
+    per_prompt: pd.DataFrame
+    samples: pd.DataFrame
+
+
+def schema(columns: Columns) -> pa.Schema:
+    """The Arrow schema of a table, the format's number in its metadata."""
+    return pa.schema(
+        [pa.field(name, _ARROW[kind]) for name, (kind, _) in columns.items()],
+        metadata={FORMAT_KEY: str(RECORDS_FORMAT).encode()},
+    )
+
+
+def write_table(path: Path | str, rows: pd.DataFrame | Sequence[Mapping[str, Any]], columns: Columns) -> Path:
+    """Write rows under the declared columns, atomically: a reader sees the old table or the new one, never a part."""
+    path = Path(path)
+    target = schema(columns)
+    names = list(rows.columns) if isinstance(rows, pd.DataFrame) else sorted({k for row in rows for k in row})
+    missing = [name for name in columns if name not in names]
+    if missing and len(rows):
+        raise AligngapError(f"{path}: cannot write, rows lack the column(s) {', '.join(missing)}")
+    extra = [name for name in names if name not in columns]
+    if extra:
+        raise AligngapError(f"{path}: cannot write, undeclared column(s) {', '.join(map(str, extra))}")
+    try:
+        if isinstance(rows, pd.DataFrame) and len(rows):
+            table = pa.Table.from_pandas(rows[list(columns)], schema=target, preserve_index=False)
+        else:
+            data = [] if isinstance(rows, pd.DataFrame) else rows
+            arrays = [pa.array([row[f.name] for row in data], type=f.type, from_pandas=True) for f in target]
+            table = pa.Table.from_arrays(arrays, schema=target)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
+        raise AligngapError(f"{path}: cannot write, a value does not fit its column: {_line(error)}") from error
+    table = table.replace_schema_metadata(target.metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                pq.write_table(table, stream, compression="zstd")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise AligngapError(f"{path}: cannot write: {error.strerror or error}") from error
+    return path
+
+
+def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
+    """Read a table and check it: the file, its format's number, its columns and their kinds; one clear line if not."""
+    path = Path(path)
+    if not path.is_file():
+        raise AligngapError(f"{path}: no such file; run the study first, or give the folder that holds it")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise AligngapError(f"{path}: not a readable Parquet file: {_line(error)}") from error
+    with file:
+        found = file.schema_arrow
+        raw = (found.metadata or {}).get(FORMAT_KEY)
+        if raw is None:
+            raise AligngapError(f"{path}: not written by aligngap (its metadata has no {FORMAT_KEY.decode()})")
+        if not raw.isdigit():
+            raise AligngapError(f"{path}: unreadable {FORMAT_KEY.decode()} {raw!r}")
+        if int(raw) > RECORDS_FORMAT:
+            raise AligngapError(
+                f"{path}: records format {int(raw)} is newer than this aligngap reads ({RECORDS_FORMAT}); upgrade"
+            )
+        missing = [name for name in columns if name not in found.names]
+        if missing:
+            raise AligngapError(f"{path}: missing column(s) {', '.join(missing)}; was it written by another tool?")
+        try:
+            table = file.read(columns=list(columns)).cast(schema(columns))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise AligngapError(f"{path}: a column has the wrong type: {_line(error)}") from error
+    for name, (kind, _) in columns.items():
+        if kind in ("int", "bool") and table.column(name).null_count:
+            raise AligngapError(f"{path}: column {name} holds {table.column(name).null_count} empty value(s)")
+    frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
+    for name, (kind, _) in columns.items():
+        if kind == "float" and np.isinf(frame[name].to_numpy()).any():
+            frame[name] = frame[name].replace([np.inf, -np.inf], np.nan)
+    return frame
+
+
+def read_records(path: Path | str) -> pd.DataFrame:
+    """`records.parquet`, given the file or the folder that holds it: one row a checkpoint and opponent."""
+    return read_table(_inside(path, RECORDS), RECORD_COLUMNS)
+
+
+def read_per_prompt(path: Path | str) -> pd.DataFrame:
+    """`per_prompt.parquet`: one row a checkpoint, opponent and prompt."""
+    return read_table(_inside(path, PER_PROMPT), PER_PROMPT_COLUMNS)
+
+
+def read_samples(path: Path | str) -> pd.DataFrame:
+    """`samples.parquet`: texts of a few prompts a checkpoint."""
+    return read_table(_inside(path, SAMPLES), SAMPLE_COLUMNS)
+
+
+def read_folder(out_dir: Path | str) -> Tables:
+    """All tables of an output folder. Records must exist; a missing other table is an empty one."""
+    folder = Path(out_dir)
+    if not folder.is_dir():
+        raise AligngapError(f"{folder}: no such folder")
+    records = read_records(folder)
+    if not len(records):
+        raise AligngapError(f"{folder / RECORDS}: holds no rows, so there is nothing to report")
+    per_prompt = read_per_prompt(folder) if (folder / PER_PROMPT).exists() else empty(PER_PROMPT_COLUMNS)
+    samples = read_samples(folder) if (folder / SAMPLES).exists() else empty(SAMPLE_COLUMNS)
+    return Tables(records, per_prompt, samples)
+
+
+def empty(columns: Columns) -> pd.DataFrame:
+    """A table with the declared columns and no rows."""
+    frame: pd.DataFrame = schema(columns).empty_table().to_pandas()
+    return frame
+
+
+def _inside(path: Path | str, name: str) -> Path:
+    path = Path(path)
+    return path / name if path.is_dir() or not path.suffix else path
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

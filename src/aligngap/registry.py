@@ -1,0 +1,65 @@
+"""Names to objects, lazily: one line here makes a loss, judge, task or hypothesis usable by name in a study.
+
+Other packages add theirs through the entry-point group `aligngap.<shelf>`, for instance `aligngap.losses`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from .types import AligngapError
+
+SHELVES: dict[str, dict[str, str]] = {
+    "losses": {
+        "ipo": "aligngap.losses:IPO",
+        "dpo": "aligngap.losses:DPO",
+        "best-of-two": "aligngap.losses:BestOfTwo",
+    },
+    "tasks": {
+        "sandbox": "aligngap.tasks.sandbox:Sandbox",
+        "pairs": "aligngap.tasks.pairs:PairsTask",
+    },
+    "judges": {
+        "preference-model": "aligngap.judges.preference_model:PreferenceModel",
+        "oracle": "aligngap.judges.oracle:SandboxOracle",
+    },
+    "behaviors": {
+        "policy": "aligngap.streams:OnPolicy",
+        "dataset": "aligngap.streams:Dataset",
+        "recording": "aligngap.streams:Replay",
+    },
+    "hypotheses": {
+        "opening": "aligngap.hypotheses.opening:judge_opening",
+    },
+}
+
+
+def names(shelf: str) -> dict[str, str]:
+    """Every registered name of a shelf with its "module:object", plug-ins included."""
+    if shelf not in SHELVES:
+        raise AligngapError(f"no shelf `{shelf}`{did_you_mean(shelf, SHELVES)}")
+    found = dict(SHELVES[shelf])
+    for entry in entry_points(group=f"aligngap.{shelf}"):
+        found.setdefault(entry.name, entry.value)
+    return found
+
+
+def get(shelf: str, name: str) -> Any:
+    """The registered object, imported now. An unknown name says what was meant."""
+    found = names(shelf)
+    if name not in found:
+        raise AligngapError(f"{shelf}: no `{name}`{did_you_mean(name, found)}")
+    module, _, attribute = found[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise AligngapError(f"{shelf}: `{name}` ({found[name]}) cannot be imported: {error}") from error
+
+
+def did_you_mean(name: str, known: Any) -> str:
+    """"; did you mean `x`?" for the nearest known name, else the list of known names."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"

@@ -1,0 +1,60 @@
+"""Records in, pages out: `report.html`, `summary.md` and `figures/` of an output folder. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["build_report", "headline"]
+
+
+def build_report(out_dir: Path, *, command: str = "") -> Path:
+    """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
+    from aligngap.records import read_folder
+    from aligngap.report.analysis import analyse
+    from aligngap.report.figures import make_figures
+    from aligngap.report.html import write_page
+    from aligngap.report.summary import write_summary
+
+    folder = Path(out_dir)
+    tables = read_folder(folder)
+    analysis = analyse(tables.records, tables.per_prompt, tables.samples)
+    figures = make_figures(analysis, folder / "figures")
+    command = command or f"aligngap report {folder}"
+    write_summary(analysis, folder / "summary.md", command)
+    return write_page(
+        analysis,
+        folder / "report.html",
+        command=command,
+        provenance=_json(folder / "provenance.json"),
+        study=_text(folder / "study.yaml"),
+        figures=figures,
+    )
+
+
+def headline(records: pd.DataFrame, per_prompt: pd.DataFrame) -> str:
+    """The numbers for the terminal: the answer, its doubts, the comparison table and the verdicts."""
+    from aligngap.report.analysis import analyse
+    from aligngap.report.summary import terminal
+
+    return terminal(analyse(records, per_prompt))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    from aligngap.types import AligngapError
+
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AligngapError(f"{path}: not valid JSON: {error}") from error
+    return found if isinstance(found, dict) else {"provenance": found}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

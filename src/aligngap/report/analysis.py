@@ -1,0 +1,223 @@
+"""Everything the figures, the page and the terminal say, computed once from the tables: no drawing, no words here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from aligngap.hypotheses.opening import judge_curves
+from aligngap.stats.clouds import Clouds, make_clouds
+from aligngap.stats.compare import Comparison, compare, curves_for
+from aligngap.stats.estimate import FloatArray, TwoLevel, two_level
+from aligngap.stats.frontier import ArmCurves, smoother
+from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
+from aligngap.types import Verdict
+
+#: the order in which known arms are named and coloured; others follow by first appearance
+ARM_ORDER = ("online", "offline", "online-golden", "offline-proxy")
+OPPONENT_ORDER = ("golden_policy", "sft", "chosen")
+
+
+@dataclass(frozen=True)
+class Line:
+    """An arm's smoothed frontier with its pointwise 95% band, where every seed reached the KL."""
+
+    kl: FloatArray
+    value: FloatArray
+    lower: FloatArray
+    upper: FloatArray
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What a report is made of."""
+
+    study: str
+    arms: tuple[str, ...]
+    opponents: tuple[str, ...]
+    opponent: str
+    seeds: tuple[int, ...]
+    online: str
+    offline: str
+    records: pd.DataFrame
+    samples: pd.DataFrame
+    clouds: Mapping[str, Clouds]
+    curves: Mapping[str, Mapping[str, ArmCurves]]
+    lines: Mapping[str, Line]  # against the main opponent
+    comparisons: Mapping[str, tuple[Comparison, ...]]  # by opponent
+    main: Comparison
+    verdicts: tuple[Verdict, ...]
+    gao: Mapping[tuple[str, str], Mapping[str, GaoFit]] = field(default_factory=dict)  # (arm, score) -> form -> fit
+    gao_opponent: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def ordered(names: pd.Series | list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Known names first in their order, then the others as they appear."""
+    seen = list(dict.fromkeys(map(str, names)))
+    return tuple([n for n in known if n in seen] + [n for n in seen if n not in known])
+
+
+def pairs_to_compare(arms: tuple[str, ...], online: str, offline: str) -> list[tuple[str, str]]:
+    """online against offline, then every other arm against each of the two."""
+    pairs = [(online, offline)]
+    for arm in arms:
+        if arm not in (online, offline):
+            pairs += [(arm, base) for base in (offline, online) if base in arms]
+    return pairs
+
+
+def frontier_line(curve: ArmCurves) -> Line:
+    """Smooth one arm's frontier (a P-spline of at most 6 effective degrees of freedom) and give it a band."""
+    inside = np.isfinite(curve.frontier).all(axis=0)
+    if not inside.any():
+        none = np.zeros(0)
+        return Line(none, none, none, none)
+    per_run = curve.checkpoints / max(len(curve.seeds) * curve.configs, 1)
+    hat = smoother(curve.grid[inside], edf=float(np.clip(per_run - 1, 2.0, 6.0)))
+    fit: TwoLevel = two_level(curve.frontier[:, inside] @ hat.T, curve.frontier_reps[:, :, inside] @ hat.T)
+    return Line(np.exp(curve.grid[inside]), fit.value, fit.lower, fit.upper)
+
+
+def analyse(
+    records: pd.DataFrame,
+    per_prompt: pd.DataFrame,
+    samples: pd.DataFrame | None = None,
+    online: str = "online",
+    offline: str = "offline",
+    rng_seed: int = 0,
+) -> Analysis:
+    """Frontiers, comparisons, verdicts and fits of a study."""
+    opponents = ordered(records["opponent"], OPPONENT_ORDER)
+    arms = ordered(records["arm"], ARM_ORDER)
+    clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
+    curves = {o: curves_for(c, rng_seed=rng_seed) for o, c in clouds.items()}
+    pairs = pairs_to_compare(arms, online, offline)
+    comparisons = {o: tuple(compare(curves[o], a, b, o) for a, b in pairs) for o in opponents}
+    main_opponent = next((o for o in opponents if curves[o]), opponents[0])
+    main = comparisons[main_opponent][0]
+    verdicts = judge_curves(curves[main_opponent], main, records[records["opponent"] == main_opponent], online, offline)
+    gao_opponent = "sft" if "sft" in opponents else main_opponent
+    return Analysis(
+        study=str(records["study"].iloc[0]),
+        arms=arms,
+        opponents=opponents,
+        opponent=main_opponent,
+        seeds=tuple(sorted(int(s) for s in records["seed"].unique())),
+        online=online,
+        offline=offline,
+        records=records,
+        samples=samples if samples is not None else pd.DataFrame(),
+        clouds=clouds,
+        curves=curves,
+        lines={a: frontier_line(c) for a, c in curves[main_opponent].items()},
+        comparisons=comparisons,
+        main=main,
+        verdicts=tuple(verdicts),
+        gao=gao_fits(records[records["opponent"] == gao_opponent], arms),
+        gao_opponent=gao_opponent,
+        warnings=tuple(dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records))),
+    )
+
+
+def gao_fits(
+    rows: pd.DataFrame, arms: tuple[str, ...], min_kl: float = 0.1, cap: int = 4000
+) -> dict[tuple[str, str], dict[str, GaoFit]]:
+    """Both laws for the golden and the proxy win rate of each arm: the gain is the win rate minus its step-0 value."""
+    out: dict[tuple[str, str], dict[str, GaoFit]] = {}
+    for arm in arms:
+        mine = rows[rows["arm"] == arm]
+        for score in ("win_rate", "proxy_win_rate", "oracle_win_rate"):
+            base = mine[mine["step"] == 0].groupby("seed")[score].mean()
+            later = mine[(mine["kl_nats"] >= min_kl) & mine[score].notna()]
+            if len(later) > cap:
+                later = later.sample(cap, random_state=0)
+            if not len(later):
+                continue
+            start = later["seed"].map(base).to_numpy(np.float64)
+            if not np.isfinite(start).all():
+                continue
+            gain = later[score].to_numpy(np.float64) - start
+            se = later[f"{score}_se"].to_numpy(np.float64)
+            kl = later["kl_nats"].to_numpy(np.float64)
+            out[arm, score] = {f: fit_gao(kl, gain, se, f, later["run"].to_numpy()) for f in FORMS}
+    return out
+
+
+def sft_level(records: pd.DataFrame, opponent: str, column: str = "win_rate") -> float:
+    """Win rate of the SFT policy (step 0) against an opponent, mean over seeds; nan if not measured."""
+    rows = records[(records["step"] == 0) & (records["opponent"] == opponent)]
+    values = rows.groupby("seed")[column].mean()
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def stopped(records: pd.DataFrame) -> list[str]:
+    """Sentences about runs that did not end well."""
+    bad = records[~records["outcome"].isin(["ok"]) & records["outcome"].notna()].drop_duplicates("run", keep="last")
+    if not len(bad):
+        return []
+    reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].value_counts().head(4).items())
+    return [f"{len(bad)} run(s) stopped early: {reasons}."]
+
+
+def dynamics(records: pd.DataFrame, opponent: str, columns: list[str]) -> pd.DataFrame:
+    """Per arm and step: mean over runs and seeds of each column, their least and greatest, and how many runs."""
+    rows = records[records["opponent"] == opponent]
+    grouped = rows.groupby(["arm", "step"])[columns].agg(["mean", "min", "max", "count"])
+    grouped.columns = [f"{a}_{b}" for a, b in grouped.columns]
+    return grouped.reset_index()
+
+
+def samples_at_equal_kl(
+    analysis: Analysis, prompts: int = 4, targets: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+) -> tuple[float, int, list[dict[str, object]]]:
+    """Texts of every arm for the same prompts at nearly equal KL: (target KL, seed, one dict a prompt).
+
+    For each arm the checkpoint of the seed nearest in log KL to the target is taken; the target is the one at which the
+    farthest arm is nearest. Step 0 of any run stands for the SFT policy.
+    """
+    samples, rows = analysis.samples, analysis.records
+    if not len(samples):
+        return float("nan"), -1, []
+    rows = rows[(rows["opponent"] == analysis.opponent) & rows["kl_nats"].notna()]
+    rows = rows.merge(samples[["run", "step"]].drop_duplicates(), on=["run", "step"])
+    best: tuple[float, float, int, pd.DataFrame] | None = None
+    for seed in sorted(rows["seed"].unique()):
+        mine = rows[(rows["seed"] == seed) & (rows["kl_nats"] > 0.05)]
+        if not len(mine):
+            continue
+        for target in targets:
+            gap = (np.log(mine["kl_nats"]) - np.log(target)).abs()
+            chosen = mine.loc[gap.groupby(mine["arm"]).idxmin()]
+            worst = float(gap.loc[chosen.index].max()) - 0.5 * len(chosen)
+            if best is None or worst < best[0] - 1e-9:
+                best = (worst, target, int(seed), chosen)
+    if best is None:
+        return float("nan"), -1, []
+    _, target, seed, chosen = best
+    start = rows[(rows["seed"] == seed) & (rows["step"] == 0)].head(1).assign(arm="sft")
+    picked = pd.concat([start, chosen]).drop_duplicates("arm")
+    texts: list[dict[str, object]] = []
+    of_seed = samples[samples["seed"] == seed]
+    for prompt_id in of_seed["prompt_id"].drop_duplicates().head(prompts):
+        about = of_seed[of_seed["prompt_id"] == prompt_id]
+        answers = []
+        for arm in ("sft", *analysis.arms):
+            for row in picked[picked["arm"] == arm].itertuples():
+                hit = about[(about["run"] == row.run) & (about["step"] == row.step)]
+                if len(hit):
+                    answers.append(
+                        {
+                            "arm": arm,
+                            "kl": row.kl_nats,
+                            "step": row.step,
+                            "config": row.config,
+                            "response": hit["response"].iloc[0],
+                            "ended": bool(hit["ended"].iloc[0]),
+                        }
+                    )
+        texts.append({"prompt_id": prompt_id, "prompt": about["prompt"].iloc[0], "answers": answers})
+    return target, seed, texts

@@ -1,0 +1,274 @@
+"""Static figures for papers: PNG, SVG and PDF of each, and a CSV of its numbers, under `figures/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aligngap.report.analysis import Analysis, dynamics, sft_level
+from aligngap.report.style import ArmStyle, arm_styles
+from aligngap.report.words import opponent as opponent_words
+from aligngap.stats.compare import peak_of
+
+FORMATS = ("png", "svg", "pdf")
+MAX_POINTS = 4000
+
+#: column -> axis label
+DYNAMICS = {
+    "accuracy": "accuracy on held-out D_golden",
+    "chosen_log_ratio": "log-ratio of winners, nats",
+    "rejected_log_ratio": "log-ratio of losers, nats",
+    "length_tokens": "response length, tokens",
+    "entropy_nats": "entropy per token, nats",
+    "unended": "share of unended responses",
+}
+SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
+
+
+def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
+    """Draw every figure that the records allow; returns the PNGs."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    makers: dict[str, Callable[[Analysis, Any], tuple[Any, pd.DataFrame] | None]] = {
+        "opening": opening,
+        "difference": difference,
+        "over-optimisation": over_optimisation,
+        "dynamics": dynamics_figure,
+    }
+    made = []
+    style = {
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "axes.edgecolor": "#555555",
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "grid.color": "#e8e8e8",
+        "grid.linewidth": 0.6,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "savefig.bbox": "tight",
+        "svg.hashsalt": "aligngap",
+        "pdf.fonttype": 42,
+        "figure.dpi": 100,
+    }
+    for name, maker in makers.items():
+        with plt.rc_context(style):
+            drawn = maker(analysis, plt)
+            if drawn is None:
+                continue
+            figure, numbers = drawn
+            for suffix in FORMATS:
+                meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+                figure.savefig(folder / f"{name}.{suffix}", dpi=200, metadata=meta)
+            plt.close(figure)
+        numbers.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        made.append(folder / f"{name}.png")
+    return made
+
+
+def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+    """KL against win rate: every checkpoint, each arm's frontier with its band, peaks, and the SFT level."""
+    clouds = analysis.clouds[analysis.opponent]
+    if not clouds.items:
+        return None
+    styles = arm_styles(analysis.arms)
+    figure, axis = plt.subplots(figsize=(6.4, 4.2))
+    numbers = []
+    for arm in analysis.arms:
+        style = styles[arm]
+        points = cloud_points(analysis, arm)
+        if not len(points):
+            continue
+        numbers.append(points.assign(what="checkpoint"))
+        axis.scatter(
+            points["kl_nats"], points["win_rate"], s=13, marker=style.marker, color=style.colour, alpha=0.35,
+            linewidths=0, rasterized=len(points) > 2000, zorder=2,
+        )  # fmt: skip
+        line = analysis.lines.get(arm)
+        if line is not None and len(line.kl):
+            axis.fill_between(line.kl, line.lower, line.upper, color=style.colour, alpha=0.15, linewidth=0, zorder=1)
+            axis.plot(line.kl, line.value, style.line, color=style.colour, linewidth=1.9, label=arm, zorder=3)
+            numbers.append(
+                pd.DataFrame(
+                    {"arm": arm, "kl_nats": line.kl, "win_rate": line.value, "lower": line.lower, "upper": line.upper}
+                ).assign(what="frontier")
+            )
+        else:
+            axis.plot([], [], style.marker, color=style.colour, label=arm)
+        curve = analysis.curves[analysis.opponent].get(arm)
+        if curve is not None:
+            best, interval = peak_of(curve)
+            x = float(np.exp(np.mean(np.log(curve.peak_kl))))
+            axis.plot(x, best.value, style.marker, ms=8.5, mfc="white", mec=style.colour, mew=1.7, zorder=5)
+            numbers.append(
+                pd.DataFrame(
+                    [{"arm": arm, "kl_nats": x, "win_rate": best.value, "lower": interval[0], "upper": interval[1]}]
+                ).assign(what="peak")
+            )
+    level = sft_level(analysis.records, analysis.opponent)
+    if np.isfinite(level):
+        axis.axhline(level, color="#555555", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axis.annotate(
+            "SFT policy", (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
+            ha="right", color="#555555", fontsize=8,
+        )  # fmt: skip
+        numbers.append(pd.DataFrame([{"arm": "sft", "win_rate": level, "what": "sft level"}]))
+    log_axis(axis)
+    axis.set_ylabel(f"win rate against {opponent_words(analysis.opponent)}")
+    axis.legend(loc="best")
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
+def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+    """Each comparison's difference against KL, with pointwise and simultaneous 95% bands; one panel a comparison."""
+    found = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
+    if not found:
+        return None
+    wide = min(len(found), 3)
+    high = -(-len(found) // wide)
+    figure, axes = plt.subplots(high, wide, figsize=(max(6.4, 3.0 * wide), 3.0 * high), squeeze=False, sharey=True)
+    styles = arm_styles(analysis.arms)
+    numbers = []
+    for axis, c in zip(axes.flat, found, strict=False):
+        style = styles[c.a]
+        axis.axhline(0, color="#333333", linewidth=0.9)
+        axis.fill_between(c.kl, c.lower, c.upper, color=style.colour, alpha=0.13, linewidth=0, label="simultaneous 95%")
+        axis.fill_between(
+            c.kl, c.point_lower, c.point_upper, color=style.colour, alpha=0.22, linewidth=0, label="pointwise 95%"
+        )
+        axis.plot(c.kl, c.difference, color=style.colour, linewidth=1.7)
+        axis.set_title(f"{c.a} − {c.b}")
+        log_axis(axis)
+        numbers.append(
+            pd.DataFrame(
+                {
+                    "a": c.a, "b": c.b, "opponent": c.opponent, "kl_nats": c.kl, "difference": c.difference,
+                    "lower_simultaneous": c.lower, "upper_simultaneous": c.upper, "lower_pointwise": c.point_lower,
+                    "upper_pointwise": c.point_upper,
+                }  # fmt: skip
+            )
+        )
+    for axis in list(axes.flat)[len(found) :]:
+        axis.set_visible(False)
+    axes[0, 0].legend(loc="best", fontsize=7.5)
+    for row in axes:
+        row[0].set_ylabel("difference in win rate")
+    figure.tight_layout()
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
+def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+    """Golden against proxy (and true) win rate over sqrt KL per arm, with the better of Gao's two laws."""
+    rows = analysis.records[analysis.records["opponent"] == analysis.gao_opponent]
+    arms = [a for a in analysis.arms if (rows["arm"] == a).any()]
+    if not arms:
+        return None
+    from aligngap.stats.scaling_law import better_form
+
+    wide = min(len(arms), 4)
+    high = -(-len(arms) // wide)
+    figure, axes = plt.subplots(high, wide, figsize=(max(6.4, 2.9 * wide), 3.0 * high), squeeze=False, sharey=True)
+    colours = {"win_rate": ("#0072B2", "o"), "proxy_win_rate": ("#E69F00", "s"), "oracle_win_rate": ("#444444", "^")}
+    numbers = []
+    for axis, arm in zip(axes.flat, arms, strict=False):
+        mine = thin(rows[(rows["arm"] == arm) & rows["kl_nats"].notna()])
+        for score, label in SCORES.items():
+            if not mine[score].notna().any():
+                continue
+            colour, marker = colours[score]
+            axis.scatter(mine["kl_nats"], mine[score], s=11, color=colour, marker=marker, alpha=0.4, linewidths=0)
+            numbers.append(
+                mine[["arm", "run", "seed", "step", "kl_nats", score]]
+                .rename(columns={score: "value"})
+                .assign(score=score, what="checkpoint")
+            )
+            fits = analysis.gao.get((arm, score), {})
+            form = better_form(dict(fits))
+            base = sft_level(rows[rows["arm"] == arm], analysis.gao_opponent, score)
+            axis.plot([], [], marker + "-", color=colour, label=label, ms=4)
+            if form and np.isfinite(base):
+                fit = fits[form]
+                x = np.geomspace(fit.kl_range[0], fit.kl_range[1], 80)
+                axis.plot(x, base + fit(x), color=colour, linewidth=1.6)
+                numbers.append(
+                    pd.DataFrame({"arm": arm, "kl_nats": x, "value": base + fit(x)}).assign(score=score, what=form)
+                )
+        axis.set_title(arm)
+        axis.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
+        axis.set_xlim(left=0)
+        axis.set_xlabel("KL, nats (square-root axis)")
+    for axis in list(axes.flat)[len(arms) :]:
+        axis.set_visible(False)
+    axes[0, 0].legend(loc="best", fontsize=7.5)
+    for row in axes:
+        row[0].set_ylabel(f"win rate against {opponent_words(analysis.gao_opponent)}")
+    figure.tight_layout()
+    return figure, pd.concat(numbers, ignore_index=True)
+
+
+def dynamics_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+    """What changes during training, per arm: mean over runs, the range of runs shaded."""
+    columns = [c for c in DYNAMICS if analysis.records[c].notna().any()]
+    if not columns:
+        return None
+    table = dynamics(analysis.records, analysis.opponent, columns)
+    styles = arm_styles(analysis.arms)
+    wide = 3
+    high = -(-len(columns) // wide)
+    figure, axes = plt.subplots(high, wide, figsize=(9.2, 2.6 * high), squeeze=False)
+    for axis, column in zip(axes.flat, columns, strict=False):
+        for arm in analysis.arms:
+            mine, style = table[table["arm"] == arm], styles[arm]
+            draw_range(axis, mine, column, style, arm)
+        axis.set_title(DYNAMICS[column])
+        axis.set_xlabel("optimiser steps")
+    for axis in list(axes.flat)[len(columns) :]:
+        axis.set_visible(False)
+    axes[0, 0].legend(loc="best", fontsize=7.5)
+    figure.tight_layout()
+    return figure, table
+
+
+def draw_range(axis: Any, mine: pd.DataFrame, column: str, style: ArmStyle, arm: str) -> None:
+    axis.fill_between(
+        mine["step"], mine[f"{column}_min"], mine[f"{column}_max"], color=style.colour, alpha=0.12, linewidth=0
+    )
+    axis.plot(mine["step"], mine[f"{column}_mean"], style.line, color=style.colour, linewidth=1.5, label=arm)
+
+
+def cloud_points(analysis: Analysis, arm: str) -> pd.DataFrame:
+    """Checkpoints of an arm against the main opponent, thinned if there are very many."""
+    rows = analysis.records
+    rows = rows[(rows["opponent"] == analysis.opponent) & (rows["arm"] == arm) & (rows["kl_nats"] > 0)]
+    columns = ["arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se"]
+    return thin(rows[columns].dropna(subset=["kl_nats", "win_rate"]))
+
+
+def thin(rows: pd.DataFrame, cap: int = MAX_POINTS) -> pd.DataFrame:
+    """At most `cap` rows, spread evenly."""
+    if len(rows) <= cap:
+        return rows
+    return rows.iloc[np.linspace(0, len(rows) - 1, cap).round().astype(int)]
+
+
+def log_axis(axis: Any) -> None:
+    """KL on a log axis with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("KL(policy ‖ SFT), nats (log axis)")

@@ -1,0 +1,230 @@
+"""`report.html`: one page that needs no network. The template escapes everything; charts travel as JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from aligngap.hypotheses.opening import CLAIMS
+from aligngap.report import words
+from aligngap.report.analysis import Analysis, samples_at_equal_kl
+from aligngap.report.interactive import difference_figure, opening_figure
+from aligngap.report.panels import dynamics_panels, over_optimisation_panels
+from aligngap.report.style import arm_styles
+from aligngap.report.summary import HEADER, rows
+from aligngap.stats.scaling_law import GaoFit, better_form
+
+SCORE_NAMES = {"win_rate": "golden", "proxy_win_rate": "proxy", "oracle_win_rate": "true preference"}
+FORM_NAMES = {"bon": "d(α − βd)", "rl": "d(α − β ln d)"}
+
+
+def write_page(
+    analysis: Analysis,
+    path: Path,
+    *,
+    command: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    study: str = "",
+    figures: list[Path] | None = None,
+) -> Path:
+    """Render the page and put it in place atomically."""
+    text = page(analysis, command=command, provenance=provenance or {}, study=study, figures=figures or [])
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def page(
+    analysis: Analysis,
+    *,
+    command: str = "",
+    provenance: Mapping[str, Any] | None = None,
+    study: str = "",
+    figures: list[Path] | None = None,
+) -> str:
+    """The whole page as text."""
+    import jinja2
+    from plotly.offline import get_plotlyjs
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    source = resources.files("aligngap.report").joinpath("template.html.j2").read_text(encoding="utf-8")
+    styles = arm_styles(analysis.arms)
+    target, seed, texts = samples_at_equal_kl(analysis)
+    main = analysis.main
+    charts = Charts()
+    chart_opening = charts.add(opening_figure(analysis))
+    defined = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
+    chart_difference = [
+        (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour)))
+        for c in defined
+    ]
+    chart_gao = [(title, charts.add(f)) for title, f in over_optimisation_panels(analysis)]
+    chart_dynamics = [(title, charts.add(f)) for title, f in dynamics_panels(analysis)]
+    return environment.from_string(source).render(
+        study_name=analysis.study,
+        answer=words.answer(main),
+        state=words.verdict(main),
+        details=words.details(main),
+        tiles=tiles(analysis),
+        opponent=words.opponent(analysis.opponent),
+        arms=[{"name": a, "colour": styles[a].colour, "what": what(analysis, a)} for a in analysis.arms],
+        chart_opening=chart_opening,
+        chart_difference=chart_difference,
+        chart_gao=chart_gao,
+        chart_dynamics=chart_dynamics,
+        charts=charts.items,
+        comparison_header=HEADER,
+        comparison_rows=rows(analysis),
+        budgets=main.budgets,
+        main=main,
+        verdicts=[
+            {
+                "name": v.name,
+                "claim": CLAIMS.get(v.name.split()[0], ""),
+                "outcome": v.outcome,
+                "effect": words.number(v.effect.value, 3, True),
+                "interval": words.span(v.interval),
+                "reason": v.reason,
+                "rule": v.rule,
+            }
+            for v in analysis.verdicts
+        ],
+        gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
+        gao_opponent=words.opponent(analysis.gao_opponent),
+        samples_kl=target,
+        samples_seed=seed,
+        samples=texts,
+        number=words.number,
+        kl=words.kl,
+        pm=words.pm,
+        span=words.span,
+        caveats=words.caveats(analysis),
+        command=command,
+        provenance=flatten(provenance or {}),
+        study_yaml=study,
+        still=embed(figures or [], "opening"),
+        plotly_js=get_plotlyjs(),
+    )
+
+
+class Charts:
+    """Charts as JSON that cannot end the script element that carries it."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[str, str]] = []
+
+    def add(self, figure: Any) -> str:
+        name = f"chart-{len(self.items)}"
+        self.items.append((name, script_json(figure.to_json())))
+        return name
+
+
+def script_json(text: str) -> str:
+    """JSON safe inside <script>: no '<', '>' or '&' and no line separators remain."""
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def tiles(analysis: Analysis) -> list[dict[str, str]]:
+    """The four numbers of the first screen."""
+    c = analysis.main
+    rows_ = analysis.records[analysis.records["opponent"] == analysis.opponent]
+    prompts = rows_["prompts"]
+    checkpoints = rows_[["run", "step"]].drop_duplicates()
+    out = []
+    if c.defined:
+        out.append(
+            {
+                "label": f"{c.a} − {c.b} at equal KL",
+                "value": words.number(c.average.value, 3, True),
+                "note": f"95%: {words.span(c.average_interval)}",
+            }
+        )
+    out.append(
+        {
+            "label": "difference of the peaks",
+            "value": words.number(c.peak.value, 3, True),
+            "note": f"95%: {words.span(c.peak_interval)}",
+        }
+    )
+    if c.defined:
+        out.append(
+            {
+                "label": "of the log-KL range",
+                "value": f"{c.share_a_ahead:.0%}",
+                "note": f"{c.a} surely ahead; {c.b} on {c.share_b_ahead:.0%}",
+            }
+        )
+    out.append(
+        {
+            "label": "evidence",
+            "value": words.seeds(len(analysis.seeds)),
+            "note": f"{rows_['run'].nunique():,} runs, {len(checkpoints):,} checkpoints, {int(prompts.median()):,} prompts",
+        }
+    )
+    return out
+
+
+def what(analysis: Analysis, arm: str) -> str:
+    """An arm in a few words: how many configurations, seeds and which KL it reached."""
+    curve = analysis.curves[analysis.opponent].get(arm)
+    if curve is None:
+        return "no usable checkpoint"
+    low, high = curve.support
+    reach = f"{words.kl(low)} to {words.kl(high)} nats" if low == low else "no KL common to its seeds"
+    sweep = "one configuration" if curve.configs == 1 else f"best of {curve.configs} configurations"
+    return f"{sweep}, {words.seeds(len(curve.seeds))}, {reach}"
+
+
+def gao_row(arm: str, score: str, fits: dict[str, GaoFit]) -> dict[str, str]:
+    """One line of the table of fitted laws: the form with the smaller held-out error."""
+    form = better_form(fits)
+    if not form:
+        return {"arm": arm, "score": SCORE_NAMES[score], "form": "too few checkpoints"} | dict.fromkeys(
+            ("alpha", "beta", "peak", "error"), "–"
+        )
+    fit = fits[form]
+    inside = fit.kl_range[0] <= fit.peak_kl <= fit.kl_range[1]
+    peak = words.kl(fit.peak_kl)
+    if fit.peak_kl == fit.peak_kl:
+        low, high = fit.peak_kl_interval
+        bounds = f"{words.kl(low)} to {words.kl(high)}" if low == low else "not certain"
+        peak = f"{peak} ({bounds})" if inside else "beyond the KL reached"
+    else:
+        peak = "none"
+    return {
+        "arm": arm,
+        "score": SCORE_NAMES[score],
+        "form": FORM_NAMES[form],
+        "alpha": f"{words.number(fit.alpha)} ({words.span(fit.alpha_interval, sign=False)})",
+        "beta": f"{words.number(fit.beta)} ({words.span(fit.beta_interval, sign=False)})",
+        "peak": peak,
+        "error": " / ".join(words.number(fits[f].held_out) for f in FORM_NAMES),
+    }
+
+
+def flatten(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested provenance as dotted keys and text."""
+    out: list[tuple[str, str]] = []
+    for key, value in found.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            out += flatten(value, f"{name}.")
+        else:
+            out.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return out
+
+
+def embed(figures: list[Path], stem: str) -> str:
+    """A figure as a data URI, for readers without JavaScript; "" if it was not drawn."""
+    for path in figures:
+        if path.stem == stem and path.is_file():
+            return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    return ""

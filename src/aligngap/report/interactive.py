@@ -1,0 +1,168 @@
+"""The interactive figures of the page, as plotly JSON. Every text that reaches a hover label is escaped here."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aligngap.report.analysis import Analysis, sft_level
+from aligngap.report.figures import cloud_points
+from aligngap.report.style import arm_styles
+from aligngap.report.words import opponent as opponent_words
+from aligngap.stats.compare import Comparison, peak_of
+
+MAX_TEXT = 160
+
+
+def hover_text(text: str, limit: int = MAX_TEXT, width: int = 46) -> str:
+    """Text that plotly shows as it is: it renders a small HTML subset and %{...} templates, so both are disarmed."""
+    text = "".join(ch if ch.isprintable() else " " for ch in text)
+    text = " ".join(text.split())
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    lines: list[str] = []
+    while text:
+        cut = text[:width]
+        if len(text) > width and " " in cut:
+            cut = cut[: cut.rindex(" ")]
+        lines.append(cut)
+        text = text[len(cut) :].lstrip()
+    return "<br>".join(html.escape(line, quote=True).replace("%{", "%&#123;") for line in lines)
+
+
+def opening_figure(analysis: Analysis) -> Any:
+    """KL against win rate, every checkpoint with its run, step, configuration and a sample on hover."""
+    import plotly.graph_objects as go
+
+    styles = arm_styles(analysis.arms)
+    figure = go.Figure()
+    texts = first_texts(analysis.samples)
+    for arm in analysis.arms:
+        style = styles[arm]
+        line = analysis.lines.get(arm)
+        if line is not None and len(line.kl):
+            x = [*rounded(line.kl), *rounded(line.kl[::-1])]
+            figure.add_scatter(
+                x=x, y=[*rounded(line.upper), *rounded(line.lower[::-1])], fill="toself", mode="lines",
+                fillcolor=rgba(style.colour, 0.16), line={"width": 0}, hoverinfo="skip", showlegend=False,
+                legendgroup=arm,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=rounded(line.kl), y=rounded(line.value), mode="lines", name=hover_text(arm), legendgroup=arm,
+                line={"color": style.colour, "width": 2.4, "dash": style.dash}, hoverinfo="skip",
+            )  # fmt: skip
+        points = cloud_points(analysis, arm)
+        if len(points):
+            figure.add_scatter(
+                x=rounded(points["kl_nats"]), y=rounded(points["win_rate"]), mode="markers", legendgroup=arm,
+                name=hover_text(f"{arm}, checkpoints"), showlegend=line is None or not len(line.kl),
+                marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.45},
+                text=[label(row, texts) for row in points.to_dict("records")],
+                hovertemplate="%{text}<extra></extra>",
+            )  # fmt: skip
+        curve = analysis.curves[analysis.opponent].get(arm)
+        if curve is not None:
+            best, _ = peak_of(curve)
+            figure.add_scatter(
+                x=rounded([float(np.exp(np.mean(np.log(curve.peak_kl))))]), y=rounded([best.value]), mode="markers",
+                marker={
+                    "symbol": style.symbol, "size": 13, "color": "rgba(255,255,255,0.9)",
+                    "line": {"color": style.colour, "width": 2.5},
+                },
+                text=[f"{hover_text(arm)}: best checkpoint<br>{best.value:.3f} ± {best.se:.3f}, chosen on other prompts"],
+                hovertemplate="%{text}<extra></extra>", legendgroup=arm, showlegend=False,
+            )  # fmt: skip
+    level = sft_level(analysis.records, analysis.opponent)
+    if np.isfinite(level):
+        figure.add_hline(
+            y=level, line={"color": "#888", "width": 1, "dash": "dash"}, annotation_text="SFT policy",
+            annotation_position="bottom right", annotation_font_size=11,
+        )  # fmt: skip
+    layout(figure, f"win rate against {opponent_words(analysis.opponent)}")
+    return figure
+
+
+def difference_figure(comparison: Comparison, colour: str) -> Any:
+    """The difference of two arms against KL with pointwise and simultaneous bands."""
+    import plotly.graph_objects as go
+
+    c = comparison
+    figure = go.Figure()
+    for lower, upper, alpha, name in (
+        (c.lower, c.upper, 0.14, "simultaneous 95% band"),
+        (c.point_lower, c.point_upper, 0.22, "pointwise 95% band"),
+    ):
+        figure.add_scatter(
+            x=[*rounded(c.kl), *rounded(c.kl[::-1])], y=[*rounded(upper), *rounded(lower[::-1])], fill="toself",
+            mode="lines", fillcolor=rgba(colour, alpha), line={"width": 0}, hoverinfo="skip", name=name,
+        )  # fmt: skip
+    figure.add_scatter(
+        x=rounded(c.kl), y=rounded(c.difference), mode="lines", line={"color": colour, "width": 2.4},
+        name=hover_text(f"{c.a} − {c.b}"), hovertemplate="%{x:.3g} nats: %{y:+.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_hline(y=0, line={"color": "#888", "width": 1})
+    layout(figure, f"{hover_text(c.a)} − {hover_text(c.b)}, win rate")
+    return figure
+
+
+def layout(figure: Any, y_title: str) -> None:
+    """Common looks: log KL axis, legend below, transparent ground so that the page's theme shows through."""
+    axis = {"gridcolor": "rgba(128,128,128,0.18)", "linecolor": "rgba(128,128,128,0.5)", "zeroline": False}
+    figure.update_layout(
+        template="none",
+        margin={"l": 54, "r": 12, "t": 12, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "inherit", "size": 13},
+        hoverlabel={"align": "left", "font": {"size": 12}},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": {"text": ""}},
+        dragmode="zoom",
+        xaxis={
+            "type": "log", "title": {"text": "KL(policy ‖ SFT), nats (log axis)"}, "tickvals": ticks(),
+            "ticktext": [f"{v:g}" for v in ticks()], **axis,
+        },
+        yaxis={"title": {"text": y_title}, **axis},
+    )  # fmt: skip
+
+
+def ticks() -> list[float]:
+    return [m * 10.0**e for e in range(-3, 4) for m in (1, 2, 5)]
+
+
+def label(row: dict[Any, Any], texts: dict[tuple[str, int], str]) -> str:
+    """The hover label of a checkpoint."""
+    parts = [
+        f"<b>{hover_text(str(row['run']))}</b>",
+        f"step {int(row['step'])}, seed {int(row['seed'])}",
+        hover_text(str(row["config"])),
+        f"KL {row['kl_nats']:.3g} ± {row['kl_nats_se']:.2g} nats",
+        f"win rate {row['win_rate']:.3f} ± {row['win_rate_se']:.3f}",
+    ]
+    sample = texts.get((str(row["run"]), int(row["step"])))
+    if sample:
+        parts.append(f"<i>{sample}</i>")
+    return "<br>".join(p for p in parts if p)
+
+
+def first_texts(samples: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """One escaped response for each checkpoint that has samples."""
+    if not len(samples):
+        return {}
+    first = samples.drop_duplicates(["run", "step"])
+    return {
+        (str(run), int(step)): hover_text(str(text))
+        for run, step, text in zip(first["run"], first["step"], first["response"], strict=True)
+    }
+
+
+def rounded(values: Any) -> list[float | None]:
+    """Plain numbers of five significant digits; an undefined one is null."""
+    return [float(f"{v:.5g}") if np.isfinite(v) else None for v in np.asarray(values, dtype=np.float64)]
+
+
+def rgba(colour: str, alpha: float) -> str:
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

@@ -1,0 +1,101 @@
+"""The small interactive panels: over-optimisation per arm, and training dynamics, one chart a quantity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from aligngap.report.analysis import Analysis, dynamics, sft_level
+from aligngap.report.figures import DYNAMICS, SCORES, thin
+from aligngap.report.interactive import hover_text, layout, rgba, rounded
+from aligngap.report.style import arm_styles
+from aligngap.report.words import opponent as opponent_words
+from aligngap.stats.scaling_law import better_form
+
+SCORE_COLOURS = {
+    "win_rate": ("#0072B2", "circle"),
+    "proxy_win_rate": ("#E69F00", "square"),
+    "oracle_win_rate": ("#8C8C8C", "triangle-up"),
+}
+#: KL values marked on a square-root axis
+SQRT_TICKS = (0.25, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
+
+
+def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
+    """(title, chart) per arm: golden, proxy and true win rate over sqrt KL, with the better of Gao's laws."""
+    import plotly.graph_objects as go
+
+    out = []
+    rows = analysis.records[analysis.records["opponent"] == analysis.gao_opponent]
+    for arm in analysis.arms:
+        mine = thin(rows[(rows["arm"] == arm) & rows["kl_nats"].notna()], 1500)
+        if not len(mine):
+            continue
+        figure = go.Figure()
+        for score, name in SCORES.items():
+            if not mine[score].notna().any():
+                continue
+            colour, symbol = SCORE_COLOURS[score]
+            fits = dict(analysis.gao.get((arm, score), {}))
+            form = better_form(fits)
+            figure.add_scatter(
+                x=rounded(np.sqrt(mine["kl_nats"])), y=rounded(mine[score]), mode="markers", name=name,
+                legendgroup=score, marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
+                text=[f"{k:.3g}" for k in mine["kl_nats"]],
+                hovertemplate=f"{name} %{{y:.3f}} at %{{text}} nats<extra></extra>",
+            )  # fmt: skip
+            base = sft_level(rows[rows["arm"] == arm], analysis.gao_opponent, score)
+            if form and np.isfinite(base):
+                fit = fits[form]
+                x = np.linspace(np.sqrt(fit.kl_range[0]), np.sqrt(fit.kl_range[1]), 60)
+                figure.add_scatter(
+                    x=rounded(x), y=rounded(base + fit(x**2)), mode="lines", legendgroup=score, showlegend=False,
+                    line={"color": colour, "width": 2.2}, hoverinfo="skip",
+                )  # fmt: skip
+        layout(figure, f"win rate against {opponent_words(analysis.gao_opponent)}")
+        top = float(mine["kl_nats"].max())
+        tick = [v for v in SQRT_TICKS if v <= top * 1.05]
+        if len(tick) > 6:
+            tick = [v for v in tick if v in (1, 4, 12, 24, 48, 96, 256)]
+        figure.update_xaxes(
+            type="linear", tickvals=rounded(np.sqrt(tick)), ticktext=[f"{v:g}" for v in tick], rangemode="tozero",
+            title={"text": "KL, nats (square-root axis)"},
+        )  # fmt: skip
+        out.append((arm, figure))
+    return out
+
+
+def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
+    """(title, chart) per quantity over optimiser steps: mean over an arm's runs, their range shaded."""
+    import plotly.graph_objects as go
+
+    columns = [c for c in DYNAMICS if analysis.records[c].notna().any()]
+    if not columns:
+        return []
+    table = dynamics(analysis.records, analysis.opponent, columns)
+    styles = arm_styles(analysis.arms)
+    out = []
+    for column in columns:
+        figure = go.Figure()
+        for arm in analysis.arms:
+            mine, style = thin(table[table["arm"] == arm], 400), styles[arm]
+            mine = mine[mine[f"{column}_mean"].notna()]
+            if not len(mine):
+                continue
+            steps = mine["step"].to_numpy(np.float64)
+            low, high = mine[f"{column}_min"].to_numpy(), mine[f"{column}_max"].to_numpy()
+            figure.add_scatter(
+                x=rounded(np.concatenate([steps, steps[::-1]])), y=rounded(np.concatenate([high, low[::-1]])),
+                fill="toself", mode="lines", fillcolor=rgba(style.colour, 0.12), line={"width": 0},
+                hoverinfo="skip", showlegend=False, legendgroup=arm,
+            )  # fmt: skip
+            figure.add_scatter(
+                x=rounded(steps), y=rounded(mine[f"{column}_mean"]), mode="lines", legendgroup=arm,
+                name=hover_text(arm), line={"color": style.colour, "width": 2, "dash": style.dash},
+                hovertemplate=f"{hover_text(arm)}: %{{y:.4g}} at step %{{x}}<extra></extra>",
+            )  # fmt: skip
+        layout(figure, "")
+        figure.update_xaxes(type="linear", tickvals=None, ticktext=None, title={"text": "optimiser steps"}, nticks=5)
+        out.append((DYNAMICS[column], figure))
+    return out

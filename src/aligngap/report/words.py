@@ -1,0 +1,134 @@
+"""The sentences of a report: what was found, with its uncertainty, and what cannot be concluded."""
+
+from __future__ import annotations
+
+import math
+
+from aligngap.report.analysis import Analysis
+from aligngap.stats.compare import Comparison
+from aligngap.types import Estimate
+
+OPPONENTS = {
+    "golden_policy": "the golden policy",
+    "sft": "the SFT policy",
+    "chosen": "the data's chosen responses",
+}
+
+
+def number(x: float, digits: int = 3, sign: bool = False) -> str:
+    """A number for reading; an undefined one is a dash."""
+    if not math.isfinite(x):
+        return "–"
+    return f"{x:+.{digits}f}".replace("-", "−") if sign else f"{x:.{digits}f}".replace("-", "−")
+
+
+def kl(x: float) -> str:
+    """A KL in nats, three significant digits at most."""
+    return "–" if not math.isfinite(x) else f"{x:.2g}" if x < 10 else f"{x:.0f}"
+
+
+def pm(e: Estimate, digits: int = 3) -> str:
+    """value ± standard error."""
+    return f"{number(e.value, digits)} ± {number(e.se, digits)}"
+
+
+def span(interval: tuple[float, float], digits: int = 3, sign: bool = True) -> str:
+    return f"{number(interval[0], digits, sign)} to {number(interval[1], digits, sign)}"
+
+
+def seeds(n: int) -> str:
+    return "one seed" if n == 1 else f"{n} seeds"
+
+
+def opponent(name: str) -> str:
+    return OPPONENTS.get(name, name)
+
+
+def kl_ranges(ranges: tuple[tuple[float, float], ...]) -> str:
+    return ", ".join(f"{kl(a)} to {kl(b)}" for a, b in ranges)
+
+
+def verdict(c: Comparison) -> str:
+    """ahead, behind, undecided or undefined, for arm a by the average over the common range."""
+    low, high = c.average_interval
+    if not c.defined or not math.isfinite(low):
+        return "undefined"
+    return "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+
+
+def answer(c: Comparison) -> str:
+    """The first sentence: which arm is ahead at equal KL, by how much, how sure."""
+    a, b = c.a.capitalize(), c.b
+    if not c.defined:
+        return f"{a} and {b} cannot be compared at equal KL here. {' '.join(c.warnings)}"
+    size = f"{number(abs(c.average.value))} in win rate"
+    between = f"from {kl(c.common_kl[0])} to {kl(c.common_kl[1])} nats"
+    low, high = c.average_interval
+    state = verdict(c)
+    if state == "ahead":
+        return (
+            f"At equal KL, {c.a} beats {b}: by {size} (95% interval {span((low, high))}), averaged over the KL range "
+            f"both reached, {between}, {seeds(len(c.seeds))}."
+        )
+    if state == "behind":
+        return (
+            f"At equal KL, {c.a} is behind {b}: by {size} (difference {number(c.average.value, 3, True)}, 95% interval "
+            f"{span((low, high))}), averaged over the KL range both reached, {between}, {seeds(len(c.seeds))}."
+        )
+    if state == "undecided":
+        return (
+            f"These runs do not decide between {c.a} and {b}: at equal KL the difference in win rate is "
+            f"{number(c.average.value, 3, True)} (95% interval {span((low, high))}), averaged over the KL range both "
+            f"reached, {between}, {seeds(len(c.seeds))}."
+        )
+    return f"At equal KL {c.a} − {b} is {number(c.average.value, 3, True)}, with no defined error."
+
+
+def details(c: Comparison) -> list[str]:
+    """What stands under the first sentence."""
+    out: list[str] = []
+    if c.budgets:
+        middle = math.sqrt(c.common_kl[0] * c.common_kl[1])
+        at = min(c.budgets, key=lambda x: abs(math.log(x.kl_nats / middle)))
+        out.append(
+            f"At {kl(at.kl_nats)} nats {c.a} wins {pm(at.a)} against {opponent(c.opponent)}, {c.b} {pm(at.b)} "
+            f"(difference {number(at.difference.value, 3, True)}, 95% interval {span(at.interval)})."
+        )
+    if c.defined:
+        parts = []
+        if c.a_ahead:
+            parts.append(f"{c.a} is ahead from {kl_ranges(c.a_ahead)} nats ({c.share_a_ahead:.0%} of the log-KL range)")
+        if c.b_ahead:
+            parts.append(f"{c.b} is ahead from {kl_ranges(c.b_ahead)} nats ({c.share_b_ahead:.0%})")
+        out.append(
+            "With 95% confidence for the whole range at once, " + ("; ".join(parts) or "neither arm is ahead anywhere") + "."
+        )
+    if math.isfinite(c.peak.value):
+        out.append(
+            f"Best checkpoints: {c.a} {pm(c.peak_a)}, {c.b} {pm(c.peak_b)}; difference "
+            f"{number(c.peak.value, 3, True)} (95% interval {span(c.peak_interval)})."
+        )
+    return out
+
+
+def caveats(analysis: Analysis) -> list[str]:
+    """Doubts, the weightiest first."""
+    out = list(analysis.main.warnings) + list(analysis.warnings)
+    lost = [n for n in (analysis.online, analysis.offline) if n not in analysis.arms]
+    if lost:
+        out.insert(0, f"The study has no arm named {' or '.join(lost)}, so the opening question stays open.")
+    curves = analysis.curves[analysis.opponent]
+    sweeps = {n: curves[n].configs for n in (analysis.online, analysis.offline) if n in curves}
+    if len(set(sweeps.values())) > 1:
+        what = ", ".join(f"{n} {k}" for n, k in sweeps.items())
+        out.append(
+            f"The arms pool different numbers of configurations ({what}). Each pooled arm's best is chosen on half of "
+            "the prompts and scored on the other half, so its win rate is not flattered; a larger sweep is still a "
+            "larger effort."
+        )
+    out.append(
+        "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, labelled by the proxy; an offline "
+        "arm repeats a fixed set, labelled by the golden model."
+    )
+    out.append("The golden judge stands in for people; the golden policy as opponent may resemble one arm more.")
+    return list(dict.fromkeys(out))

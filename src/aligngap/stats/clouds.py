@@ -1,0 +1,151 @@
+"""From tables to arrays: one `Cloud` an arm and seed, its checkpoints' KL and win rate, prompt by prompt if recorded.
+
+A checkpoint at KL 0 (the SFT policy) is kept out: it has no place on a log axis; its win rate is the SFT level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from aligngap.stats.estimate import FloatArray
+
+IntArray = npt.NDArray[np.int64]
+
+#: score name in per_prompt -> column in records
+SCORES = {"win": "win_rate", "proxy_win": "proxy_win_rate", "oracle_win": "oracle_win_rate"}
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Checkpoints of one arm at one seed against one opponent; C checkpoints of R runs, P prompts."""
+
+    arm: str
+    seed: int
+    runs: tuple[str, ...]
+    configs: tuple[str, ...]
+    run: IntArray  # [C] index into runs
+    step: IntArray  # [C]
+    kl: FloatArray  # [C] nats, > 0
+    kl_se: FloatArray  # [C]
+    win: FloatArray  # [C]
+    win_se: FloatArray  # [C]
+    prompt_ids: tuple[str, ...] = ()
+    win_by_prompt: npt.NDArray[np.float32] | None = None  # [C, P]
+    kl_by_prompt: npt.NDArray[np.float32] | None = None  # [C, P], or None where KL was not recorded by prompt
+
+
+@dataclass(frozen=True)
+class Clouds:
+    """All clouds against one opponent, and what had to be left out to make them."""
+
+    items: tuple[Cloud, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    def arm(self, name: str) -> list[Cloud]:
+        return [c for c in self.items if c.arm == name]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(c.arm for c in self.items))
+
+
+def make_clouds(
+    records: pd.DataFrame, per_prompt: pd.DataFrame, opponent: str, score: str = "win", min_kl: float = 1e-9
+) -> Clouds:
+    """Clouds against `opponent`; rows without a KL or a score are dropped and counted."""
+    column = SCORES[score]
+    rows = records[records["opponent"] == opponent].drop_duplicates(["run", "step"], keep="last")
+    warnings: list[str] = []
+    undefined = rows["kl_nats"].isna() | rows[column].isna()
+    if undefined.any() and not undefined.all():
+        warnings.append(
+            f"{int(undefined.sum())} of {len(rows)} checkpoints against {opponent} had an undefined KL or "
+            f"{column} and were dropped."
+        )
+    rows = rows[~undefined & (rows["kl_nats"] > min_kl)]
+    if not len(rows):
+        return Clouds((), tuple(warnings))
+    prompt_rows = per_prompt[per_prompt["opponent"] == opponent] if len(per_prompt) else per_prompt
+    groups = (
+        {key: frame for key, frame in prompt_rows.groupby(["arm", "seed"], sort=False)} if len(prompt_rows) else {}
+    )
+    clouds: list[Cloud] = []
+    unpaired: list[str] = []
+    for (arm, seed), frame in rows.groupby(["arm", "seed"], sort=False):
+        frame = frame.sort_values(["run", "step"], kind="stable")
+        codes, runs = pd.factorize(frame["run"])
+        configs = frame.drop_duplicates("run").set_index("run")["config"]
+        kl = frame["kl_nats"].to_numpy(np.float64)
+        win = frame[column].to_numpy(np.float64)
+        part = groups.get((arm, seed))
+        found = _by_prompt(part, frame, score) if part is not None else None
+        ids: tuple[str, ...] = ()
+        wins = kls = None
+        if found is None:
+            unpaired.append(f"{arm} (seed {seed})")
+        else:
+            ids, wins, kls = found
+            with np.errstate(invalid="ignore"):
+                win = np.nanmean(wins, axis=1, dtype=np.float64)
+                if kls is not None:
+                    kl = np.nanmean(kls, axis=1, dtype=np.float64)
+        clouds.append(
+            Cloud(
+                arm=str(arm),
+                seed=int(seed),
+                runs=tuple(map(str, runs)),
+                configs=tuple(str(configs.get(r, "")) for r in runs),
+                run=codes.astype(np.int64),
+                step=frame["step"].to_numpy(np.int64),
+                kl=np.maximum(kl, min_kl),
+                kl_se=_se(frame, "kl_nats_se"),
+                win=win,
+                win_se=_se(frame, f"{column}_se"),
+                prompt_ids=ids,
+                win_by_prompt=wins,
+                kl_by_prompt=kls,
+            )
+        )
+    if unpaired and len(unpaired) == len(clouds):
+        warnings.append(
+            "Wins prompt by prompt are not recorded, so the arms could not be paired on the same prompts: errors rest "
+            "on the checkpoints' standard errors and are wider than they need be."
+        )
+    elif unpaired:
+        warnings.append(f"Wins prompt by prompt are incomplete for {', '.join(unpaired[:6])}: not paired there.")
+    return Clouds(tuple(clouds), tuple(warnings))
+
+
+def _by_prompt(
+    part: pd.DataFrame, frame: pd.DataFrame, score: str
+) -> tuple[tuple[str, ...], npt.NDArray[np.float32], npt.NDArray[np.float32] | None] | None:
+    """Matrices [C, P] of wins and KL aligned to the rows of `frame`, or None when they do not cover them."""
+    index = pd.MultiIndex.from_arrays([frame["run"], frame["step"]])
+    row_of = dict(zip(index, range(len(index)), strict=True))
+    run_codes, run_names = pd.factorize(part["run"])
+    steps = part["step"].to_numpy(np.int64)
+    span = int(steps.max()) + 1
+    key = run_codes.astype(np.int64) * span + steps
+    keys, inverse = np.unique(key, return_inverse=True)
+    target = np.array([row_of.get((run_names[int(k) // span], int(k) % span), -1) for k in keys], dtype=np.int64)
+    row = target[inverse]
+    prompt_codes, prompts = pd.factorize(part["prompt_id"])
+    keep = row >= 0
+    shape = (len(frame), len(prompts))
+    wins = np.full(shape, np.nan, dtype=np.float32)
+    kls = np.full(shape, np.nan, dtype=np.float32)
+    wins[row[keep], prompt_codes[keep]] = part[score].to_numpy(np.float32)[keep]
+    kls[row[keep], prompt_codes[keep]] = part["kl_nats"].to_numpy(np.float32)[keep]
+    if np.isnan(wins).all(axis=1).any():
+        return None
+    has_kl = not np.isnan(kls).all(axis=1).any()
+    return tuple(map(str, prompts)), wins, kls if has_kl else None
+
+
+def _se(frame: pd.DataFrame, column: str) -> FloatArray:
+    values = frame[column].to_numpy(np.float64)
+    return np.where(np.isfinite(values), values, 0.0)

@@ -1,0 +1,200 @@
+"""Over-optimisation laws of Gao, Schulman & Hilton (2023, arXiv 2210.10760) and the best-of-n reference.
+
+With d = sqrt(KL(pi || pi_init)) and R the gain over the initial policy: best-of-n R = d (alpha - beta d), RL
+R = d (alpha - beta ln d) (their equations 1 and 2). Both are linear in (alpha, beta), so weighted least squares is
+exact. The RL form has infinite slope at d = 0 and is not meant for small KL. Leaves out: their size laws for the
+coefficients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats as sps
+from scipy.special import gammaln
+
+from aligngap.stats.estimate import NAN, FloatArray
+
+FORMS = ("bon", "rl")
+
+
+@dataclass(frozen=True)
+class GaoFit:
+    """One fitted law; intervals are 95%. `held_out` is the weighted RMS error on groups left out of the fit."""
+
+    form: str
+    alpha: float
+    beta: float
+    alpha_interval: tuple[float, float]
+    beta_interval: tuple[float, float]
+    peak_kl: float  # nats; nan where the fit has no peak (beta <= 0)
+    peak_kl_interval: tuple[float, float]  # nan ends where a peak is not certain
+    peak_gain: float
+    rms: float
+    held_out: float
+    n: int
+    kl_range: tuple[float, float]
+
+    def __call__(self, kl: npt.ArrayLike) -> FloatArray:
+        return np.asarray(design(kl, self.form) @ np.array([self.alpha, self.beta]))
+
+
+def design(kl: npt.ArrayLike, form: str) -> FloatArray:
+    """Columns [n, 2] that multiply (alpha, beta)."""
+    d = np.sqrt(np.asarray(kl, dtype=np.float64))
+    if form == "bon":
+        return np.stack([d, -(d**2)], axis=-1)
+    if form == "rl":
+        return np.stack([d, -d * np.log(np.maximum(d, 1e-12))], axis=-1)
+    raise ValueError(f"form must be one of {FORMS}, not {form!r}")
+
+
+def peak(alpha: npt.ArrayLike, beta: npt.ArrayLike, form: str) -> tuple[FloatArray, FloatArray]:
+    """KL in nats and gain at the maximum: bon d* = alpha/2beta, rl d* = exp(alpha/beta - 1); nan if beta <= 0."""
+    a, b = np.asarray(alpha, dtype=np.float64), np.asarray(beta, dtype=np.float64)
+    ok = (b > 0) & (a > 0 if form == "bon" else True)
+    safe = np.where(ok, b, 1.0)
+    if form == "bon":
+        d, gain = a / (2 * safe), a**2 / (4 * safe)
+    else:
+        d = np.exp(np.clip(a / safe - 1, -50, 50))
+        gain = safe * d
+    return np.where(ok, d**2, NAN), np.where(ok, gain, NAN)
+
+
+def wls(x: FloatArray, y: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Weighted least squares: coefficients, and their covariance with the dispersion estimated (as statsmodels WLS)."""
+    root = np.sqrt(weight)[:, None]
+    q, r = np.linalg.qr(x * root)
+    coef = np.linalg.solve(r, q.T @ (y * root[:, 0]))
+    inverse = np.linalg.inv(r)
+    dof = len(y) - x.shape[1]
+    residual = (y - x @ coef) * root[:, 0]
+    scale = float(residual @ residual / dof) if dof > 0 else NAN
+    return coef, scale * inverse @ inverse.T
+
+
+def cluster_covariance(x: FloatArray, y: FloatArray, weight: FloatArray, coef: FloatArray, group: np.ndarray) -> FloatArray:
+    """CR1 covariance of `wls` when rows of one group (a run, a seed) are correlated (Liang & Zeger 1986)."""
+    bread = np.linalg.inv((x * weight[:, None]).T @ x)
+    score = x * (weight * (y - x @ coef))[:, None]
+    codes = np.unique(group, return_inverse=True)[1]
+    g, n, k = int(codes.max()) + 1, len(y), x.shape[1]
+    sums = np.zeros((g, k))
+    np.add.at(sums, codes, score)
+    factor = g / (g - 1) * (n - 1) / (n - k)
+    return np.asarray(factor * bread @ (sums.T @ sums) @ bread)
+
+
+def fit_gao(
+    kl: npt.ArrayLike,
+    gain: npt.ArrayLike,
+    se: npt.ArrayLike | None = None,
+    form: str = "rl",
+    group: npt.ArrayLike | None = None,
+    level: float = 0.95,
+    rng_seed: int = 0,
+) -> GaoFit:
+    """Fit one law to gains at KLs > 0. `group` (for instance the run) clusters the error and defines what is held out.
+
+    Intervals: cluster-robust t on groups - 1 for four or more groups, else plain t on n - 2. Peak: percentiles of
+    draws from the coefficients' distribution, given only if every drawn law but 5% has a peak.
+    """
+    k, y = np.asarray(kl, dtype=np.float64), np.asarray(gain, dtype=np.float64)
+    s = np.ones_like(y) if se is None else np.asarray(se, dtype=np.float64)
+    g = np.arange(len(y)) if group is None else np.unique(np.asarray(group), return_inverse=True)[1]
+    ok = np.isfinite(k) & np.isfinite(y) & (k > 0) & np.isfinite(s)
+    k, y, s, g = k[ok], y[ok], s[ok], g[ok]
+    floor = float(np.median(s[s > 0])) * 0.2 if (s > 0).any() else 1.0
+    weight = 1.0 / np.maximum(s, floor) ** 2
+    nothing = (NAN, NAN)
+    if len(y) < 4 or len(np.unique(k)) < 3:
+        return GaoFit(form, NAN, NAN, nothing, nothing, NAN, nothing, NAN, NAN, NAN, len(y), nothing)
+    x = design(k, form)
+    coef, cov = wls(x, y, weight)
+    groups = len(np.unique(g))
+    clustered = group is not None and groups >= 4
+    if clustered:
+        cov = cluster_covariance(x, y, weight, coef, g)
+    dof = groups - 1 if clustered else len(y) - 2
+    half = float(sps.t.ppf(0.5 + level / 2, dof)) * np.sqrt(np.diag(cov))
+    rng = np.random.default_rng(rng_seed)
+    scale = np.sqrt(dof / rng.chisquare(dof, 4000))[:, None]
+    draws = coef + scale * (rng.normal(size=(4000, 2)) @ np.linalg.cholesky(cov + 1e-300 * np.eye(2)).T)
+    drawn = peak(draws[:, 0], draws[:, 1], form)[0]
+    tails = (0.5 - level / 2, 0.5 + level / 2)
+    sure = np.isfinite(drawn).mean() >= level
+    low, high = np.nanquantile(drawn, tails) if sure else nothing
+    top_kl, top = peak(coef[0], coef[1], form)
+    return GaoFit(
+        form=form,
+        alpha=float(coef[0]),
+        beta=float(coef[1]),
+        alpha_interval=(float(coef[0] - half[0]), float(coef[0] + half[0])),
+        beta_interval=(float(coef[1] - half[1]), float(coef[1] + half[1])),
+        peak_kl=float(top_kl),
+        peak_kl_interval=(float(low), float(high)),
+        peak_gain=float(top),
+        rms=float(np.sqrt(np.average((y - x @ coef) ** 2, weights=weight))),
+        held_out=held_out_error(x, y, weight, g),
+        n=len(y),
+        kl_range=(float(k.min()), float(k.max())),
+    )
+
+
+def held_out_error(x: FloatArray, y: FloatArray, weight: FloatArray, group: np.ndarray) -> float:
+    """Weighted RMS error on each group predicted from the others (rows in turn if there are fewer than three groups)."""
+    groups = group if len(np.unique(group)) >= 3 else np.arange(len(y))
+    folds = np.unique(groups)
+    if len(folds) > 50:
+        groups = np.searchsorted(folds, groups) % 50
+        folds = np.unique(groups)
+    error = np.full(len(y), NAN)
+    for fold in folds:
+        out = groups == fold
+        if (~out).sum() < 3:
+            return NAN
+        coef, *_ = np.linalg.lstsq(x[~out] * np.sqrt(weight[~out])[:, None], y[~out] * np.sqrt(weight[~out]), rcond=None)
+        error[out] = y[out] - x[out] @ coef
+    return float(np.sqrt(np.average(error**2, weights=weight)))
+
+
+def better_form(fits: dict[str, GaoFit]) -> str:
+    """The form with the smaller held-out error; "" where neither is defined."""
+    defined = {f: fit.held_out for f, fit in fits.items() if np.isfinite(fit.held_out)}
+    return min(defined, key=lambda f: defined[f]) if defined else ""
+
+
+def best_of_n_kl(n: npt.ArrayLike) -> FloatArray:
+    """KL in nats of best-of-n from the base policy, ln n - (n-1)/n: exact without ties, an upper bound with them
+    (Beirami et al. 2024, arXiv 2401.01879)."""
+    m = np.asarray(n, dtype=np.float64)
+    return np.log(m) - (m - 1.0) / m
+
+
+def best_of_n(choose: npt.ArrayLike, score: npt.ArrayLike, n: int) -> FloatArray:
+    """Unbiased estimate [P] of the mean score of best-of-n from N >= n samples a prompt, arrays [P, N].
+
+    Average over all subsets of size n of the score of the sample that `choose` ranks highest: the i-th smallest is the
+    best of C(i-1, n-1) of the C(N, n) subsets (Nakano et al. 2021, arXiv 2112.09332, appendix I). Ties in `choose`
+    share their ranks' weight equally.
+    """
+    c, v = np.atleast_2d(np.asarray(choose, dtype=np.float64)), np.atleast_2d(np.asarray(score, dtype=np.float64))
+    total = c.shape[1]
+    if not 1 <= n <= total:
+        raise ValueError(f"n must lie between 1 and the number of samples {total}, not {n}")
+    i = np.arange(1, total + 1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        log = gammaln(i) - gammaln(n) - gammaln(i - n + 1) - (gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1))
+    weight = np.where(i >= n, np.exp(log), 0.0)
+    order = np.argsort(c, axis=1, kind="stable")
+    c_sorted, v_sorted = np.take_along_axis(c, order, 1), np.take_along_axis(v, order, 1)
+    new = np.diff(c_sorted, axis=1, prepend=-np.inf) > 0
+    out = np.empty(c.shape[0])
+    for row in range(c.shape[0]):
+        block = np.cumsum(new[row]) - 1
+        size = np.bincount(block)
+        out[row] = (np.bincount(block, weights=v_sorted[row]) / size) @ np.bincount(block, weights=weight)
+    return out

@@ -1,0 +1,101 @@
+"""Artifacts: each step's result is a folder named by the hash of what it is, written beside and renamed when whole.
+
+`<store>/<kind>-<key>/` exists only with its `manifest.json`, so a folder with a manifest is complete. Work in progress
+lives in `<store>/partial/<kind>-<key>/` under a file lock that dies with its process; a killed step goes on from the
+newest checkpoint there. Keys come from configuration, version and the inputs' keys, never from device, path or workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .types import AligngapError
+
+
+def digest(value: Any) -> str:
+    """20 hex digits of the SHA-256 of canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try to write in it: one clear line, before any compute, if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / ".writable", "yes\n")
+        (folder / ".writable").unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AligngapError(f"{folder}: cannot be written ({reason}); choose another folder with --out") from error
+
+
+class Store:
+    """A folder of artifacts. Several commands may share it: each artifact is made by one process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def prepare(self) -> None:
+        """Make the folder, and notice a disk that cannot be written before any work."""
+        check_writable(self.root / "partial")
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def has(self, name: str) -> bool:
+        return (self.path(name) / "manifest.json").is_file()
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.path(name) / "manifest.json").read_text())
+        return found
+
+    def partial(self, name: str) -> Path:
+        return self.root / "partial" / name
+
+    @contextmanager
+    def making(self, name: str, wait_seconds: float = -1) -> Iterator[Path | None]:
+        """The folder to work in, held by this process alone; None when somebody else has made the artifact meanwhile."""
+        lock = FileLock(str(self.root / "partial" / f"{name}.lock"))
+        try:
+            with lock.acquire(timeout=wait_seconds):
+                if self.has(name):
+                    yield None
+                    return
+                work = self.partial(name)
+                work.mkdir(parents=True, exist_ok=True)
+                yield work
+        except Timeout as error:
+            raise AligngapError(f"{self.partial(name)}: another process is making this; wait for it or stop it") from error
+
+    def finish(self, name: str, manifest: Mapping[str, Any]) -> Path:
+        """Turn the work folder into the artifact: manifest last, then one rename."""
+        work = self.partial(name)
+        write_text(work / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        final = self.path(name)
+        if final.exists():
+            shutil.rmtree(final)  # a folder without manifest cannot be an artifact
+        os.replace(work, final)
+        return final

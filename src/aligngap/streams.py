@@ -1,0 +1,228 @@
+"""Where the pairs come from: the one thing in which online and offline alignment differ.
+
+A stream answers `draw(n, sampler)` with n labelled pairs. `OnPolicy` has the current policy write them and a judge
+label them, `sync_every` batches at a time: 1 is online, the whole run is offline from the SFT policy, in between is
+semi-online. `Pairs` serves a fixed list (a labelled data set, a recording) in a stated order. `Mixture` draws from
+several. A stream's whole state, what it wrote ahead included, is `state_dict()`, so a run can be killed anywhere.
+
+What this module leaves out: training (`fit.py`) and the reference's log-probabilities, which are a property of the
+pair and not of where it came from (`fit.with_reference`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from .seeding import derive
+from .types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler
+
+Item = TypeVar("Item")
+
+
+def order_of(name: str, n: int, seed: int, batch: int) -> list[int]:
+    """The order in which a recording of n pairs (batches of `batch`) is served.
+
+    "in-order", "reversed", "shuffled" (uniformly), or "window:k": pairs are permuted inside consecutive windows of
+    k batches (arXiv 2405.08448, App. G).
+    """
+    rng = np.random.default_rng(derive(seed, "order", name))
+    if name == "in-order":
+        return list(range(n))
+    if name == "reversed":
+        return [i for start in range(0, n, batch) for i in range(start, min(n, start + batch))][::-1]
+    if name == "shuffled":
+        return [int(i) for i in rng.permutation(n)]
+    kind, _, size = name.partition(":")
+    if kind == "window" and size.isdecimal() and int(size) > 0:
+        width = int(size) * batch
+        return [start + int(i) for start in range(0, n, width) for i in rng.permutation(min(width, n - start))]
+    raise AligngapError(f"order `{name}`: must be in-order, reversed, shuffled or window:K with K batches")
+
+
+class Epochs(Generic[Item]):
+    """A fixed list served forever, each epoch in a fresh order drawn from the seed: SFT, judges and data-set arms."""
+
+    def __init__(self, items: Sequence[Item], seed: int) -> None:
+        if not items:
+            raise AligngapError("a stream over an empty data set: nothing to draw from")
+        self.items, self.seed, self.drawn = items, seed, 0
+
+    def draw(self, n: int, sampler: Sampler | None = None) -> list[Item]:
+        out = []
+        for position in range(self.drawn, self.drawn + n):
+            epoch, place = divmod(position, len(self.items))
+            out.append(self.items[self._order(epoch)[place]])
+        self.drawn += n
+        return out
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_cached", (-1, []))[0] != epoch:
+            rng = np.random.default_rng(derive(self.seed, "epoch", epoch))
+            self._cached = (epoch, [int(i) for i in rng.permutation(len(self.items))])
+        return self._cached[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
+
+
+class Replay:
+    """A recording served once, in a stated order (`order_of`); asking for more than was recorded is an error."""
+
+    responses_sampled = 0
+
+    def __init__(self, pairs: Sequence[Pair], *, order: str, batch: int, seed: int) -> None:
+        self.pairs, self.drawn = pairs, 0
+        self.order = order_of(order, len(pairs), seed, batch)
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]:
+        if self.drawn + n > len(self.order):
+            raise AligngapError(
+                f"the recording holds {len(self.order)} pairs and {self.drawn + n} were asked for: "
+                "replay at most as many steps as were recorded"
+            )
+        out = [self.pairs[i] for i in self.order[self.drawn : self.drawn + n]]
+        self.drawn += n
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.drawn = int(state["drawn"])
+
+
+class Dataset(Epochs[Pair]):
+    """A labelled data set of pairs, epoch after epoch: the offline stream. The policy is ignored."""
+
+    responses_sampled = 0
+
+
+class OnPolicy:
+    """The current policy writes both responses, a judge labels them: online at `sync_every=1`, semi-online above it.
+
+    When its queue is empty it writes `sync_every` batches with the policy as it stands, then serves them. Prompts come
+    from `prompts` in the same seeded order in which `Dataset` serves rows, so that at equal seeds both arms see the
+    same prompts in the same order.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], judge: Judge, *, seed: int, sync_every: int = 1, soft_labels: bool = False
+    ) -> None:
+        if sync_every < 1:
+            raise AligngapError(f"sync_every is {sync_every}: must be at least 1 (the whole run is the largest)")
+        self.prompts = Epochs(prompts, seed)
+        self.by_id = {p.id: p for p in prompts}
+        self.judge, self.seed, self.sync_every, self.soft_labels = judge, seed, sync_every, soft_labels
+        self.queue: list[Pair] = []
+        self.written = 0  # batches written so far: the sampling seed's counter
+        self.responses_sampled = 0
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]:
+        if len(self.queue) < n:
+            for _ in range(self.sync_every):
+                self.queue.extend(self._write(n, sampler))
+        out, self.queue = self.queue[:n], self.queue[n:]
+        return out
+
+    def _write(self, n: int, sampler: Sampler) -> list[Pair]:
+        prompts = self.prompts.draw(n)
+        written = sampler.sample(prompts, 2, derive(self.seed, "sampling", self.written))
+        self.written += 1
+        self.responses_sampled += 2 * n
+        first, second = [w[0] for w in written], [w[1] for w in written]
+        return label(prompts, first, second, self.judge, writer=sampler.key, soft=self.soft_labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "prompts": self.prompts.state_dict(), "written": self.written,
+            "responses_sampled": self.responses_sampled, "queue": [pair_to_row(p) for p in self.queue],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.prompts.load_state_dict(state["prompts"])
+        self.written, self.responses_sampled = int(state["written"]), int(state["responses_sampled"])
+        self.queue = [pair_from_row(row) for row in state["queue"]]
+
+
+class Mixture:
+    """Each pair comes from the first stream with probability `share`, else from the second; seeded, exact to resume."""
+
+    def __init__(self, first: PairStream, second: PairStream, *, share: float, seed: int) -> None:
+        if not 0.0 <= share <= 1.0:
+            raise AligngapError(f"mixture share is {share}: must lie between 0 and 1")
+        self.first, self.second, self.share, self.seed, self.draws = first, second, share, seed, 0
+
+    @property
+    def responses_sampled(self) -> int:
+        return int(getattr(self.first, "responses_sampled", 0) + getattr(self.second, "responses_sampled", 0))
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]:
+        rng = np.random.default_rng(derive(self.seed, "mixture", self.draws))
+        self.draws += 1
+        from_first = rng.random(n) < self.share
+        count = int(from_first.sum())
+        a = iter(self.first.draw(count, sampler) if count else [])
+        b = iter(self.second.draw(n - count, sampler) if count < n else [])
+        return [next(a) if pick else next(b) for pick in from_first]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"draws": self.draws, "first": self.first.state_dict(), "second": self.second.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.draws = int(state["draws"])
+        self.first.load_state_dict(state["first"])
+        self.second.load_state_dict(state["second"])
+
+
+def label(
+    prompts: Sequence[Prompt],
+    first: Sequence[Response],
+    second: Sequence[Response],
+    judge: Judge,
+    *,
+    writer: str,
+    soft: bool = False,
+) -> list[Pair]:
+    """Pairs [B] labelled by the judge in both orders; hard sign labels (a tie is kept with p = 1/2) unless `soft`."""
+    judged = judge.judge(prompts, first, second)
+    p = judged.p_win if soft else judged.hard
+    pairs = []
+    for i, prompt in enumerate(prompts):
+        swap = bool(p[i] < 0.5)
+        chosen, rejected = (second[i], first[i]) if swap else (first[i], second[i])
+        forward, backward = float(judged.forward[i]), float(judged.backward[i])
+        if swap:
+            forward, backward = backward, forward
+        pairs.append(
+            Pair(prompt, chosen, rejected, float(1 - p[i] if swap else p[i]), forward, backward, writer)
+        )
+    return pairs
+
+
+def pair_to_row(pair: Pair) -> dict[str, Any]:
+    """A flat row of JSON values: token ids, order, labels in both orders, ended flags, writer, reference log-probs."""
+    row: dict[str, Any] = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "prompt_ids": list(pair.prompt.ids)}
+    for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        row |= {side: response.text, f"{side}_ids": list(response.ids), f"{side}_ended": response.ended}
+    rest = asdict(pair)
+    return row | {k: rest[k] for k in ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected")}
+
+
+def pair_from_row(row: Mapping[str, Any]) -> Pair:
+    """The inverse of `pair_to_row`, exactly."""
+    sides = [
+        Response(tuple(int(t) for t in row[f"{s}_ids"]), bool(row[f"{s}_ended"]), row[s]) for s in ("chosen", "rejected")
+    ]
+    prompt = Prompt(row["prompt_id"], row["prompt"], tuple(int(t) for t in row["prompt_ids"]))
+    refs = [None if row[k] is None or row[k] != row[k] else float(row[k]) for k in ("ref_chosen", "ref_rejected")]
+    return Pair(
+        prompt, sides[0], sides[1], float(row["p_chosen"]), float(row["judged_forward"]),
+        float(row["judged_backward"]), row["writer"], refs[0], refs[1],
+    )  # fmt: skip

@@ -1,0 +1,259 @@
+"""Rows out of a user's data file, one at a time, each knowing where it stands.
+
+JSON Lines, JSON, CSV (each also .gz) and Parquet, told apart by the file's name. Broken syntax is an error that names
+the line; what a row should hold is not known here.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligngap.tasks import _files
+from aligngap.tasks._files import check_unpacks, fail, file_format, open_bounded, plain_file
+
+MAX_JSON_BYTES = 256 << 20  #: of one .json list, which has to be held whole
+MAX_LINE_BYTES = 32 << 20  #: of one line, or of one CSV field
+MAX_BLANK_LINES = 100_000  #: in a row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file (or of a hub data set) and the words that name it in an error."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    def get(self, field: str, remedy: str) -> Any:
+        """The field's value, whatever it is; an error where the row has no such field."""
+        if field not in self.values:
+            has = ", ".join(list(map(str, self.values))[:12])[:200] or "none"
+            raise fail(self.where, f"no field '{field}' (it has: {has})", remedy)
+        return self.values[field]
+
+    def text(self, field: str, remedy: str) -> str:
+        """The field's value, which must be text."""
+        return self.check_text(self.get(field, remedy), field)
+
+    def check_text(self, value: object, field: str, allowed: str = "text") -> str:
+        """The value if it is text that can be written as UTF-8; else an error that names row and field."""
+        if not isinstance(value, str):
+            raise fail(self.where, f"field '{field}' is {json_type(value)}, not {allowed}", "make it a string")
+        if not is_unicode(value):
+            raise fail(self.where, f"field '{field}' holds a lone surrogate, which is no character", "repair the text")
+        return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8, which a lone surrogate out of a JSON escape cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_type(value: object) -> str:
+    """What a reader of the file would call this value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "a truth value"
+    if isinstance(value, (int, float)):
+        return "a number"
+    names: dict[type, str] = {str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"of type {type(value).__name__}")
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Every row of the file in order; the format follows from its name. Fields and their types are not judged here."""
+    kind, gzipped = file_format(path)
+    plain_file(path)
+    if gzipped:
+        check_unpacks(path)
+    if kind == ".parquet":
+        rows = _parquet_rows(path)
+    else:
+        rows = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}[kind](path)
+    some = False
+    for row in rows:
+        some = True
+        yield row
+    if not some:
+        raise fail(str(path), "holds no rows", "give a file with at least two rows")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The file's lines with their numbers, line ends kept; a byte-order mark is skipped."""
+    with open_bounded(path) as stream:
+        number, blank = 0, 0
+        while raw := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            blank = 0 if raw.strip() else blank + 1
+            if blank > MAX_BLANK_LINES:
+                raise fail(f"{path}, line {number}", f"{MAX_BLANK_LINES} blank lines before it", "remove them")
+            if len(raw) > MAX_LINE_BYTES:
+                what = f"longer than {MAX_LINE_BYTES >> 20} MiB"
+                raise fail(f"{path}, line {number}", what, "shorten or remove the line")
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            yield number, _decode(f"{path}, line {number}", raw)
+
+
+def _decode(where: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        packed = raw[:2] == b"\x1f\x8b"
+        remedy = "it is gzipped: let its name end in .gz" if packed else "save the file as UTF-8"
+        raise fail(where, f"not UTF-8 (byte 0x{raw[error.start]:02x})", remedy) from error
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the field '{twin[:60]}' is there twice")
+    return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_twins)
+_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def _parse(where: str, text: str, start: int = 0) -> tuple[dict[str, Any], int]:
+    """The JSON object that begins at `start`, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except RecursionError as error:
+        raise fail(where, "broken JSON: nested too deeply", "repair or remove the row") from error
+    except ValueError as error:
+        detail = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)[:120]
+        raise fail(where, f"broken JSON: {detail}", "repair or remove the row") from error
+    if not isinstance(value, dict):
+        raise fail(where, f"is {json_type(value)}, not an object with fields", "give an object for each row")
+    return value, end
+
+
+def parse_cell(text: str) -> Any:
+    """A JSON value held in a text cell; ValueError where it is not one."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in _lines(path):
+        line = line.strip(" \t\r\n")
+        if not line:
+            continue
+        where = f"{path}, line {number}"
+        values, end = _parse(where, line)
+        if end != len(line):
+            raise fail(where, "broken JSON: more than one value on the line", "give one object a line")
+        yield Row(where, values)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """A list of objects; a .json file that begins with an object is read as JSON Lines, as many publish it."""
+    with open_bounded(path) as stream:
+        raw = stream.read(MAX_JSON_BYTES + 1)
+    if len(raw) > MAX_JSON_BYTES:
+        raise fail(str(path), f"a list of more than {MAX_JSON_BYTES >> 20} MiB", "store it as .jsonl")
+    text = _decode(str(path), raw.removeprefix(b"\xef\xbb\xbf"))
+    at = _skip_blanks(text, 0)
+    if text[at : at + 1] == "{":
+        yield from _jsonl_rows(path)
+        return
+    if at == len(text):
+        return
+    if text[at] != "[":
+        raise fail(str(path), "not a JSON list of objects", "write [{...}, {...}], or one object a line in a .jsonl")
+    at = _skip_blanks(text, at + 1)
+    number, closed = 0, text[at : at + 1] == "]"
+    while not closed:
+        number += 1
+        where = f"{path}, row {number}"
+        values, at = _parse(where, text, at)
+        yield Row(where, values)
+        at = _skip_blanks(text, at)
+        if text[at : at + 1] not in ("]", ","):
+            raise fail(where, "broken JSON: no ',' or ']' after the row", "repair the file")
+        closed = text[at] == "]"
+        if not closed:
+            at = _skip_blanks(text, at + 1)
+    if _skip_blanks(text, at + 1) != len(text):
+        raise fail(str(path), "broken JSON: text after the list's end", "repair the file")
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    return match.end() if match else at
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    header = _csv_next(path, reader)
+    if header is None:
+        return
+    twins = [name for name in header if header.count(name) > 1]
+    if twins:
+        raise fail(f"{path}, line 1", f"the column '{twins[0]}' is there twice", "rename one of them")
+    number = 0
+    while (cells := _csv_next(path, reader)) is not None:
+        number += 1
+        where = f"{path}, row {number} (line {reader.line_num})"
+        if len(cells) > len(header):
+            what = f"{len(cells)} fields where the header names {len(header)}"
+            raise fail(where, what, "put fields that hold commas between quotation marks")
+        yield Row(where, dict(zip(header, cells, strict=False)))
+
+
+def _csv_next(path: Path, reader: Any) -> list[str] | None:
+    """The next row that is not blank. The field limit belongs to the whole process, so it is set and put back."""
+    before = csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        while (cells := next(reader, None)) == []:
+            pass
+        return cells
+    except csv.Error as error:
+        raise fail(f"{path}, line {reader.line_num}", f"broken CSV: {error}", "repair the line") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    number, size = 0, 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise fail(str(path), "has two columns of the same name", "rename one of them")
+            groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+            declared = sum(group.total_byte_size for group in groups)
+            for batch in file.iter_batches(batch_size=256) if declared <= _files.MAX_FILE_BYTES else ():
+                size += batch.nbytes
+                if size > _files.MAX_FILE_BYTES:
+                    break
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(f"{path}, row {number}", values)
+    except UnicodeDecodeError as error:
+        raise fail(f"{path}, after row {number}", "text that is not UTF-8", "write the file again as UTF-8") from error
+    except (arrow.ArrowException, OSError, OverflowError) as error:
+        detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise fail(str(path), f"not a readable Parquet file ({detail})", "write it again") from error
+    if max(declared, size) > _files.MAX_FILE_BYTES:
+        raise fail(str(path), f"holds more than {_files.MAX_FILE_BYTES >> 20} MiB of data", "split the file")

@@ -1,0 +1,127 @@
+"""Run `fit` so that it survives: saved state, a journal that never outruns it, progress, and a stop on divergence.
+
+The same driver serves SFT, preference models and every arm. It saves the whole training state now and then; what a run
+leaves behind (its log, the pairs it trained on) is written in parts at the same moments, so that a killed run goes on
+from its newest state and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .fit import Objective, Step, Stream, Trainer, fit
+from .streams import pair_from_row, pair_to_row
+from .tables import PAIR_SCHEMA, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from .context import Context
+
+
+class Journal:
+    """Rows kept in parts named by the steps they cover; parts beyond the state resumed from are dropped."""
+
+    def __init__(self, folder: Path, schema: Any = None) -> None:
+        self.folder, self.schema, self.rows = folder, schema, list[dict[str, Any]]()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def flush(self, step: int) -> None:
+        if self.rows:
+            beside = self.folder / ".writing"
+            write_rows(beside, self.rows, self.schema)
+            beside.replace(self.folder / f"until-{step:08d}.parquet")
+            self.rows = []
+
+    def rewind(self, step: int) -> None:
+        for part in self.folder.glob("until-*.parquet"):
+            if int(part.stem.removeprefix("until-")) > step:
+                part.unlink()
+
+    def collect(self) -> list[dict[str, Any]]:
+        return [row for part in sorted(self.folder.glob("until-*.parquet")) for row in read_rows(part)]
+
+
+def newest_state(work: Path) -> Path | None:
+    """The newest whole state folder, if any."""
+    states = [p for p in work.glob("state-*") if re.fullmatch(r"state-\d{8}", p.name)]
+    return max(states, key=lambda p: p.name, default=None)
+
+
+def train(
+    ctx: Context,
+    trainer: Trainer,
+    stream: Stream,
+    objective: Objective,
+    *,
+    sampler: Any = None,
+    prepare: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+    after: Callable[[int], None] = lambda step: None,
+    record_pairs: bool = False,
+) -> str:
+    """Train to the end, or until loss or gradient is not finite; returns the outcome: "ok" or what went wrong.
+
+    `after(step)` is called after every step, before any state that includes it is saved. Leaves `log.parquet` in
+    `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on.
+    """
+    log = Journal(ctx.work / "log")
+    recording = Journal(ctx.work / "recording", PAIR_SCHEMA)
+    state = newest_state(ctx.work)
+    if state is not None:
+        trainer.load(state, stream)
+        after(trainer.step)
+    log.rewind(trainer.step)
+    recording.rewind(trainer.step)
+    outcome, saved = "ok", time.monotonic()
+
+    def save() -> None:
+        log.flush(trainer.step)
+        recording.flush(trainer.step)
+        folder = ctx.work / f"state-{trainer.step:08d}"
+        trainer.save(folder, stream)
+        for old in ctx.work.glob("state-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+
+    for step in fit(trainer, stream, objective, sampler, prepare):
+        log.rows.append(log_row(step, stream))
+        if record_pairs:
+            recording.rows.extend(pair_to_row(p) for p in step.items)
+        if not step.finite:
+            outcome = f"diverged at step {step.number}: loss {step.loss}, gradient norm {step.grad_norm}"
+            break
+        after(step.number)
+        ctx.progress(step.number, trainer.how.steps, f"loss {step.loss:.3f}")
+        if time.monotonic() - saved > ctx.save_seconds and step.number < trainer.how.steps:
+            save()
+            saved = time.monotonic()
+    log.flush(trainer.step)
+    recording.flush(trainer.step)
+    rows = log.collect()
+    if record_pairs:
+        pairs = recording.collect()
+        write_rows(ctx.work / "recording.parquet", pairs, PAIR_SCHEMA)
+        count_pairs(rows, pairs, trainer.how.batch)
+    write_rows(ctx.work / "log.parquet", rows)
+    for folder in ("log", "recording"):
+        shutil.rmtree(ctx.work / folder)
+    for old in ctx.work.glob("state-*"):
+        shutil.rmtree(old)
+    return outcome
+
+
+def log_row(step: Step, stream: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": step.number, "loss": step.loss, "grad_norm": step.grad_norm}
+    row |= {"learning_rate": step.learning_rate, "responses_sampled": int(getattr(stream, "responses_sampled", 0))}
+    return row | step.metrics
+
+
+def count_pairs(rows: list[dict[str, Any]], pairs: Sequence[dict[str, Any]], batch: int) -> None:
+    """Add to each log row how many pairs, and how many distinct pairs, the run had trained on by then."""
+    seen: set[Any] = set()
+    for number, row in enumerate(rows):
+        seen.update(pair_from_row(p).key for p in pairs[number * batch : (number + 1) * batch])
+        row["pairs_seen"], row["pairs_distinct"] = (number + 1) * batch, len(seen)

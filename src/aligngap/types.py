@@ -1,0 +1,288 @@
+"""The records everything else is made of, and the narrow roles by which the rooms know each other.
+
+This module imports neither torch nor transformers, so that the reading side (statistics, hypotheses, report)
+can use it on any machine. It holds no behaviour beyond small derived properties: how a pair is written, labelled,
+batched or learned from lives in the rooms named after those verbs.
+
+Letters for shapes: B pairs, T tokens, V vocabulary, P prompts, S seeds. Units stand in names (`kl_nats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+
+class AligngapError(Exception):
+    """Bad input or a setting that cannot work: one line that says what, where and the remedy (exit code 2)."""
+
+
+class RunFailed(Exception):
+    """A step that started and could not finish (exit code 1)."""
+
+
+# ---------------------------------------------------------------------------------------------- text and tokens
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of a task: a prompt and two responses, the first preferred by the task's own rater."""
+
+    prompt_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task yields: comparisons split by prompt (no prompt in both splits), and what was left out and why."""
+
+    train: Sequence[Comparison]
+    test: Sequence[Comparison]
+    source: str
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text and as the policy's token ids (the ids are the truth; they are never made again)."""
+
+    id: str
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response as the policy's token ids, the closing EOS included when there is one.
+
+    `ended` says whether it closed with EOS; a response cut by the length limit has `ended=False`.
+    """
+
+    ids: tuple[int, ...]
+    ended: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two labelled responses to one prompt: the unit every stream serves and the one trainer learns from.
+
+    `p_chosen` is the probability, by the judge, that `chosen` is better: 1.0 for a hard label, 0.5 for a tie.
+    `judged_forward` / `judged_backward` are the judge's raw answers to (chosen, rejected) and (rejected, chosen),
+    kept so that position bias can be studied later. `ref_chosen` / `ref_rejected` are the reference's log-probabilities
+    of each response (sum over tokens, nats), stored once so that no replay runs the reference again.
+    `writer` names the weights that wrote the responses ("data" for a data set).
+    """
+
+    prompt: Prompt
+    chosen: Response
+    rejected: Response
+    p_chosen: float
+    judged_forward: float
+    judged_backward: float
+    writer: str
+    ref_chosen: float | None = None
+    ref_rejected: float | None = None
+
+    @property
+    def key(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        """What makes two pairs the same pair, whichever response the judge preferred."""
+        first, second = sorted((self.chosen.ids, self.rejected.ids))
+        return (self.prompt.id, first, second)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A pairwise judge's raw answers in both orders, each of shape [B], values in [0, 1].
+
+    `forward[i]` is its probability that a beats b when shown (a, b); `backward[i]` that b beats a when shown (b, a).
+    """
+
+    forward: np.ndarray
+    backward: np.ndarray
+
+    @property
+    def p_win(self) -> np.ndarray:
+        """Probability [B] that a beats b: the part of the answers that changes sign when a and b are swapped."""
+        return (self.forward + 1.0 - self.backward) / 2.0
+
+    @property
+    def hard(self) -> np.ndarray:
+        """Label [B]: 1 if a wins, 0 if b wins, 0.5 for a tie. The sign rule of arXiv 2405.08448, App. A.2."""
+        return (np.sign(self.forward - self.backward) + 1.0) / 2.0
+
+
+# --------------------------------------------------------------------------------------------------------- roles
+
+
+class Sampler(Protocol):
+    """The narrow view of a policy that a stream gets."""
+
+    @property
+    def key(self) -> str:
+        """Which weights these are, for instance "online-0@step40"."""
+        ...
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        """n responses to each prompt at temperature 1: a function of (weights, prompts, seed) and nothing else."""
+        ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Who labels. Swapping a and b swaps `forward` and `backward` of the answer."""
+
+    @property
+    def key(self) -> str: ...
+
+    def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement: ...
+
+
+class PairStream(Protocol):
+    """Where the pairs come from: the one thing in which online and offline differ."""
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly: counters, and what was written ahead. JSON values only."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Task(Protocol):
+    """Where prompts and comparisons come from. Built from a study's `task:` section; unknown keys are refused."""
+
+    def fingerprint(self) -> str:
+        """A hash of what would be loaded (file contents, generator settings): part of every artifact's key."""
+        ...
+
+    def load(self, seed: int) -> TaskData: ...
+
+
+class Progress(Protocol):
+    """How long work says where it is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its doubt: never reported bare. `se` is nan where it is undefined (n < 2)."""
+
+    value: float
+    se: float
+    n: int
+    how: str = ""
+
+    @classmethod
+    def mean(cls, x: Sequence[float] | np.ndarray, how: str = "mean over prompts") -> Estimate:
+        """The mean of independent values and its standard error s / sqrt(n); nan where undefined."""
+        a = np.asarray(x, dtype=np.float64)
+        if a.size == 0:
+            return cls(float("nan"), float("nan"), 0, how)
+        se = float(a.std(ddof=1) / np.sqrt(a.size)) if a.size > 1 else float("nan")
+        return cls(float(a.mean()), se, int(a.size), how)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ± {self.se:.3f} (n={self.n})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A hypothesis's outcome by a rule declared before the runs."""
+
+    name: str
+    outcome: str  # "supported", "contradicted" or "inconclusive"
+    rule: str
+    effect: Estimate
+    interval: tuple[float, float]
+    reason: str
+
+
+RECORDS_FORMAT = 1
+
+#: Columns of `records.parquet`: one row per checkpoint and opponent. name -> (dtype, meaning)
+RECORD_COLUMNS: dict[str, tuple[str, str]] = {
+    "study": ("str", "name of the study"),
+    "arm": ("str", "name of the arm (a stream)"),
+    "run": ("str", "unique name of the run: arm, hyper-parameters, seed"),
+    "config": ("str", "the run's hyper-parameters without the seed, for instance `beta=0.1 learning_rate=1e-05`"),
+    "seed": ("int", "seed of the run; the whole pipeline is repeated per seed"),
+    "loss": ("str", "name of the loss"),
+    "beta": ("float", "regularisation strength of the loss"),
+    "learning_rate": ("float", "peak learning rate"),
+    "step": ("int", "optimiser steps taken; 0 is the SFT policy"),
+    "opponent": ("str", "whom the win rate is against: golden_policy, sft or chosen"),
+    "kl_nats": ("float", "KL(policy || reference): exact per token over the vocabulary, along own samples, per response"),
+    "kl_nats_se": ("float", "standard error over prompts"),
+    "kl_k1_nats": ("float", "mean log-ratio on own samples: the plain estimator of the same KL, for comparison"),
+    "forward_kl_nats": ("float", "KL(reference || policy), exact per token, along the reference's samples"),
+    "forward_kl_nats_se": ("float", "standard error over prompts"),
+    "win_rate": ("float", "share of prompts won against the opponent by the golden judge, a tie counting one half"),
+    "win_rate_se": ("float", "standard error over prompts"),
+    "ties": ("int", "number of prompts on which the golden judge said tie"),
+    "proxy_win_rate": ("float", "the same by the proxy judge"),
+    "proxy_win_rate_se": ("float", "standard error over prompts"),
+    "oracle_win_rate": ("float", "the same by the task's true preference, where the task has one (sandbox); else nan"),
+    "oracle_win_rate_se": ("float", "standard error over prompts"),
+    "proxy_agreement": ("float", "share of prompts on which proxy and golden judge agree about policy against opponent"),
+    "prompts": ("int", "number of prompts behind the row"),
+    "accuracy": ("float", "policy as pairwise classifier on held-out D_golden: share with log-ratio margin > 0"),
+    "accuracy_se": ("float", "standard error over pairs"),
+    "accuracy_pairs": ("int", "number of held-out pairs"),
+    "chosen_log_ratio": ("float", "mean log pi/pi_ref of the golden winners of held-out D_golden, nats"),
+    "chosen_log_ratio_se": ("float", "standard error over pairs"),
+    "rejected_log_ratio": ("float", "the same of the losers"),
+    "rejected_log_ratio_se": ("float", "standard error over pairs"),
+    "length_tokens": ("float", "mean response length, EOS included"),
+    "opponent_length_tokens": ("float", "the same of the opponent"),
+    "entropy_nats": ("float", "mean entropy of the next-token distribution along own samples, per token"),
+    "unended": ("float", "share of responses cut by the length limit"),
+    "pairs_seen": ("int", "pairs trained on so far"),
+    "pairs_distinct": ("int", "distinct pairs among them"),
+    "responses_sampled": ("int", "responses generated for training so far"),
+    "outcome": ("str", "`ok`, or why the run stopped"),
+}
+
+#: Columns of `per_prompt.parquet`: one row per checkpoint, opponent and prompt; the same prompts in every arm.
+PER_PROMPT_COLUMNS: dict[str, tuple[str, str]] = {
+    "run": ("str", "as in records"),
+    "arm": ("str", "as in records"),
+    "seed": ("int", "as in records"),
+    "step": ("int", "as in records"),
+    "opponent": ("str", "as in records"),
+    "prompt_id": ("str", "which prompt"),
+    "win": ("float", "golden judge: 1 win, 0 loss, 0.5 tie"),
+    "proxy_win": ("float", "proxy judge, likewise"),
+    "oracle_win": ("float", "true preference, likewise; nan where there is none"),
+    "kl_nats": ("float", "exact per-token KL along this prompt's own sample"),
+    "length_tokens": ("int", "length of the policy's response"),
+    "opponent_length_tokens": ("int", "length of the opponent's response"),
+}
+
+#: Columns of `samples.parquet`: text of a few prompts per checkpoint, for people to read.
+SAMPLE_COLUMNS: dict[str, tuple[str, str]] = {
+    "run": ("str", "as in records"),
+    "arm": ("str", "as in records"),
+    "seed": ("int", "as in records"),
+    "step": ("int", "as in records"),
+    "prompt_id": ("str", "which prompt"),
+    "prompt": ("str", "its text"),
+    "response": ("str", "the policy's response"),
+    "ended": ("bool", "whether it closed with EOS"),
+}
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
