@@ -24,9 +24,7 @@ def pad(rows: Sequence[Ids], pad_id: int, side: Literal["left", "right"] = "righ
     width = max(1, max(map(len, rows), default=1))
     left = side == "left"
     ids = [[pad_id] * (width - len(r)) + list(r) if left else list(r) + [pad_id] * (width - len(r)) for r in rows]
-    mask = [
-        [0] * (width - len(r)) + [1] * len(r) if left else [1] * len(r) + [0] * (width - len(r)) for r in rows
-    ]
+    mask = [[0] * (width - len(r)) + [1] * len(r) if left else [1] * len(r) + [0] * (width - len(r)) for r in rows]
     return torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
 
 
@@ -63,7 +61,7 @@ def collate(prompts: Sequence[Ids], completions: Sequence[Ids], prompt_of: Seque
         raise ValueError(f"{len(completions)} completions but {len(owners)} owners")
     lengths = torch.tensor([len(c) for c in completions], dtype=torch.long)
     rows = torch.repeat_interleave(torch.arange(len(completions)), lengths)
-    columns = torch.cat([torch.arange(len(c)) for c in completions]) if completions else torch.zeros(0, dtype=torch.long)
+    columns = torch.cat([torch.arange(len(c)) for c in completions] or [torch.zeros(0, dtype=torch.long)])
     targets = torch.tensor([t for c in completions for t in c], dtype=torch.long)
     return Batch(
         tuple(prompts), tuple(completions), torch.tensor(owners, dtype=torch.long), rows, columns, targets, lengths

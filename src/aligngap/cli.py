@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Exit code 2 for bad input, 1 for a failed run; a traceback only with --debug."""
+"""The command line: parse, call, print.
+
+Exit code 2 for bad input, 1 for a failed run; a traceback only with --debug.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="aligngap",
-        description="How much better is it to align a language model online than offline, at the same KL budget, and why?",
+        description="At the same KL budget, how much better is it to align a language model online, and why?",
     )
     top.add_argument("--version", action="version", version=f"aligngap {__version__}")
     top.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -193,7 +196,8 @@ def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .study import packaged, parse_yaml
 
     if args.shelf == "studies":
-        rows = [(n, " ".join(str(parse_yaml(f.read_text(), n).get("question", "")).split())) for n, f in packaged().items()]
+        questions = {n: str(parse_yaml(f.read_text(), n).get("question", "")) for n, f in packaged().items()}
+        rows = [(n, " ".join(question.split())) for n, question in questions.items()]
         print_rows(["study", "question"], rows)
     else:
         print_rows([args.shelf, "object"], list(names(args.shelf).items()))

@@ -50,7 +50,8 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     for table, frames in tables.items():
         whole = pd.concat(frames, ignore_index=True) if frames else records.empty(columns[table])
         records.write_table(out / files[table], whole[list(columns[table])], columns[table])
-    write_text(out / "study.yaml", yaml.safe_dump(plan.study.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    resolved = plan.study.model_dump(mode="json")
+    write_text(out / "study.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return count
 

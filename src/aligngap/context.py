@@ -6,7 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .store import Store, write_text
 from .types import Judge, Pair, Progress
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .policy import Policy
     from .settings import ModelSpec
     from .steps import Align, Data, FitJudge, OracleJudge, Sft, Step
+
+T = TypeVar("T")
 
 CACHED = 24  # models and tables held by one process
 
@@ -43,14 +45,15 @@ class Context:
     def path(self, step: Step) -> Path:
         return self.store.path(step.name)
 
-    def cached(self, key: Hashable, build: Callable[[], Any]) -> Any:
+    def cached(self, key: Hashable, build: Callable[[], T]) -> T:
         """The value of `build`, kept in memory for the steps that follow."""
         if key not in self._cache:
             self._cache[key] = build()
             while len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
-        return self._cache[key]
+        found: T = self._cache[key]
+        return found
 
     def tokenizer(self, data: Data, model: ModelSpec) -> Any:
         """The study's tokenizer, or a pretrained model's own where the model comes with one."""
@@ -68,9 +71,14 @@ class Context:
         else:
             at = step.optimization.steps if checkpoint is None else checkpoint
             folder, key = step.checkpoint(self, at), f"{step.name}@step{at}"
-        build = lambda: Policy.load(folder, response_tokens=step.limits.response_tokens, key=key).to(self.device)  # noqa: E731
-        loaded: Policy = self.cached(key, build) if step.kind == "sft" else build()
-        return loaded
+
+        def build() -> Policy:
+            dropout = step.model.dropout if step.kind == "sft" else step.sft.model.dropout  # acts in training only
+            policy = Policy.load(folder, response_tokens=step.limits.response_tokens, key=key, dropout=dropout)
+            policy.to(self.device)
+            return policy
+
+        return self.cached(key, build) if step.kind == "sft" else build()
 
     def judge(self, step: FitJudge | OracleJudge) -> Judge:
         if step.kind == "oracle":
@@ -78,10 +86,10 @@ class Context:
             from .steps import build_task
 
             key = ("oracle", step.model_dump_json())
-            return self.cached(key, lambda: SandboxOracle(build_task(step.task), step.seed))  # type: ignore[no-any-return]
+            return self.cached(key, lambda: SandboxOracle(build_task(step.task), step.seed))
         from .judges.preference_model import PreferenceModel
 
-        return self.cached(step.name, lambda: PreferenceModel.load(self.path(step) / "model").to(self.device))  # type: ignore[no-any-return]
+        return self.cached(step.name, lambda: PreferenceModel.load(self.path(step) / "model").to(self.device))
 
     def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
         """Fill in the reference's log-probabilities, batch by batch, with progress."""

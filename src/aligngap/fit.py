@@ -24,16 +24,14 @@ from torch import Tensor, nn
 
 from .batch import collate
 from .losses import Loss, PairLogps, classified_right
+from .optimizers import build_optimizer
 from .policy import Policy, seeded
 from .seeding import derive
 from .settings import Optimization
 from .types import Pair, Sampler
 
-
-class Objective(Protocol):
-    """Per-item losses [B] of a batch of items, and per-item metrics [B] to report."""
-
-    def __call__(self, items: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]: ...
+#: Per-item losses [B] of a batch of items, and per-item metrics [B] to report.
+Objective = Callable[[Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Stream(Protocol):
@@ -63,19 +61,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, how: Optimization, seed: int) -> None:
         self.model, self.how, self.seed, self.step = model, how, seed, 0
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer: torch.optim.Optimizer
-        if how.optimizer == "adafactor":
-            from transformers.optimization import Adafactor
-
-            self.optimizer = Adafactor(
-                parameters, lr=how.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False,
-                weight_decay=how.weight_decay,
-            )  # fmt: skip
-        else:
-            self.optimizer = torch.optim.AdamW(
-                parameters, lr=how.learning_rate, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
-            )
+        self.optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], how)
 
     def learning_rate(self, step: int) -> float:
         """The rate of step number `step` (from 0): linear warm-up, then constant, linear to 0 or cosine to 0."""
@@ -183,8 +169,9 @@ def with_reference(reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs with the reference's log-probabilities filled in where they are not stored yet."""
     if all(p.ref_chosen is not None and p.ref_rejected is not None for p in pairs):
         return list(pairs)
-    with torch.no_grad():
-        chosen, rejected = pair_logps(reference, pairs)
+    # With gradient, as the policy's forward is: T5's attention takes another kernel without, and h would not be 0.
+    with torch.enable_grad():
+        chosen, rejected = (logps.detach() for logps in pair_logps(reference, pairs))
     return [
         p if p.ref_chosen is not None else replace(p, ref_chosen=float(c), ref_rejected=float(r))
         for p, c, r in zip(pairs, chosen.cpu(), rejected.cpu(), strict=True)

@@ -10,6 +10,7 @@ What this module leaves out: how log-probabilities are computed (`policy.py`) an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -58,8 +59,14 @@ class Loss(Protocol):
 
 
 def _check_beta(beta: float) -> None:
-    if not beta > 0:
-        raise AligngapError(f"loss.beta is {beta}: the regularisation strength must be positive")
+    number = isinstance(beta, int | float) and not isinstance(beta, bool)
+    if not number or not 0 < beta < math.inf:
+        raise AligngapError(f"loss.beta is {beta!r}: the regularisation strength must be a positive number")
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise AligngapError(f"loss.{name} is {value!r}: must be {' or '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class IPO:
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
+        _check_choice("form", self.form, ("beta_h", "target"))
+        _check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def __call__(self, x: PairLogps) -> Tensor:
         z = self.beta * x.margin(self.reduction)
@@ -93,6 +102,7 @@ class DPO:
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
+        _check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def __call__(self, x: PairLogps) -> Tensor:
         z = self.beta * x.margin(self.reduction)
@@ -108,6 +118,9 @@ class BestOfTwo:
     """
 
     reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        _check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def __call__(self, x: PairLogps) -> Tensor:
         chosen, rejected = x.policy_chosen, x.policy_rejected

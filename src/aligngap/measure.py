@@ -123,7 +123,8 @@ def measure(
         "entropy_nats": float(scores.entropy.sum() / scores.tokens.sum()),
         "unended": float(np.mean([not r.ended for r in own])),
     }
-    rows, per_prompt = [], []
+    rows: list[dict[str, Any]] = []
+    per_prompt: list[dict[str, Any]] = []
     for opponent in opponents:
         won = {name: wins(j.judge(prompts, own, opponent.responses), len(prompts)) for name, j in judges.items()}
         golden, proxy = won["golden"], won["proxy"]

@@ -10,6 +10,8 @@ What this module leaves out: padding (`batch.py`), the generation engine (`rollo
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +28,9 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
+from transformers.utils import logging as transformers_logging
 
 from . import rollout
 from .batch import Batch, Ids, collate, pad
@@ -35,7 +39,9 @@ from .settings import ModelSpec
 from .types import AligngapError, Prompt, Response, chunks
 
 LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
-DROPOUT_FIELDS = ("dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+DROPOUT_FIELDS = (
+    "dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+)  # fmt: skip
 
 
 @contextmanager
@@ -47,10 +53,20 @@ def seeded(seed: int, device: torch.device) -> Any:
         yield
 
 
+def quiet() -> None:
+    """Silence transformers' warnings and progress bars in this process: the command shows its own progress."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """A tokenizer from a local folder or hub name; it must have an EOS and a padding token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        about = Path(path) / "tokenizer_config.json"
+        own = json.loads(about.read_text()).get("tokenizer_class") if about.is_file() else None
+        # A tokenizer that names no family is loaded as it is: beside a Qwen2 model, Auto would make it Qwen2's.
+        plain = own in ("TokenizersBackend", "PreTrainedTokenizerFast")
+        tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(str(path))
     except Exception as error:
         raise AligngapError(
             f"tokenizer {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
@@ -64,30 +80,30 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A model from scratch (a function of spec, tokenizer size and seed) or loaded from `spec.path`; in float32."""
     if spec.path is not None:
         return load_model(spec.path, spec.dropout)
-    config = AutoConfig.for_model(spec.model_type)
-    for name, value in spec.config.items():
-        if not hasattr(config, name):
+    known = AutoConfig.for_model(spec.model_type)
+    for name in spec.config:
+        if not hasattr(known, name):
             raise AligngapError(f"model.config.{name}: not a setting of a `{spec.model_type}` model")
-        setattr(config, name, value)
-    config = type(config)(**{**config.to_dict(), "vocab_size": len(tokenizer)})
-    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if config.is_encoder_decoder:
-        config.decoder_start_token_id = tokenizer.pad_token_id
-    set_dropout(config, spec.dropout)
-    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with seeded(seed, torch.device("cpu")):
-        try:
-            return maker.from_config(config, dtype=torch.float32)
-        except (ValueError, TypeError, AssertionError) as error:
-            raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
+    try:
+        # Made from the given settings only, so that what a family derives (head_dim, gated layers) follows them.
+        config = AutoConfig.for_model(spec.model_type, **{**spec.config, "vocab_size": len(tokenizer)})
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+        if config.is_encoder_decoder:
+            config.decoder_start_token_id = tokenizer.pad_token_id
+        set_dropout(config, spec.dropout)
+        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with seeded(seed, torch.device("cpu")):
+            model: PreTrainedModel = maker.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+            return model
+    except Exception as error:
+        raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
 
 
 def load_model(path: str | Path, dropout: float = 0.0) -> PreTrainedModel:
@@ -131,7 +147,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def to(self, device: torch.device) -> Any:
         self.model.to(device)
@@ -147,15 +164,15 @@ class Backbone:
         """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""
         batch = batch.to(self.device)
         if self.encoder_decoder:
-            states = self._decode(batch, *self.encode(batch.prompts, prompt_padding))
-            return states[batch.rows, batch.columns]
+            decoded = self._decode(batch, *self.encode(batch.prompts, prompt_padding))
+            return decoded[batch.rows, batch.columns]
         if any(len(p) == 0 for p in batch.prompts):
             raise AligngapError("an empty prompt: a decoder-only model needs at least one token before the response")
         owners = batch.prompt_of.tolist()
         whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
         ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
-        states = self.model.base_model(
+        states: Tensor = self.model.base_model(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             position_ids=positions.to(self.device),
@@ -184,21 +201,30 @@ class Backbone:
         return out
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of plain text. A vocabulary may hold "</s>" as a word of its own: inside data it is read in two parts."""
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    if not set(ids) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
+        return ids
+    inside = "|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in tokenizer.all_special_tokens if t[1:])
+    return [i for part in re.split(inside, text) for i in tokenizer.encode(part, add_special_tokens=False)]
+
+
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool, text: str) -> tuple[int, ...]:
     """Prompt ids: closed by EOS for an encoder (as T5 does), by the separator, if there is one, for a decoder."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = encode_text(tokenizer, text)
     close = tokenizer.eos_token_id if encoder_decoder else tokenizer.sep_token_id
     return (*ids, close) if close is not None else tuple(ids)
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> tuple[int, ...]:
     """Response ids, closed by EOS if it `ended`."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = encode_text(tokenizer, text)
     return (*ids, tokenizer.eos_token_id) if ended else tuple(ids)
 
 
 class Policy(Backbone):
-    """pi(response | prompt): differentiable log-probabilities, seeded samples at temperature 1, Hugging Face folders."""
+    """pi(response | prompt): differentiable log-probabilities, seeded samples at temperature 1, saving, loading."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, response_tokens: int, key: str = ""
@@ -221,7 +247,7 @@ class Policy(Backbone):
         return policy
 
     def save(self, path: str | Path) -> None:
-        """Write an ordinary Hugging Face folder (safetensors, configuration, tokenizer) that `from_pretrained` loads."""
+        """Write an ordinary Hugging Face folder (safetensors, configuration, tokenizer) for `from_pretrained`."""
         self.model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
 
@@ -287,13 +313,14 @@ class Policy(Backbone):
         ended = self.eos_id in row
         if ended:
             row = row[: row.index(self.eos_id) + 1]
-        return Response(row, ended, self.tokenizer.decode(row, skip_special_tokens=True))
+        return Response(row, ended, str(self.tokenizer.decode(list(row), skip_special_tokens=True)))
 
     @torch.no_grad()
     def check_head(self) -> None:
         """Compare our log-probabilities with the model's own forward pass, once, when weights are loaded."""
         vocabulary = self.model.config.vocab_size
-        prompt, completion = [3 % vocabulary, 5 % vocabulary, self.eos_id], [4 % vocabulary, 6 % vocabulary, self.eos_id]
+        prompt = [3 % vocabulary, 5 % vocabulary, self.eos_id]
+        completion = [4 % vocabulary, 6 % vocabulary, self.eos_id]
         batch = collate([prompt], [completion])
         ours = self.token_logps(batch)
         target = torch.tensor([completion], device=self.device)
@@ -305,5 +332,5 @@ class Policy(Backbone):
         theirs = torch.log_softmax(out.float(), -1).gather(-1, target.T).squeeze(-1)
         gap = float((ours - theirs).abs().max())
         if gap > 1e-3:
-            kind = self.model.config.model_type
-            raise AligngapError(f"model family `{kind}`: log-probabilities differ from its own forward by {gap:.2g} nats")
+            what = f"log-probabilities differ from its own forward by {gap:.2g} nats"
+            raise AligngapError(f"model family `{self.model.config.model_type}`: {what}")

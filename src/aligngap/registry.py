@@ -21,6 +21,10 @@ SHELVES: dict[str, dict[str, str]] = {
     "tasks": {
         "sandbox": "aligngap.tasks.sandbox:Sandbox",
         "pairs": "aligngap.tasks.pairs:PairsTask",
+        "tldr": "aligngap.tasks.tldr:TldrTask",
+        "helpful": "aligngap.tasks.hh:HelpfulTask",
+        "harmless": "aligngap.tasks.hh:HarmlessTask",
+        "arena": "aligngap.tasks.arena:ArenaTask",
     },
     "judges": {
         "preference-model": "aligngap.judges.preference_model:PreferenceModel",
@@ -60,6 +64,6 @@ def get(shelf: str, name: str) -> Any:
 
 
 def did_you_mean(name: str, known: Any) -> str:
-    """"; did you mean `x`?" for the nearest known name, else the list of known names."""
+    """The end of an error: "; did you mean `x`?" for the nearest known name, else the list of known names."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"

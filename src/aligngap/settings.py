@@ -5,6 +5,7 @@ YAML and `--set key=value` are two spellings of these classes. Defaults are the 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -23,10 +24,10 @@ class ModelSpec(Settings):
     num_decoder_layers, num_heads …); the vocabulary size comes from the tokenizer. `dropout` is 0 unless set.
     """
 
-    path: str | None = None
-    model_type: str = "t5"
-    config: dict[str, Any] = Field(default_factory=dict)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    path: str | None = Field(default=None, description="a local folder or a hub name; null: a model from scratch")
+    model_type: str = Field(default="t5", description="transformers' name of the family, if from scratch")
+    config: dict[str, Any] = Field(default_factory=dict, description="sizes of a model from scratch, by field name")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout in training; always off in measurement")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
@@ -41,31 +42,33 @@ class TokenizerSpec(Settings):
     "word" splits on white space (the sandbox); "bpe" is byte-level BPE with `vocabulary` entries.
     """
 
-    path: str | None = None
-    kind: Literal["word", "bpe"] = "bpe"
-    vocabulary: int = Field(default=2048, ge=260, le=500_000)
+    path: str | None = Field(default=None, description="a local folder or a hub name; null: train one on the task")
+    kind: Literal["word", "bpe"] = Field(default="bpe", description="what is trained: words, or byte-level BPE")
+    vocabulary: int = Field(default=2048, ge=260, le=500_000, description="most entries of a trained tokenizer")
 
 
 class Limits(Settings):
     """Longest prompt and response in tokens, EOS included. Longer rows of a data set are dropped and counted."""
 
-    prompt_tokens: int = Field(default=256, ge=1)
-    response_tokens: int = Field(default=128, ge=1)
+    prompt_tokens: int = Field(default=256, ge=1, description="longest prompt")
+    response_tokens: int = Field(default=128, ge=1, description="longest response, of the data and of the policy")
 
 
 class Optimization(Settings):
     """How steps are taken: the same fields, and in a study the same values, for every arm."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, description="optimiser steps")
     batch: int = Field(default=32, ge=1, description="items (pairs, responses) per optimiser step")
     micro_batch: int | None = Field(default=None, ge=1, description="items per backward pass; null: all at once")
-    learning_rate: float = Field(default=1e-5, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="the learning rate after warm-up: constant, or down to 0 at the last step"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    optimizer: Literal["adamw", "adafactor"] = Field(default="adamw", description="the optimiser")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of AdamW")
+    eps: float = Field(default=1e-8, gt=0, description="of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="of either optimiser")
     grad_clip: float | None = Field(default=1.0, gt=0, description="norm to which gradients are clipped; null: never")
 
 
@@ -76,9 +79,9 @@ class JudgeSpec(Settings):
     null: the study's `sft` section), as the paper initialises its models from supervised checkpoints.
     """
 
-    model: ModelSpec | None = None
-    pretrain: Optimization | None = None
-    optimization: Optimization
+    model: ModelSpec | None = Field(default=None, description="its backbone; null: the policy's specification")
+    pretrain: Optimization | None = Field(default=None, description="fine-tuning of its backbone; null: as `sft`")
+    optimization: Optimization = Field(description="how it learns the labels")
     labels: int | None = Field(default=None, ge=2, description="number of training pairs; null: all of them")
 
 
@@ -87,7 +90,7 @@ class LossSpec(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = "ipo"
+    name: str = Field(default="ipo", description="a registered loss; its hyper-parameters stand beside it")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,8 +100,8 @@ class LossSpec(BaseModel):
 class Recipe(Settings):
     """The one recipe of a study: there is nowhere to put a setting for one arm only."""
 
-    loss: LossSpec = Field(default_factory=LossSpec)
-    optimization: Optimization
+    loss: LossSpec = Field(default_factory=LossSpec, description="the loss on pairs")
+    optimization: Optimization = Field(description="how every arm is trained")
 
 
 class Arm(Settings):
@@ -109,12 +112,14 @@ class Arm(Settings):
     shuffled, window:K), with the labels they had.
     """
 
-    behavior: Literal["policy", "dataset", "recording"]
-    judge: Literal["golden", "proxy", "oracle"] | None = None
-    sync_every: int = Field(default=1, ge=1)
-    soft_labels: bool = False
-    of: str | None = None
-    order: str = "in-order"
+    behavior: Literal["policy", "dataset", "recording"] = Field(description="who writes the two responses")
+    judge: Literal["golden", "proxy", "oracle"] | None = Field(
+        default=None, description="who labels them; needed unless the pairs are a recording"
+    )
+    sync_every: int = Field(default=1, ge=1, description="batches the policy writes before it is refreshed; 1: online")
+    soft_labels: bool = Field(default=False, description="labels are the judge's probabilities, not their sign")
+    of: str | None = Field(default=None, description="the arm whose recording is replayed")
+    order: str = Field(default="in-order", description="of a recording: in-order, reversed, shuffled or window:K")
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Arm:
@@ -136,9 +141,11 @@ class Arm(Settings):
 class Sweep(Settings):
     """A grid that multiplies the named arms; other arms run the recipe as it stands. `why` names the protocol."""
 
-    axes: dict[Literal["beta", "learning_rate", "steps"], list[float]]
-    arms: list[str]
-    why: str
+    axes: dict[Literal["beta", "learning_rate", "steps"], list[float]] = Field(
+        description="values per axis: beta, learning_rate, steps; every combination is run"
+    )
+    arms: list[str] = Field(description="the arms that are swept")
+    why: str = Field(description="which protocol this is")
 
     @field_validator("axes")
     @classmethod
@@ -148,6 +155,10 @@ class Sweep(Settings):
                 raise ValueError(f"axis `{name}` has no values")
             if len(set(values)) != len(values):
                 raise ValueError(f"axis `{name}` names a value twice")
+            if not all(math.isfinite(v) and v > 0 for v in values):
+                raise ValueError(f"axis `{name}`: every value must be positive")
+            if name == "steps" and not all(v == int(v) for v in values):
+                raise ValueError("axis `steps`: every value must be a whole number")
         return axes
 
 
@@ -158,14 +169,18 @@ class MeasurementSpec(Settings):
     and the run's last step is always measured. `split` says which prompts are used: the paper uses those it trained on.
     """
 
-    checkpoints: list[int] = Field(default_factory=lambda: [10, 20, 40, 80, 160, 320, 640])
-    prompts: int = Field(default=512, ge=2)
+    checkpoints: list[int] = Field(
+        default_factory=lambda: [10, 20, 40, 80, 160, 320, 640], description="optimiser steps that are measured"
+    )
+    prompts: int = Field(default=512, ge=2, description="prompts behind KL and win rates")
     kl_prompts: int = Field(default=256, ge=2, description="prompts behind the forward KL; at most `prompts`")
     pairs: int = Field(default=1024, ge=2, description="held-out pairs for accuracy and log-ratios")
-    opponents: list[Literal["golden_policy", "sft", "chosen"]] = ["golden_policy", "sft", "chosen"]
-    split: Literal["train", "test"] = "train"
+    opponents: list[Literal["golden_policy", "sft", "chosen"]] = Field(
+        default=["golden_policy", "sft", "chosen"], description="whom the win rates are against; sft is always there"
+    )
+    split: Literal["train", "test"] = Field(default="train", description="which prompts are used")
     samples: int = Field(default=8, ge=0, description="responses kept as text, per checkpoint")
-    batch: int = Field(default=128, ge=1)
+    batch: int = Field(default=128, ge=1, description="responses per forward pass in measurement")
 
     @field_validator("checkpoints")
     @classmethod
@@ -178,21 +193,25 @@ class MeasurementSpec(Settings):
 class Study(Settings):
     """A whole study: one task, one recipe, one measurement, and arms that differ only in their stream."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    question: str
-    task: dict[str, Any]
-    tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec)
-    limits: Limits = Field(default_factory=Limits)
-    policy: ModelSpec
-    sft: Optimization
-    golden: JudgeSpec
-    proxy: JudgeSpec
-    recipe: Recipe
-    measurement: MeasurementSpec = Field(default_factory=MeasurementSpec)
-    arms: dict[str, Arm] = Field(min_length=1)
-    sweep: list[Sweep] = Field(default_factory=list)
-    compare: tuple[str, str] = ("online", "offline")
-    seeds: int | list[int] = 1
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$", description="lower case, digits, hyphens; names the output folder"
+    )
+    question: str = Field(description="what the study asks, in a sentence")
+    task: dict[str, Any] = Field(description="`name` of a registered task, and that task's own settings beside it")
+    tokenizer: TokenizerSpec = Field(default_factory=TokenizerSpec, description="one tokenizer for the whole study")
+    limits: Limits = Field(default_factory=Limits, description="longest prompt and response")
+    policy: ModelSpec = Field(description="the model that is aligned")
+    sft: Optimization = Field(description="supervised fine-tuning on both responses of every pair")
+    golden: JudgeSpec = Field(description="the preference model that stands in for people; it relabels the data")
+    proxy: JudgeSpec = Field(description="the preference model that is trained on the relabelled data")
+    recipe: Recipe = Field(description="loss and optimisation of every arm")
+    measurement: MeasurementSpec = Field(default_factory=MeasurementSpec, description="the same for every arm")
+    arms: dict[str, Arm] = Field(min_length=1, description="named streams")
+    sweep: list[Sweep] = Field(default_factory=list, description="grids of hyper-parameters")
+    compare: tuple[str, str] = Field(default=("online", "offline"), description="two arms of this study to compare")
+    seeds: int | list[int] = Field(
+        default=1, description="a number (seeds 0, 1 …) or a list; all stages repeat per seed"
+    )
 
     @field_validator("seeds")
     @classmethod

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
 from . import registry
 from .seeding import derive
@@ -29,17 +29,18 @@ from .settings import (
     TokenizerSpec,
 )
 from .store import digest
-from .types import AligngapError, Prompt, Response, TaskData
+from .types import AligngapError, Prompt, Response
 
 if TYPE_CHECKING:
     from .context import Context
     from .types import Pair
 
-SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "<sep>"}
-
 
 class Step(Settings):
-    """Configuration, inputs and work of one artifact. Raise `version` when the same configuration gives other results."""
+    """Configuration, inputs and work of one artifact.
+
+    Raise `version` when the same configuration gives other results.
+    """
 
     version: ClassVar[int] = 1
     kind: str
@@ -69,7 +70,7 @@ class Step(Settings):
         return self.kind
 
     def units(self) -> float:
-        """Rough amount of work: tokens processed times parameters-per-token, for `plan`; see `study.forecast`."""
+        """Rough amount of work, in forward passes of one response or so; see `forecast.py`."""
         return 1.0
 
     def run(self, ctx: Context) -> dict[str, Any]:
@@ -106,6 +107,7 @@ class Data(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         from .policy import encode_prompt, encode_response, is_encoder_decoder
         from .tables import write_rows
+        from .tokenizer import make_tokenizer
 
         loaded = build_task(self.task).load(self.seed)
         tokenizer = make_tokenizer(self.tokenizer, loaded)
@@ -122,7 +124,8 @@ class Data(Step):
                     reason = f"{split}: a response over {self.limits.response_tokens} tokens"
                 else:
                     row = {"split": split, "prompt_id": c.prompt_id, "prompt": c.prompt, "prompt_ids": prompt_ids}
-                    row |= {"chosen": c.chosen, "chosen_ids": sides[0], "rejected": c.rejected, "rejected_ids": sides[1]}
+                    row |= {"chosen": c.chosen, "chosen_ids": sides[0]}
+                    row |= {"rejected": c.rejected, "rejected_ids": sides[1]}
                     rows.append(row)
                     continue
                 dropped[reason] = dropped.get(reason, 0) + 1
@@ -130,8 +133,9 @@ class Data(Step):
         for split, count in counts.items():
             if count < 2:
                 raise AligngapError(
-                    f"task {self.task['name']} ({loaded.source}): {count} usable {split} rows after dropping {dropped}; "
-                    "at least 2 are needed: raise limits.prompt_tokens or limits.response_tokens, or bring more rows"
+                    f"task {self.task['name']} ({loaded.source}): {count} usable {split} rows after dropping "
+                    f"{dropped}; at least 2 are needed: raise limits.prompt_tokens or limits.response_tokens, or bring "
+                    "more rows"
                 )
         write_rows(ctx.work / "data.parquet", rows)
         return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
@@ -187,34 +191,6 @@ def explain(error: Any, prefix: str = "") -> str:
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     more = f" [and {error.error_count() - 1} more]" if error.error_count() > 1 else ""
     return f"{where.rstrip('.') or 'study'}: {message}{shown}{more}"
-
-
-def make_tokenizer(spec: TokenizerSpec, data: TaskData) -> Any:
-    """Load `spec.path`, or train on the training split's text; special-token strings inside data stay plain text."""
-    from .policy import load_tokenizer
-
-    if spec.path is not None:
-        return load_tokenizer(spec.path)
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    special = list(SPECIAL_TOKENS.values())
-    text = (t for c in data.train for t in (c.prompt, c.chosen, c.rejected))
-    trainer: Any
-    if spec.kind == "word":
-        tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer = trainers.WordLevelTrainer(vocab_size=spec.vocabulary, special_tokens=special, show_progress=False)
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=spec.vocabulary, special_tokens=special, show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )  # fmt: skip
-    tokenizer.train_from_iterator(text, trainer=trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **SPECIAL_TOKENS)
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -299,7 +275,7 @@ class FitJudge(Step):
             keep = np.random.default_rng(derive(self.seed, "labels")).permutation(len(pairs))[: self.spec.labels]
             pairs = [pairs[int(i)] for i in sorted(keep)]
         folder = ctx.path(self.backbone) / "policy"
-        model = load_model(folder, self.spec.model.dropout if self.spec.model else 0.0)
+        model = load_model(folder, self.backbone.model.dropout)
         tokenizer = ctx.tokenizer(self.data, self.backbone.model)
         judge = PreferenceModel(model, tokenizer, key=self.name, seed=derive(self.seed, "head")).to(ctx.device)
         swaps = np.random.default_rng(derive(self.seed, "shown order"))
@@ -450,11 +426,20 @@ class Align(Step):
 
 def build_loss(spec: LossSpec) -> Any:
     """The loss a study names, with its hyper-parameters; a wrong one is refused in one line."""
+    from pydantic import TypeAdapter, ValidationError
+
     maker = registry.get("losses", spec.name)
     known = getattr(maker, "__dataclass_fields__", {})
-    for option in spec.options:
+    types = get_type_hints(maker)
+    for option, value in spec.options.items():
         if option not in known:
-            raise AligngapError(f"recipe.loss.{option}: not a setting of `{spec.name}`{registry.did_you_mean(option, known)}")
+            hint = registry.did_you_mean(option, known)
+            raise AligngapError(f"recipe.loss.{option}: not a setting of `{spec.name}`{hint}")
+        try:
+            TypeAdapter(types[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = error.errors(include_url=False)[0]["msg"]
+            raise AligngapError(f"recipe.loss.{option}: {what} (given: {value!r})") from error
     return maker(**spec.options)
 
 
@@ -549,7 +534,7 @@ class Measure(Step):
                 ctx.write_json(part, {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples})
             done.append(step)
         for table in ("rows", "per_prompt", "samples"):
-            rows = []
+            rows: list[dict[str, Any]] = []
             for step in done:
                 read = json.loads((ctx.work / f"measured-{step:06d}.json").read_text())[table]
                 rows.extend({"step": step, **row} for row in read)
@@ -567,12 +552,11 @@ class Measure(Step):
 for _step in (FitJudge, Relabel, Align, Responses, Measure):
     _step.model_rebuild()
 
-STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in (Data, Sft, FitJudge, Relabel, Align, Responses, Measure)}
+KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Align, Responses, Measure)
+STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 
 
 def step_from_json(text: str) -> Step:
     """The inverse of `step.model_dump_json()`, for a worker process."""
     raw = json.loads(text)
     return STEPS[raw["kind"]].model_validate(raw)
-
-

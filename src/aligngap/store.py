@@ -77,7 +77,7 @@ class Store:
 
     @contextmanager
     def making(self, name: str, wait_seconds: float = -1) -> Iterator[Path | None]:
-        """The folder to work in, held by this process alone; None when somebody else has made the artifact meanwhile."""
+        """The folder to work in, held by this process alone; None if somebody else has made the artifact meanwhile."""
         lock = FileLock(str(self.root / "partial" / f"{name}.lock"))
         try:
             with lock.acquire(timeout=wait_seconds):
@@ -88,7 +88,8 @@ class Store:
                 work.mkdir(parents=True, exist_ok=True)
                 yield work
         except Timeout as error:
-            raise AligngapError(f"{self.partial(name)}: another process is making this; wait for it or stop it") from error
+            what = "another process is making this; wait for it or stop it"
+            raise AligngapError(f"{self.partial(name)}: {what}") from error
 
     def finish(self, name: str, manifest: Mapping[str, Any]) -> Path:
         """Turn the work folder into the artifact: manifest last, then one rename."""

@@ -12,7 +12,6 @@ pair and not of where it came from (`fit.with_reference`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -200,9 +199,7 @@ def label(
         forward, backward = float(judged.forward[i]), float(judged.backward[i])
         if swap:
             forward, backward = backward, forward
-        pairs.append(
-            Pair(prompt, chosen, rejected, float(1 - p[i] if swap else p[i]), forward, backward, writer)
-        )
+        pairs.append(Pair(prompt, chosen, rejected, float(1 - p[i] if swap else p[i]), forward, backward, writer))
     return pairs
 
 
@@ -211,14 +208,14 @@ def pair_to_row(pair: Pair) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "prompt_ids": list(pair.prompt.ids)}
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         row |= {side: response.text, f"{side}_ids": list(response.ids), f"{side}_ended": response.ended}
-    rest = asdict(pair)
-    return row | {k: rest[k] for k in ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected")}
+    rest = ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected")
+    return row | {name: getattr(pair, name) for name in rest}
 
 
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
     """The inverse of `pair_to_row`, exactly."""
     sides = [
-        Response(tuple(int(t) for t in row[f"{s}_ids"]), bool(row[f"{s}_ended"]), row[s]) for s in ("chosen", "rejected")
+        Response(tuple(map(int, row[f"{s}_ids"])), bool(row[f"{s}_ended"]), row[s]) for s in ("chosen", "rejected")
     ]
     prompt = Prompt(row["prompt_id"], row["prompt"], tuple(int(t) for t in row["prompt_ids"]))
     refs = [None if row[k] is None or row[k] != row[k] else float(row[k]) for k in ("ref_chosen", "ref_rejected")]

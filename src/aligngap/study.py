@@ -102,8 +102,10 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
     except ValidationError as error:
         raise AligngapError(f"{name}: {explain(error)}") from error
     try:
-        for _, loss, _ in settings_of(study, next(iter(study.arms))):
-            build_loss(loss)
+        build_loss(study.recipe.loss)
+        for arm in study.arms:
+            for _, loss, _ in settings_of(study, arm):
+                build_loss(loss)
         task = build_task(study.task)
         for arm, spec in study.arms.items():
             if spec.judge == "oracle" and not has_oracle(task):
@@ -199,7 +201,8 @@ def expand(study: Study) -> Plan:
 
         def align(
             arm: Arm, loss: Any, how: Any, run_seed: int, recording: Align | None = None,
-            data: Data = data, policy: Sft = policy, judges: dict[str | None, Any] = judges, d_golden: Relabel = d_golden,
+            data: Data = data, policy: Sft = policy, d_golden: Relabel = d_golden,
+            judges: dict[str | None, Any] = judges,
         ) -> Align:  # fmt: skip
             judge = judges[arm.judge]
             dataset = None
@@ -219,8 +222,9 @@ def expand(study: Study) -> Plan:
 
         def responses(policy: Sft | Align, data: Data = data, seed: int = seed) -> Responses:
             return Responses(
-                data=data, policy=policy, measurement=study.measurement, limits=study.limits, seed=derive(seed, "opponents")
-            )
+                data=data, policy=policy, measurement=study.measurement, limits=study.limits,
+                seed=derive(seed, "opponents"),
+            )  # fmt: skip
 
         opponents = {"sft": responses(policy)}
         if "golden_policy" in study.measurement.opponents:
@@ -243,16 +247,11 @@ def expand(study: Study) -> Plan:
             for config, loss, how in settings_of(study, name):
                 recording = None
                 if arm.of is not None:
-                    recording = own.setdefault(
-                        arm.of, align(study.arms[arm.of], *base, derive(seed, "run"))
-                    )
+                    recording = own.setdefault(arm.of, align(study.arms[arm.of], *base, derive(seed, "run")))
                 run = align(arm, loss, how, derive(seed, "run"), recording)
-                runs.append(
-                    Run(
-                        f"{name} {config} seed={seed}", name, config, seed, float(loss.options.get("beta", float("nan"))),
-                        how.learning_rate, run, measure(run),
-                    )  # fmt: skip
-                )
+                beta = float(loss.options.get("beta", float("nan")))
+                title = f"{name} {config} seed={seed}"
+                runs.append(Run(title, name, config, seed, beta, how.learning_rate, run, measure(run)))
     return Plan(study, runs, start)
 
 

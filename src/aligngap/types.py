@@ -109,12 +109,14 @@ class Judgement:
     @property
     def p_win(self) -> np.ndarray:
         """Probability [B] that a beats b: the part of the answers that changes sign when a and b are swapped."""
-        return (self.forward + 1.0 - self.backward) / 2.0
+        p: np.ndarray = (self.forward + 1.0 - self.backward) / 2.0
+        return p
 
     @property
     def hard(self) -> np.ndarray:
         """Label [B]: 1 if a wins, 0 if b wins, 0.5 for a tie. The sign rule of arXiv 2405.08448, App. A.2."""
-        return (np.sign(self.forward - self.backward) + 1.0) / 2.0
+        label: np.ndarray = (np.sign(self.forward - self.backward) + 1.0) / 2.0
+        return label
 
 
 # --------------------------------------------------------------------------------------------------------- roles
@@ -222,7 +224,10 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "learning_rate": ("float", "peak learning rate"),
     "step": ("int", "optimiser steps taken; 0 is the SFT policy"),
     "opponent": ("str", "whom the win rate is against: golden_policy, sft or chosen"),
-    "kl_nats": ("float", "KL(policy || reference): exact per token over the vocabulary, along own samples, per response"),
+    "kl_nats": (
+        "float",
+        "KL(policy || reference) per response: exact per token over the vocabulary, along own samples",
+    ),
     "kl_nats_se": ("float", "standard error over prompts"),
     "kl_k1_nats": ("float", "mean log-ratio on own samples: the plain estimator of the same KL, for comparison"),
     "forward_kl_nats": ("float", "KL(reference || policy), exact per token, along the reference's samples"),
@@ -234,7 +239,10 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "proxy_win_rate_se": ("float", "standard error over prompts"),
     "oracle_win_rate": ("float", "the same by the task's true preference, where the task has one (sandbox); else nan"),
     "oracle_win_rate_se": ("float", "standard error over prompts"),
-    "proxy_agreement": ("float", "share of prompts on which proxy and golden judge agree about policy against opponent"),
+    "proxy_agreement": (
+        "float",
+        "share of prompts on which proxy and golden judge say the same of policy and opponent",
+    ),
     "prompts": ("int", "number of prompts behind the row"),
     "accuracy": ("float", "policy as pairwise classifier on held-out D_golden: share with log-ratio margin > 0"),
     "accuracy_se": ("float", "standard error over pairs"),

@@ -111,32 +111,60 @@ def make(
                             )
                         )
                         se = float(win.std(ddof=1) / np.sqrt(prompts))
-                        row: dict[str, object] = {name_: np.nan for name_ in RECORD_COLUMNS}
+                        row: dict[str, object] = dict.fromkeys(RECORD_COLUMNS, np.nan)
                         row.update(
-                            study="synthetic", arm=arm, run=run, config=name, seed=seed, loss="ipo", beta=beta,
-                            learning_rate=lr, step=step, opponent=opponent, kl_nats=float(kl_each.mean()),
-                            kl_nats_se=float(kl_each.std(ddof=1) / np.sqrt(prompts)), kl_k1_nats=kl,
-                            forward_kl_nats=kl * 1.1, forward_kl_nats_se=0.05, win_rate=float(win.mean()),
-                            win_rate_se=se, ties=0, proxy_win_rate=float(proxy.mean()),
+                            study="synthetic",
+                            arm=arm,
+                            run=run,
+                            config=name,
+                            seed=seed,
+                            loss="ipo",
+                            beta=beta,
+                            learning_rate=lr,
+                            step=step,
+                            opponent=opponent,
+                            kl_nats=float(kl_each.mean()),
+                            kl_nats_se=float(kl_each.std(ddof=1) / np.sqrt(prompts)),
+                            kl_k1_nats=kl,
+                            forward_kl_nats=kl * 1.1,
+                            forward_kl_nats_se=0.05,
+                            win_rate=float(win.mean()),
+                            win_rate_se=se,
+                            ties=0,
+                            proxy_win_rate=float(proxy.mean()),
                             proxy_win_rate_se=float(proxy.std(ddof=1) / np.sqrt(prompts)),
-                            proxy_agreement=0.8, prompts=prompts,
+                            proxy_agreement=0.8,
+                            prompts=prompts,
                             accuracy=0.5 + (truth.accuracy_end - 0.5) * done + rng.normal(0, 0.01),
-                            accuracy_se=0.015, accuracy_pairs=1024, chosen_log_ratio=truth.chosen_end * done,
-                            chosen_log_ratio_se=0.4, rejected_log_ratio=1.3 * truth.chosen_end * done,
-                            rejected_log_ratio_se=0.4, length_tokens=float(length.mean()),
-                            opponent_length_tokens=10.0, entropy_nats=1.5 - 0.5 * done, unended=0.01 * done,
-                            pairs_seen=32 * step, pairs_distinct=min(32 * step, 8000),
-                            responses_sampled=64 * step if arm == "online" else 0, outcome="ok",
-                        )  # fmt: skip
+                            accuracy_se=0.015,
+                            accuracy_pairs=1024,
+                            chosen_log_ratio=truth.chosen_end * done,
+                            chosen_log_ratio_se=0.4,
+                            rejected_log_ratio=1.3 * truth.chosen_end * done,
+                            rejected_log_ratio_se=0.4,
+                            length_tokens=float(length.mean()),
+                            opponent_length_tokens=10.0,
+                            entropy_nats=1.5 - 0.5 * done,
+                            unended=0.01 * done,
+                            pairs_seen=32 * step,
+                            pairs_distinct=min(32 * step, 8000),
+                            responses_sampled=64 * step if arm == "online" else 0,
+                            outcome="ok",
+                        )
                         rows.append(row)
                         if opponent == opponents[0]:
                             for j in range(2):
                                 samples.append(
                                     {
-                                        "run": run, "arm": arm, "seed": seed, "step": step,
-                                        "prompt_id": str(ids[j]), "prompt": f"Write about topic {j}",
-                                        "response": f"{texts[j % len(texts)]} {arm} {step}", "ended": True,
-                                    }  # fmt: skip
+                                        "run": run,
+                                        "arm": arm,
+                                        "seed": seed,
+                                        "step": step,
+                                        "prompt_id": str(ids[j]),
+                                        "prompt": f"Write about topic {j}",
+                                        "response": f"{texts[j % len(texts)]} {arm} {step}",
+                                        "ended": True,
+                                    }
                                 )
     return (
         pd.DataFrame(rows, columns=list(RECORD_COLUMNS)),
@@ -179,11 +207,19 @@ def planted_clouds(
             wins = (u < p[..., None]).astype(np.float32).reshape(n * checkpoints, prompts)
             items.append(
                 Cloud(
-                    arm=arm, seed=seed, runs=tuple(f"{arm}-{seed}-{i}" for i in range(n)),
-                    configs=tuple(f"c{i}" for i in range(n)), run=np.repeat(np.arange(n), checkpoints),
-                    step=np.tile(np.arange(1, checkpoints + 1), n), kl=kl.ravel(),
-                    kl_se=np.zeros(n * checkpoints), win=wins.mean(axis=1, dtype=np.float64),
-                    win_se=np.full(n * checkpoints, 0.03), prompt_ids=ids, win_by_prompt=wins, kl_by_prompt=None,
-                )  # fmt: skip
+                    arm=arm,
+                    seed=seed,
+                    runs=tuple(f"{arm}-{seed}-{i}" for i in range(n)),
+                    configs=tuple(f"c{i}" for i in range(n)),
+                    run=np.repeat(np.arange(n), checkpoints),
+                    step=np.tile(np.arange(1, checkpoints + 1), n),
+                    kl=kl.ravel(),
+                    kl_se=np.zeros(n * checkpoints),
+                    win=wins.mean(axis=1, dtype=np.float64),
+                    win_se=np.full(n * checkpoints, 0.03),
+                    prompt_ids=ids,
+                    win_by_prompt=wins,
+                    kl_by_prompt=None,
+                )
             )
     return Clouds(tuple(items))

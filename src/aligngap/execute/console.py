@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -55,7 +56,8 @@ def watch(local: Local, plan: Plan) -> Outcome:
     live = console.is_terminal
     running: dict[str, tuple[Step, Any]] = {}
     last_line = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    title, state = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    columns = (title, BarColumn(bar_width=24), state, TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not live) as bar:
         whole = bar.add_task(f"{plan.study.name}", total=max(1, len(todo)), note="")
         for event, step, message in local.run(steps):
@@ -131,19 +133,18 @@ def print_plan(plan: Plan, store: Store, out: Path) -> None:
         rows.append((names[step.name], step.name, "there" if there else f"about {clock(seconds)}"))
     print_rows(["step", "artifact", "compute"], rows)
     print(
-        f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time for small models "
-        f"(`docs/cost.md` says how this is guessed); results go to {out}"
+        f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time for small "
+        f"models (a rough guess: `aligngap.forecast`); results go to {out}"
     )
 
 
 def print_records(records: pd.DataFrame) -> None:
     rows = []
     for (arm, opponent), group in records[records["step"] > 0].groupby(["arm", "opponent"], sort=False):
-        best = group.loc[group["win_rate"].idxmax()] if group["win_rate"].notna().any() else group.iloc[0]
-        rows.append(
-            (
-                str(arm), str(opponent), str(group["seed"].nunique()), f"{group['kl_nats'].min():.2f}–{group['kl_nats'].max():.2f}",
-                f"{best['win_rate']:.3f} ± {best['win_rate_se']:.3f}", f"{best['kl_nats']:.2f}", str(best["run"]), str(best["step"]),
-            )
-        )  # fmt: skip
+        place = int(np.nanargmax(group["win_rate"].to_numpy())) if group["win_rate"].notna().any() else 0
+        best = group.iloc[place]
+        kl_range = f"{group['kl_nats'].min():.2f}–{group['kl_nats'].max():.2f}"
+        highest = f"{best['win_rate']:.3f} ± {best['win_rate_se']:.3f}"
+        seeds, at = str(group["seed"].nunique()), f"{best['kl_nats']:.2f}"
+        rows.append((str(arm), str(opponent), seeds, kl_range, highest, at, str(best["run"]), str(best["step"])))
     print_rows(["arm", "opponent", "seeds", "KL (nats)", "highest win rate", "at KL", "run", "step"], rows)

@@ -84,13 +84,12 @@ def _start(root: str, device: str, threads: int, save_seconds: float, parent: in
     threading.Thread(target=leave_with_parent, daemon=True).start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
-    import transformers
 
     from ..context import Context
+    from ..policy import quiet
 
     torch.set_num_threads(threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     _worker["ctx"] = Context(Store(Path(root)), device, save_seconds)
 
 
@@ -103,11 +102,13 @@ def _work(text: str) -> tuple[str, str]:
     except AligngapError as error:
         return "bad input", str(error)
     except OSError as error:
-        return "failed", f"{error.filename or ctx.store.root}: {error.strerror or error}; free space or fix access, then repeat"
+        where = error.filename or ctx.store.root
+        return "failed", f"{where}: {error.strerror or error}; free space or fix access, then repeat"
     except Exception as error:  # the sweep goes on without this run; the traceback is kept beside its work
         log = ctx.store.partial(step.name).with_suffix(".error")
         write_text(log, traceback.format_exc())
-        return "failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} (traceback: {log})"
+        first_line = next(iter(str(error).splitlines()), "")
+        return "failed", f"{type(error).__name__}: {first_line} (traceback: {log})"
 
 
 class Local:
@@ -154,7 +155,8 @@ class Local:
                         try:
                             event, message = future.result()
                         except BrokenProcessPool as error:
-                            raise RunFailed("a worker process was killed; the same command goes on from where it was") from error
+                            what = "a worker process was killed; the same command goes on from where it was"
+                            raise RunFailed(what) from error
                         if event in ("made", "found"):
                             done.add(step.name)
                         else:

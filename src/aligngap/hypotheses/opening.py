@@ -7,6 +7,7 @@ Leaves out: a correction for judging four assertions at once; each verdict stand
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 
@@ -25,9 +26,9 @@ SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusi
 NO_FALL = 0.02
 
 RULE_R1 = (
-    "Fall = win rate of the arm's best checkpoint (chosen on half of the prompts, scored on the other half) minus that "
-    "of its largest-KL checkpoint. Supported if the 95% two-level interval of the fall lies above 0; contradicted if it "
-    f"lies below {NO_FALL}; else inconclusive."
+    "Fall = win rate of the arm's best checkpoint (chosen on three quarters of the prompts, scored on the rest) minus "
+    "that of its largest-KL checkpoint. Supported if the 95% two-level interval of the fall lies above 0; contradicted "
+    f"if it lies below {NO_FALL}; else inconclusive."
 )
 RULE_R2 = (
     "Supported if the 95% two-level interval of the difference online - offline, averaged over the common log-KL range "
@@ -38,16 +39,16 @@ RULE_R7 = (
     "two-level interval of offline - online lies above 0; contradicted if below 0; else inconclusive."
 )
 RULE_R8 = (
-    "Log-ratio of held-out D_golden winners at each run's last checkpoint, mean over an arm's runs. Supported if the 95% "
-    "two-level intervals lie below 0 in both arms and that of online - offline above 0; contradicted if the interval of "
-    "either arm lies above 0 or that of online - offline below 0; else inconclusive."
+    "Log-ratio of held-out D_golden winners at each run's last checkpoint, mean over an arm's runs. Supported if the "
+    "95% two-level intervals lie below 0 in both arms and that of online - offline above 0; contradicted if the "
+    "interval of either arm lies above 0 or that of online - offline below 0; else inconclusive."
 )
 
 #: what the paper says, to stand beside what was found
 CLAIMS: Mapping[str, str] = {
     "R1": "In both arms the win rate first rises and then falls as KL grows (Fig. 1).",
     "R2": "At equal KL online is generally higher, and its peak is higher, on all four tasks (Fig. 1).",
-    "R7": "As a classifier of D_golden the offline policy reaches 60-70%, the online policy about 50% (Figs 7, 8).",
+    "R7": "As a classifier of D_golden the offline policy reaches 60–70%, the online policy about 50% (Figs 7, 8).",
     "R8": "The log-probability of D_golden's winners falls in every arm, most for offline (Fig. 8).",
 }
 
@@ -95,18 +96,18 @@ def _r1(curve: ArmCurves | None, arm: str) -> Verdict:
     )
     if outcome != SUPPORTED:
         text += " A fall beyond the KL that was reached is not excluded."
-    return Verdict(name, outcome, RULE_R1, effect, interval, text + _one_seed(len(curve.seeds)))
+    return _verdict(name, outcome, RULE_R1, effect, interval, text + _one_seed(len(curve.seeds)))
 
 
 def _r2(c: Comparison) -> Verdict:
     if not c.defined:
         return _undefined("R2", RULE_R2, " ".join(c.warnings))
     text = (
-        f"{c.a} - {c.b} is {c.average.value:+.3f} over {c.common_kl[0]:.2g} to {c.common_kl[1]:.3g} nats; of the "
+        f"{c.a} − {c.b} is {c.average.value:+.3f} over {c.common_kl[0]:.2g} to {c.common_kl[1]:.2g} nats; of the "
         f"peaks {c.peak.value:+.3f} ({c.peak_interval[0]:+.3f} to {c.peak_interval[1]:+.3f})."
     )
     outcome = decide(c.average_interval)
-    return Verdict("R2", outcome, RULE_R2, c.average, c.average_interval, text + _one_seed(len(c.seeds)))
+    return _verdict("R2", outcome, RULE_R2, c.average, c.average_interval, text + _one_seed(len(c.seeds)))
 
 
 def _r7(records: pd.DataFrame, online: str, offline: str) -> Verdict:
@@ -118,7 +119,7 @@ def _r7(records: pd.DataFrame, online: str, offline: str) -> Verdict:
     text = f"At the end {offline} classifies {each[offline].value[0]:.3f} and {online} {each[online].value[0]:.3f}."
     interval = found.interval()
     effect = found.estimate("offline - online accuracy at the end, arms as independent samples of pairs")
-    return Verdict("R7", decide(interval), RULE_R7, effect, interval, text + _one_seed(found.n))
+    return _verdict("R7", decide(interval), RULE_R7, effect, interval, text + _one_seed(found.n))
 
 
 def _r8(records: pd.DataFrame, online: str, offline: str) -> Verdict:
@@ -137,11 +138,11 @@ def _r8(records: pd.DataFrame, online: str, offline: str) -> Verdict:
     elif falls and order == SUPPORTED:
         outcome = SUPPORTED
     text = (
-        f"At the end the winners' log-ratio is {each[online].value[0]:+.2f} nats in {online} and "
-        f"{each[offline].value[0]:+.2f} in {offline}."
+        f"At the end the winners' log-ratio is {each[online].value[0]:+.1f} nats in {online} and "
+        f"{each[offline].value[0]:+.1f} in {offline}."
     )
     effect = found.estimate("online - offline log-ratio of winners at the end, nats")
-    return Verdict("R8", outcome, RULE_R8, effect, interval, text + _one_seed(found.n))
+    return _verdict("R8", outcome, RULE_R8, effect, interval, text + _one_seed(found.n))
 
 
 Ends = dict[int, tuple[float, float]]
@@ -183,12 +184,19 @@ def _noise(point: FloatArray, error: FloatArray, seeds: tuple[int, ...], draws: 
     rng = np.random.default_rng(zlib.crc32(repr(seeds).encode()))
     z = rng.normal(size=(len(point), draws))
     z = (z - z.mean(axis=1, keepdims=True)) / z.std(axis=1, ddof=1, keepdims=True)
-    return point[:, None] + error[:, None] * z
+    return np.asarray(point[:, None] + error[:, None] * z)
 
 
 def _no_values(what: str, ends: Mapping[str, Ends]) -> str:
     empty = [arm for arm, values in ends.items() if not values]
     return f"No {what} for {' and '.join(empty)}." if empty else "The arms share no seed."
+
+
+def _verdict(
+    name: str, outcome: str, rule: str, effect: Estimate, interval: tuple[float, float], reason: str
+) -> Verdict:
+    """A verdict whose negative numbers have a minus sign."""
+    return Verdict(name, outcome, rule, effect, interval, re.sub(r"(?<![\w−])-(?=\d)", "−", reason))
 
 
 def _undefined(name: str, rule: str, reason: str) -> Verdict:

@@ -55,7 +55,7 @@ class Analysis:
     warnings: tuple[str, ...] = ()
 
 
-def ordered(names: pd.Series | list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def ordered(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Known names first in their order, then the others as they appear."""
     seen = list(dict.fromkeys(map(str, names)))
     return tuple([n for n in known if n in seen] + [n for n in seen if n not in known])
@@ -91,8 +91,8 @@ def analyse(
     rng_seed: int = 0,
 ) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study."""
-    opponents = ordered(records["opponent"], OPPONENT_ORDER)
-    arms = ordered(records["arm"], ARM_ORDER)
+    opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
+    arms = ordered(list(records["arm"].unique()), ARM_ORDER)
     clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
     curves = {o: curves_for(c, rng_seed=rng_seed) for o, c in clouds.items()}
     pairs = pairs_to_compare(arms, online, offline)
@@ -167,7 +167,7 @@ def dynamics(records: pd.DataFrame, opponent: str, columns: list[str]) -> pd.Dat
     """Per arm and step: mean over runs and seeds of each column, their least and greatest, and how many runs."""
     rows = records[records["opponent"] == opponent]
     grouped = rows.groupby(["arm", "step"])[columns].agg(["mean", "min", "max", "count"])
-    grouped.columns = [f"{a}_{b}" for a, b in grouped.columns]
+    grouped.columns = ["_".join(map(str, pair)) for pair in grouped.columns.to_flat_index()]
     return grouped.reset_index()
 
 

@@ -44,7 +44,7 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "dynamics": dynamics_figure,
     }
     made = []
-    style = {
+    style: Any = {
         "font.size": 9,
         "font.family": "sans-serif",
         "axes.spines.top": False,
@@ -93,9 +93,16 @@ def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
             continue
         numbers.append(points.assign(what="checkpoint"))
         axis.scatter(
-            points["kl_nats"], points["win_rate"], s=13, marker=style.marker, color=style.colour, alpha=0.35,
-            linewidths=0, rasterized=len(points) > 2000, zorder=2,
-        )  # fmt: skip
+            points["kl_nats"],
+            points["win_rate"],
+            s=13,
+            marker=style.marker,
+            color=style.colour,
+            alpha=0.35,
+            linewidths=0,
+            rasterized=len(points) > 2000,
+            zorder=2,
+        )
         line = analysis.lines.get(arm)
         if line is not None and len(line.kl):
             axis.fill_between(line.kl, line.lower, line.upper, color=style.colour, alpha=0.15, linewidth=0, zorder=1)
@@ -121,13 +128,20 @@ def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     if np.isfinite(level):
         axis.axhline(level, color="#555555", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axis.annotate(
-            "SFT policy", (1, level), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points",
-            ha="right", color="#555555", fontsize=8,
-        )  # fmt: skip
+            "SFT policy",
+            (1, level),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            color="#555555",
+            fontsize=8,
+        )
         numbers.append(pd.DataFrame([{"arm": "sft", "win_rate": level, "what": "sft level"}]))
     log_axis(axis)
     axis.set_ylabel(f"win rate against {opponent_words(analysis.opponent)}")
-    axis.legend(loc="best")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="best")
     return figure, pd.concat(numbers, ignore_index=True)
 
 
@@ -154,15 +168,21 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
         numbers.append(
             pd.DataFrame(
                 {
-                    "a": c.a, "b": c.b, "opponent": c.opponent, "kl_nats": c.kl, "difference": c.difference,
-                    "lower_simultaneous": c.lower, "upper_simultaneous": c.upper, "lower_pointwise": c.point_lower,
+                    "a": c.a,
+                    "b": c.b,
+                    "opponent": c.opponent,
+                    "kl_nats": c.kl,
+                    "difference": c.difference,
+                    "lower_simultaneous": c.lower,
+                    "upper_simultaneous": c.upper,
+                    "lower_pointwise": c.point_lower,
                     "upper_pointwise": c.point_upper,
-                }  # fmt: skip
+                }
             )
         )
     for axis in list(axes.flat)[len(found) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(loc="best", fontsize=7.5)
+    small_legend(axes[0, 0])
     for row in axes:
         row[0].set_ylabel("difference in win rate")
     figure.tight_layout()
@@ -172,6 +192,7 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
 def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     """Golden against proxy (and true) win rate over sqrt KL per arm, with the better of Gao's two laws."""
     rows = analysis.records[analysis.records["opponent"] == analysis.gao_opponent]
+    rows = rows[rows["kl_nats"].notna() & rows[list(SCORES)].notna().any(axis=1)]
     arms = [a for a in analysis.arms if (rows["arm"] == a).any()]
     if not arms:
         return None
@@ -183,7 +204,7 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
     colours = {"win_rate": ("#0072B2", "o"), "proxy_win_rate": ("#E69F00", "s"), "oracle_win_rate": ("#444444", "^")}
     numbers = []
     for axis, arm in zip(axes.flat, arms, strict=False):
-        mine = thin(rows[(rows["arm"] == arm) & rows["kl_nats"].notna()])
+        mine = thin(rows[rows["arm"] == arm])
         for score, label in SCORES.items():
             if not mine[score].notna().any():
                 continue
@@ -211,7 +232,7 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
         axis.set_xlabel("KL, nats (square-root axis)")
     for axis in list(axes.flat)[len(arms) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(loc="best", fontsize=7.5)
+    small_legend(axes[0, 0])
     for row in axes:
         row[0].set_ylabel(f"win rate against {opponent_words(analysis.gao_opponent)}")
     figure.tight_layout()
@@ -236,7 +257,7 @@ def dynamics_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | 
         axis.set_xlabel("optimiser steps")
     for axis in list(axes.flat)[len(columns) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(loc="best", fontsize=7.5)
+    small_legend(axes[0, 0])
     figure.tight_layout()
     return figure, table
 
@@ -261,6 +282,11 @@ def thin(rows: pd.DataFrame, cap: int = MAX_POINTS) -> pd.DataFrame:
     if len(rows) <= cap:
         return rows
     return rows.iloc[np.linspace(0, len(rows) - 1, cap).round().astype(int)]
+
+
+def small_legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="best", fontsize=7.5)
 
 
 def log_axis(axis: Any) -> None:

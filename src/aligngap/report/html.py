@@ -10,11 +10,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aligngap.hypotheses.opening import CLAIMS
 from aligngap.report import words
 from aligngap.report.analysis import Analysis, samples_at_equal_kl
+from aligngap.report.figures import SCORES
 from aligngap.report.interactive import difference_figure, opening_figure
-from aligngap.report.panels import dynamics_panels, over_optimisation_panels
+from aligngap.report.panels import SCORE_COLOURS, dynamics_panels, over_optimisation_panels
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.stats.scaling_law import GaoFit, better_form
@@ -52,7 +55,9 @@ def page(
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     source = resources.files("aligngap.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     styles = arm_styles(analysis.arms)
     target, seed, texts = samples_at_equal_kl(analysis)
@@ -60,9 +65,12 @@ def page(
     charts = Charts()
     chart_opening = charts.add(opening_figure(analysis))
     defined = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
+    low = min((float(np.nanmin(c.lower)) for c in defined), default=-0.1)
+    high = max((float(np.nanmax(c.upper)) for c in defined), default=0.1)
+    room = 0.05 * max(high - low, 1e-3)
+    limits = (min(low, 0.0) - room, max(high, 0.0) + room)
     chart_difference = [
-        (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour)))
-        for c in defined
+        (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour, limits))) for c in defined
     ]
     chart_gao = [(title, charts.add(f)) for title, f in over_optimisation_panels(analysis)]
     chart_dynamics = [(title, charts.add(f)) for title, f in dynamics_panels(analysis)]
@@ -105,6 +113,7 @@ def page(
         pm=words.pm,
         span=words.span,
         caveats=words.caveats(analysis),
+        scores=[(SCORES[s], SCORE_COLOURS[s][0]) for s in SCORES if analysis.records[s].notna().any()],
         command=command,
         provenance=flatten(provenance or {}),
         study_yaml=study,
@@ -136,8 +145,8 @@ def tiles(analysis: Analysis) -> list[dict[str, str]]:
     """The four numbers of the first screen."""
     c = analysis.main
     rows_ = analysis.records[analysis.records["opponent"] == analysis.opponent]
-    prompts = rows_["prompts"]
-    checkpoints = rows_[["run", "step"]].drop_duplicates()
+    runs, prompts = rows_["run"].nunique(), rows_["prompts"].median()
+    checkpoints = len(rows_[["run", "step"]].drop_duplicates())
     out = []
     if c.defined:
         out.append(
@@ -166,7 +175,7 @@ def tiles(analysis: Analysis) -> list[dict[str, str]]:
         {
             "label": "evidence",
             "value": words.seeds(len(analysis.seeds)),
-            "note": f"{rows_['run'].nunique():,} runs, {len(checkpoints):,} checkpoints, {int(prompts.median()):,} prompts",
+            "note": f"{runs:,} runs, {checkpoints:,} checkpoints, {prompts:,.0f} prompts",
         }
     )
     return out

@@ -46,46 +46,70 @@ def opening_figure(analysis: Analysis) -> Any:
         if line is not None and len(line.kl):
             x = [*rounded(line.kl), *rounded(line.kl[::-1])]
             figure.add_scatter(
-                x=x, y=[*rounded(line.upper), *rounded(line.lower[::-1])], fill="toself", mode="lines",
-                fillcolor=rgba(style.colour, 0.16), line={"width": 0}, hoverinfo="skip", showlegend=False,
+                x=x,
+                y=[*rounded(line.upper), *rounded(line.lower[::-1])],
+                fill="toself",
+                mode="lines",
+                fillcolor=rgba(style.colour, 0.16),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
                 legendgroup=arm,
-            )  # fmt: skip
+            )
             figure.add_scatter(
-                x=rounded(line.kl), y=rounded(line.value), mode="lines", name=hover_text(arm), legendgroup=arm,
-                line={"color": style.colour, "width": 2.4, "dash": style.dash}, hoverinfo="skip",
-            )  # fmt: skip
+                x=rounded(line.kl),
+                y=rounded(line.value),
+                mode="lines",
+                name=hover_text(arm),
+                legendgroup=arm,
+                line={"color": style.colour, "width": 2.4, "dash": style.dash},
+                hoverinfo="skip",
+            )
         points = cloud_points(analysis, arm)
         if len(points):
             figure.add_scatter(
-                x=rounded(points["kl_nats"]), y=rounded(points["win_rate"]), mode="markers", legendgroup=arm,
-                name=hover_text(f"{arm}, checkpoints"), showlegend=line is None or not len(line.kl),
+                x=rounded(points["kl_nats"]),
+                y=rounded(points["win_rate"]),
+                mode="markers",
+                legendgroup=arm,
+                name=hover_text(f"{arm}, checkpoints"),
+                showlegend=line is None or not len(line.kl),
                 marker={"color": style.colour, "symbol": style.symbol, "size": 7, "opacity": 0.45},
                 text=[label(row, texts) for row in points.to_dict("records")],
                 hovertemplate="%{text}<extra></extra>",
-            )  # fmt: skip
+            )
         curve = analysis.curves[analysis.opponent].get(arm)
         if curve is not None:
             best, _ = peak_of(curve)
             figure.add_scatter(
-                x=rounded([float(np.exp(np.mean(np.log(curve.peak_kl))))]), y=rounded([best.value]), mode="markers",
+                x=rounded([float(np.exp(np.mean(np.log(curve.peak_kl))))]),
+                y=rounded([best.value]),
+                mode="markers",
                 marker={
-                    "symbol": style.symbol, "size": 13, "color": "rgba(255,255,255,0.9)",
+                    "symbol": style.symbol,
+                    "size": 13,
+                    "color": "rgba(255,255,255,0.9)",
                     "line": {"color": style.colour, "width": 2.5},
                 },
-                text=[f"{hover_text(arm)}: best checkpoint<br>{best.value:.3f} ± {best.se:.3f}, chosen on other prompts"],
-                hovertemplate="%{text}<extra></extra>", legendgroup=arm, showlegend=False,
-            )  # fmt: skip
+                text=[f"{hover_text(arm)}: best checkpoint<br>{best.value:.3f} ± {best.se:.3f} on held-out prompts"],
+                hovertemplate="%{text}<extra></extra>",
+                legendgroup=arm,
+                showlegend=False,
+            )
     level = sft_level(analysis.records, analysis.opponent)
     if np.isfinite(level):
         figure.add_hline(
-            y=level, line={"color": "#888", "width": 1, "dash": "dash"}, annotation_text="SFT policy",
-            annotation_position="bottom right", annotation_font_size=11,
-        )  # fmt: skip
+            y=level,
+            line={"color": "#888", "width": 1, "dash": "dash"},
+            annotation_text="SFT policy",
+            annotation_position="bottom right",
+            annotation_font_size=11,
+        )
     layout(figure, f"win rate against {opponent_words(analysis.opponent)}")
     return figure
 
 
-def difference_figure(comparison: Comparison, colour: str) -> Any:
+def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float, float]) -> Any:
     """The difference of two arms against KL with pointwise and simultaneous bands."""
     import plotly.graph_objects as go
 
@@ -96,15 +120,27 @@ def difference_figure(comparison: Comparison, colour: str) -> Any:
         (c.point_lower, c.point_upper, 0.22, "pointwise 95% band"),
     ):
         figure.add_scatter(
-            x=[*rounded(c.kl), *rounded(c.kl[::-1])], y=[*rounded(upper), *rounded(lower[::-1])], fill="toself",
-            mode="lines", fillcolor=rgba(colour, alpha), line={"width": 0}, hoverinfo="skip", name=name,
-        )  # fmt: skip
+            x=[*rounded(c.kl), *rounded(c.kl[::-1])],
+            y=[*rounded(upper), *rounded(lower[::-1])],
+            fill="toself",
+            mode="lines",
+            fillcolor=rgba(colour, alpha),
+            line={"width": 0},
+            hoverinfo="skip",
+            name=name,
+        )
     figure.add_scatter(
-        x=rounded(c.kl), y=rounded(c.difference), mode="lines", line={"color": colour, "width": 2.4},
-        name=hover_text(f"{c.a} − {c.b}"), hovertemplate="%{x:.3g} nats: %{y:+.3f}<extra></extra>",
-    )  # fmt: skip
+        x=rounded(c.kl),
+        y=rounded(c.difference),
+        mode="lines",
+        line={"color": colour, "width": 2.4},
+        name=hover_text(f"{c.a} − {c.b}"),
+        hovertemplate="%{x:.3g} nats: %{y:+.3f}<extra></extra>",
+    )
     figure.add_hline(y=0, line={"color": "#888", "width": 1})
-    layout(figure, f"{hover_text(c.a)} − {hover_text(c.b)}, win rate")
+    layout(figure, "difference in win rate")
+    figure.update_layout(showlegend=False)
+    figure.update_yaxes(range=rounded(y_range))
     return figure
 
 
@@ -113,6 +149,7 @@ def layout(figure: Any, y_title: str) -> None:
     axis = {"gridcolor": "rgba(128,128,128,0.18)", "linecolor": "rgba(128,128,128,0.5)", "zeroline": False}
     figure.update_layout(
         template="none",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "rgba(128,128,128,0.55)", "activecolor": "rgba(128,128,128,1)"},
         margin={"l": 54, "r": 12, "t": 12, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -121,11 +158,14 @@ def layout(figure: Any, y_title: str) -> None:
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "title": {"text": ""}},
         dragmode="zoom",
         xaxis={
-            "type": "log", "title": {"text": "KL(policy ‖ SFT), nats (log axis)"}, "tickvals": ticks(),
-            "ticktext": [f"{v:g}" for v in ticks()], **axis,
+            "type": "log",
+            "title": {"text": "KL(policy ‖ SFT), nats (log axis)", "font": {"size": 13}, "standoff": 8},
+            "tickvals": ticks(),
+            "ticktext": [f"{v:g}" for v in ticks()],
+            **axis,
         },
-        yaxis={"title": {"text": y_title}, **axis},
-    )  # fmt: skip
+        yaxis={"title": {"text": y_title, "font": {"size": 13}, "standoff": 6}, "automargin": True, **axis},
+    )
 
 
 def ticks() -> list[float]:

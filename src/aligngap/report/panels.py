@@ -10,7 +10,6 @@ from aligngap.report.analysis import Analysis, dynamics, sft_level
 from aligngap.report.figures import DYNAMICS, SCORES, thin
 from aligngap.report.interactive import hover_text, layout, rgba, rounded
 from aligngap.report.style import arm_styles
-from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.scaling_law import better_form
 
 SCORE_COLOURS = {
@@ -40,28 +39,41 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
             fits = dict(analysis.gao.get((arm, score), {}))
             form = better_form(fits)
             figure.add_scatter(
-                x=rounded(np.sqrt(mine["kl_nats"])), y=rounded(mine[score]), mode="markers", name=name,
-                legendgroup=score, marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
+                x=rounded(np.sqrt(mine["kl_nats"])),
+                y=rounded(mine[score]),
+                mode="markers",
+                name=name,
+                legendgroup=score,
+                marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
                 text=[f"{k:.3g}" for k in mine["kl_nats"]],
                 hovertemplate=f"{name} %{{y:.3f}} at %{{text}} nats<extra></extra>",
-            )  # fmt: skip
+            )
             base = sft_level(rows[rows["arm"] == arm], analysis.gao_opponent, score)
             if form and np.isfinite(base):
                 fit = fits[form]
                 x = np.linspace(np.sqrt(fit.kl_range[0]), np.sqrt(fit.kl_range[1]), 60)
                 figure.add_scatter(
-                    x=rounded(x), y=rounded(base + fit(x**2)), mode="lines", legendgroup=score, showlegend=False,
-                    line={"color": colour, "width": 2.2}, hoverinfo="skip",
-                )  # fmt: skip
-        layout(figure, f"win rate against {opponent_words(analysis.gao_opponent)}")
+                    x=rounded(x),
+                    y=rounded(base + fit(x**2)),
+                    mode="lines",
+                    legendgroup=score,
+                    showlegend=False,
+                    line={"color": colour, "width": 2.2},
+                    hoverinfo="skip",
+                )
+        layout(figure, "win rate")
+        figure.update_layout(showlegend=False)
         top = float(mine["kl_nats"].max())
         tick = [v for v in SQRT_TICKS if v <= top * 1.05]
         if len(tick) > 6:
             tick = [v for v in tick if v in (1, 4, 12, 24, 48, 96, 256)]
         figure.update_xaxes(
-            type="linear", tickvals=rounded(np.sqrt(tick)), ticktext=[f"{v:g}" for v in tick], rangemode="tozero",
-            title={"text": "KL, nats (square-root axis)"},
-        )  # fmt: skip
+            type="linear",
+            tickvals=rounded(np.sqrt(tick)),
+            ticktext=[f"{v:g}" for v in tick],
+            rangemode="tozero",
+            title={"text": "KL, nats (square-root axis)", "font": {"size": 13}},
+        )
         out.append((arm, figure))
     return out
 
@@ -86,16 +98,33 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
             steps = mine["step"].to_numpy(np.float64)
             low, high = mine[f"{column}_min"].to_numpy(), mine[f"{column}_max"].to_numpy()
             figure.add_scatter(
-                x=rounded(np.concatenate([steps, steps[::-1]])), y=rounded(np.concatenate([high, low[::-1]])),
-                fill="toself", mode="lines", fillcolor=rgba(style.colour, 0.12), line={"width": 0},
-                hoverinfo="skip", showlegend=False, legendgroup=arm,
-            )  # fmt: skip
+                x=rounded(np.concatenate([steps, steps[::-1]])),
+                y=rounded(np.concatenate([high, low[::-1]])),
+                fill="toself",
+                mode="lines",
+                fillcolor=rgba(style.colour, 0.12),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=arm,
+            )
             figure.add_scatter(
-                x=rounded(steps), y=rounded(mine[f"{column}_mean"]), mode="lines", legendgroup=arm,
-                name=hover_text(arm), line={"color": style.colour, "width": 2, "dash": style.dash},
+                x=rounded(steps),
+                y=rounded(mine[f"{column}_mean"]),
+                mode="lines",
+                legendgroup=arm,
+                name=hover_text(arm),
+                line={"color": style.colour, "width": 2, "dash": style.dash},
                 hovertemplate=f"{hover_text(arm)}: %{{y:.4g}} at step %{{x}}<extra></extra>",
-            )  # fmt: skip
+            )
         layout(figure, "")
-        figure.update_xaxes(type="linear", tickvals=None, ticktext=None, title={"text": "optimiser steps"}, nticks=5)
+        figure.update_layout(showlegend=False)
+        figure.update_xaxes(
+            type="linear",
+            tickvals=None,
+            ticktext=None,
+            title={"text": "optimiser steps", "font": {"size": 13}},
+            nticks=5,
+        )
         out.append((DYNAMICS[column], figure))
     return out

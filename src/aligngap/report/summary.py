@@ -10,14 +10,23 @@ from aligngap.report import words
 from aligngap.report.analysis import Analysis
 from aligngap.stats.compare import Comparison
 
-HEADER = ("opponent", "comparison", "difference ± se", "95% interval", "KL range, nats", "peaks", "ahead, of log KL", "seeds")
+HEADER = (
+    "opponent",
+    "comparison",
+    "difference ± se",
+    "95% interval",
+    "KL range, nats",
+    "peaks",
+    "ahead, of log KL",
+    "seeds",
+)
 
 
 def comparison_row(c: Comparison) -> tuple[str, ...]:
     """One comparison as cells of text."""
     share = "–" if not c.defined else f"{c.share_a_ahead:.0%} / {c.share_b_ahead:.0%}"
     return (
-        words.opponent(c.opponent),
+        words.SHORT.get(c.opponent, c.opponent),
         f"{c.a} − {c.b}",
         "–" if not c.defined else f"{words.number(c.average.value, 3, True)} ± {words.number(c.average.se)}",
         words.span(c.average_interval) if c.defined else "not comparable",
@@ -35,7 +44,12 @@ def rows(analysis: Analysis) -> list[tuple[str, ...]]:
 def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     """Write `summary.md` atomically."""
     main = analysis.main
-    lines = [f"# {_escape(analysis.study)}: online against offline at equal KL", "", f"**{_escape(words.answer(main))}**", ""]
+    lines = [
+        f"# {_escape(analysis.study)}: online against offline at equal KL",
+        "",
+        f"**{_escape(words.answer(main))}**",
+        "",
+    ]
     lines += [f"- {_escape(s)}" for s in words.details(main)]
     lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals 95%, over seeds, then prompts.", ""]
     lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]

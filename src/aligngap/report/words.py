@@ -13,12 +13,14 @@ OPPONENTS = {
     "sft": "the SFT policy",
     "chosen": "the data's chosen responses",
 }
+SHORT = {"golden_policy": "golden policy", "sft": "SFT policy", "chosen": "chosen responses"}
 
 
 def number(x: float, digits: int = 3, sign: bool = False) -> str:
-    """A number for reading; an undefined one is a dash."""
+    """A number for reading, with fewer decimals once it is large; an undefined one is a dash."""
     if not math.isfinite(x):
         return "–"
+    digits = max(digits - len(f"{abs(x):.0f}") + (abs(x) < 10), 0) if abs(x) >= 2 else digits
     return f"{x:+.{digits}f}".replace("-", "−") if sign else f"{x:.{digits}f}".replace("-", "−")
 
 
@@ -67,19 +69,19 @@ def answer(c: Comparison) -> str:
     state = verdict(c)
     if state == "ahead":
         return (
-            f"At equal KL, {c.a} beats {b}: by {size} (95% interval {span((low, high))}), averaged over the KL range "
-            f"both reached, {between}, {seeds(len(c.seeds))}."
+            f"At equal KL, {c.a} beats {b} by {size} (95% interval {span((low, high), sign=False)}), averaged over the "
+            f"KL range both reached, {between}; {seeds(len(c.seeds))}."
         )
     if state == "behind":
         return (
-            f"At equal KL, {c.a} is behind {b}: by {size} (difference {number(c.average.value, 3, True)}, 95% interval "
-            f"{span((low, high))}), averaged over the KL range both reached, {between}, {seeds(len(c.seeds))}."
+            f"At equal KL, {b} beats {c.a} by {size} (95% interval {span((-high, -low), sign=False)}), averaged over "
+            f"the KL range both reached, {between}; {seeds(len(c.seeds))}."
         )
     if state == "undecided":
         return (
             f"These runs do not decide between {c.a} and {b}: at equal KL the difference in win rate is "
             f"{number(c.average.value, 3, True)} (95% interval {span((low, high))}), averaged over the KL range both "
-            f"reached, {between}, {seeds(len(c.seeds))}."
+            f"reached, {between}; {seeds(len(c.seeds))}."
         )
     return f"At equal KL {c.a} − {b} is {number(c.average.value, 3, True)}, with no defined error."
 
@@ -101,7 +103,9 @@ def details(c: Comparison) -> list[str]:
         if c.b_ahead:
             parts.append(f"{c.b} is ahead from {kl_ranges(c.b_ahead)} nats ({c.share_b_ahead:.0%})")
         out.append(
-            "With 95% confidence for the whole range at once, " + ("; ".join(parts) or "neither arm is ahead anywhere") + "."
+            "With 95% confidence for the whole range at once, "
+            + ("; ".join(parts) or "neither arm is ahead anywhere")
+            + "."
         )
     if math.isfinite(c.peak.value):
         out.append(
@@ -109,6 +113,16 @@ def details(c: Comparison) -> list[str]:
             f"{number(c.peak.value, 3, True)} (95% interval {span(c.peak_interval)})."
         )
     return out
+
+
+def naive(c: Comparison) -> str:
+    """What the difference would be with the sweep's best scored on the prompts that chose it."""
+    if not c.defined:
+        return ""
+    return (
+        f" Scored on the prompts that chose, the difference would be {number(c.average_naive, 3, True)} instead of "
+        f"{number(c.average.value, 3, True)}."
+    )
 
 
 def caveats(analysis: Analysis) -> list[str]:
@@ -122,13 +136,13 @@ def caveats(analysis: Analysis) -> list[str]:
     if len(set(sweeps.values())) > 1:
         what = ", ".join(f"{n} {k}" for n, k in sweeps.items())
         out.append(
-            f"The arms pool different numbers of configurations ({what}). Each pooled arm's best is chosen on half of "
-            "the prompts and scored on the other half, so its win rate is not flattered; a larger sweep is still a "
-            "larger effort."
+            f"The arms pool different numbers of configurations ({what}). A pooled arm's best is chosen on three "
+            "quarters of the prompts and scored on the rest, so it is not flattered, if anything a little understated; "
+            f"a larger sweep is still a larger effort.{naive(analysis.main)}"
         )
     out.append(
-        "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, labelled by the proxy; an offline "
-        "arm repeats a fixed set, labelled by the golden model."
+        "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, labelled by the proxy; an "
+        "offline arm repeats a fixed set, labelled by the golden model."
     )
     out.append("The golden judge stands in for people; the golden policy as opponent may resemble one arm more.")
     return list(dict.fromkeys(out))

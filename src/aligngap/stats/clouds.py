@@ -19,6 +19,10 @@ IntArray = npt.NDArray[np.int64]
 SCORES = {"win": "win_rate", "proxy_win": "proxy_win_rate", "oracle_win": "oracle_win_rate"}
 
 
+#: an arm of one seed with more runs, or a run with more checkpoints, is thinned evenly, and the report says so
+MAX_RUNS, MAX_CHECKPOINTS = 60, 100
+
+
 @dataclass(frozen=True)
 class Cloud:
     """Checkpoints of one arm at one seed against one opponent; C checkpoints of R runs, P prompts."""
@@ -69,19 +73,20 @@ def make_clouds(
     rows = rows[~undefined & (rows["kl_nats"] > min_kl)]
     if not len(rows):
         return Clouds((), tuple(warnings))
+    rows, thinned = thin(rows)
+    warnings += thinned
     prompt_rows = per_prompt[per_prompt["opponent"] == opponent] if len(per_prompt) else per_prompt
-    groups = (
-        {key: frame for key, frame in prompt_rows.groupby(["arm", "seed"], sort=False)} if len(prompt_rows) else {}
-    )
+    groups = dict(list(prompt_rows.groupby(["arm", "seed"], sort=False))) if len(prompt_rows) else {}
     clouds: list[Cloud] = []
     unpaired: list[str] = []
-    for (arm, seed), frame in rows.groupby(["arm", "seed"], sort=False):
+    for key, frame in rows.groupby(["arm", "seed"], sort=False):
+        arm, seed = str(frame["arm"].iloc[0]), int(frame["seed"].iloc[0])
         frame = frame.sort_values(["run", "step"], kind="stable")
         codes, runs = pd.factorize(frame["run"])
         configs = frame.drop_duplicates("run").set_index("run")["config"]
-        kl = frame["kl_nats"].to_numpy(np.float64)
-        win = frame[column].to_numpy(np.float64)
-        part = groups.get((arm, seed))
+        kl: FloatArray = frame["kl_nats"].to_numpy(np.float64)
+        win: FloatArray = frame[column].to_numpy(np.float64)
+        part = groups.get(key)
         found = _by_prompt(part, frame, score) if part is not None else None
         ids: tuple[str, ...] = ()
         wins = kls = None
@@ -90,13 +95,13 @@ def make_clouds(
         else:
             ids, wins, kls = found
             with np.errstate(invalid="ignore"):
-                win = np.nanmean(wins, axis=1, dtype=np.float64)
+                win = np.asarray(np.nanmean(wins, axis=1, dtype=np.float64))
                 if kls is not None:
-                    kl = np.nanmean(kls, axis=1, dtype=np.float64)
+                    kl = np.asarray(np.nanmean(kls, axis=1, dtype=np.float64))
         clouds.append(
             Cloud(
-                arm=str(arm),
-                seed=int(seed),
+                arm=arm,
+                seed=seed,
                 runs=tuple(map(str, runs)),
                 configs=tuple(str(configs.get(r, "")) for r in runs),
                 run=codes.astype(np.int64),
@@ -118,6 +123,30 @@ def make_clouds(
     elif unpaired:
         warnings.append(f"Wins prompt by prompt are incomplete for {', '.join(unpaired[:6])}: not paired there.")
     return Clouds(tuple(clouds), tuple(warnings))
+
+
+def thin(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """At most MAX_RUNS runs an arm and seed and MAX_CHECKPOINTS checkpoints a run, evenly, with a sentence if cut."""
+    said = []
+    runs = rows[["arm", "seed", "run"]].drop_duplicates()
+    counts = runs.groupby(["arm", "seed"])["run"].transform("size").to_numpy(np.float64)
+    if counts.max() > MAX_RUNS:
+        order = runs.groupby(["arm", "seed"]).cumcount().to_numpy(np.float64)
+        slot = np.floor(order * MAX_RUNS / counts)
+        before = np.floor((order - 1) * MAX_RUNS / counts)
+        kept = runs["run"][(counts <= MAX_RUNS) | (slot > before)]
+        said.append(f"{len(runs) - len(kept)} of {len(runs)} runs were left out of the frontiers, evenly: too many.")
+        rows = rows[rows["run"].isin(kept)]
+    sizes = rows.groupby("run")["step"].transform("size").to_numpy(np.float64)
+    if sizes.max() > MAX_CHECKPOINTS:
+        order = rows.groupby("run")["step"].rank(method="first").to_numpy(np.float64) - 1
+        slot, before = np.floor(order * MAX_CHECKPOINTS / sizes), np.floor((order - 1) * MAX_CHECKPOINTS / sizes)
+        keep = (sizes <= MAX_CHECKPOINTS) | (slot > before) | (order == sizes - 1)
+        said.append(
+            f"{int((~keep).sum())} of {len(rows)} checkpoints were left out of the frontiers, evenly: too many."
+        )
+        rows = rows[keep]
+    return rows, said
 
 
 def _by_prompt(

@@ -90,7 +90,7 @@ def two_level(point: npt.ArrayLike, reps: npt.ArrayLike, level: float = 0.95) ->
     """Mean over seeds with a t interval from the two-level bootstrap; point [S, K] or [S], reps [S, B, K] or [S, B].
 
     A position k counts only where every seed is defined there (elsewhere nan). One seed: prompts only.
-    Coverage in simulation (tests): 95-98% for 3 or more seeds, at worst about 91% for two.
+    Coverage in simulation: 95-98% for one seed or three and more, at worst about 91% for two.
     """
     p = np.asarray(point, dtype=np.float64)
     r = np.asarray(reps, dtype=np.float64)
@@ -107,34 +107,48 @@ def two_level(point: npt.ArrayLike, reps: npt.ArrayLike, level: float = 0.95) ->
     return TwoLevel(value, se, df, value - q * se, value + q * se, p.shape[0])
 
 
-def sup_critical_value(
-    point: FloatArray, reps: FloatArray, df: FloatArray, level: float, rng: np.random.Generator, draws: int = 4000
-) -> float:
-    """Critical value c so that value +- c * se covers all K positions at once with probability `level`.
+def t_quantile(df: FloatArray, level: float) -> FloatArray:
+    """Student-t two-sided quantiles by interpolation in 1/df (exact at the nodes; error below 1e-3)."""
+    nodes = np.array([1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 25, 50, 200, 1e6])
+    values = sps.t.ppf(0.5 + level / 2, nodes)
+    return np.asarray(np.interp(-1.0 / np.maximum(df, 1.0), -1.0 / nodes, values), dtype=np.float64)
 
-    The studentised maximum over positions (max-t; Montiel Olea & Plagborg-Moller 2019, J. Appl. Econometrics 34: 1-17):
-    a Gaussian multiplier on the seeds' deviations plus a replicate of the prompts' noise gives the process's
-    correlation, and a shared chi-square on the smallest degrees of freedom its t tails.
+
+def simultaneous_factor(
+    point: FloatArray, reps: FloatArray, level: float, rng: np.random.Generator, draws: int = 1500
+) -> float:
+    """Factor >= 1 by which the pointwise intervals of `two_level` widen to cover all K positions at once.
+
+    A max-t band (Montiel Olea & Plagborg-Moller 2019, J. Appl. Econometrics 34: 1-17) whose critical value is found by
+    doing the whole procedure again on drawn studies: each drawn seed is a bootstrap replicate of the prompts' noise
+    plus a Gaussian mix of the seeds' own deviations, scaled to the between-seed variance beyond the prompts' noise;
+    each drawn study gets its own `variance_parts`. So the few degrees of freedom, and how much the positions move
+    together, are both paid for; coverage in simulation 91-98% for three seeds and more, as low as 85% for two.
+    The factor is the `level` quantile of max over positions |mean| / half-width.
     """
-    s, b, k = reps.shape
+    s, b, _ = reps.shape
     keep = np.isfinite(point).all(axis=0) & np.isfinite(reps).all(axis=(0, 1))
     if not keep.any():
         return NAN
-    mean_rep = reps[:, :, keep].mean(axis=0)
-    process = (mean_rep - mean_rep.mean(axis=0))[rng.integers(0, b, draws)]
-    if s > 1:
-        prompt_sd = mean_rep.std(axis=0, ddof=1)
-        deviations = (point[:, keep] - point[:, keep].mean(axis=0)) / np.sqrt(s * (s - 1))
-        between_sd = np.sqrt((deviations**2).sum(axis=0))
-        # prompts' noise is inside the between-seed spread: add only what the variance estimate adds
-        extra = np.sqrt(np.clip(1 - (between_sd / np.maximum(prompt_sd, 1e-300)) ** 2, 0.0, 1.0))
-        process = process * np.maximum(extra, 0.3) + rng.normal(size=(draws, s)) @ deviations
-    sd = process.std(axis=0, ddof=1)
-    alive = sd > 0
-    if not alive.any():
+    p, r = point[:, keep], reps[:, :, keep]
+    prompt_only = r.mean(axis=0).var(axis=0, ddof=1)
+    if not (prompt_only > 0).any():
         return NAN
-    sup = np.abs(process[:, alive] / sd[alive]).max(axis=1)
-    dof = float(np.nanmin(df[keep]))
-    if dof < 1e5:
-        sup = sup / np.sqrt(rng.chisquare(dof, draws) / dof)
-    return float(np.quantile(sup, level))
+    noise = r - r.mean(axis=1, keepdims=True)
+    at = rng.integers(0, b, size=(draws, 1)) if s == 1 else rng.integers(0, b, size=(draws, s))
+    drawn = np.stack([noise[i][at[:, i]] for i in range(s)], axis=1)
+    floor = np.maximum(prompt_only, 1e-12 * prompt_only.max())
+    if s == 1:
+        half = t_quantile(np.full(1, 1e6), level) * np.sqrt(floor)
+        sup = np.abs(drawn[:, 0] / half).max(axis=1)
+        return float(max(np.quantile(sup, level), 1.0))
+    mean_prompt = r.var(axis=1, ddof=1).mean(axis=0)
+    between = p.var(axis=0, ddof=1)
+    excess = np.sqrt(np.clip(1.0 - mean_prompt / np.maximum(between, 1e-300), 0.0, 1.0))
+    deviations = (p - p.mean(axis=0)) / np.sqrt(s - 1) * excess
+    drawn += rng.normal(size=(draws, s, s)) @ deviations
+    var = drawn.var(axis=1, ddof=1) / s
+    total = np.maximum(var, floor)
+    df = np.clip(total**2 / (np.maximum(var, 1e-300) ** 2 / (s - 1)), s - 1, 1e6)
+    sup = np.abs(drawn.mean(axis=1) / (t_quantile(df, level) * np.sqrt(total))).max(axis=1)
+    return float(max(np.quantile(sup, level), 1.0))

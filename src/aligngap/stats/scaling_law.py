@@ -76,7 +76,9 @@ def wls(x: FloatArray, y: FloatArray, weight: FloatArray) -> tuple[FloatArray, F
     return coef, scale * inverse @ inverse.T
 
 
-def cluster_covariance(x: FloatArray, y: FloatArray, weight: FloatArray, coef: FloatArray, group: np.ndarray) -> FloatArray:
+def cluster_covariance(
+    x: FloatArray, y: FloatArray, weight: FloatArray, coef: FloatArray, group: np.ndarray
+) -> FloatArray:
     """CR1 covariance of `wls` when rows of one group (a run, a seed) are correlated (Liang & Zeger 1986)."""
     bread = np.linalg.inv((x * weight[:, None]).T @ x)
     score = x * (weight * (y - x @ coef))[:, None]
@@ -145,7 +147,7 @@ def fit_gao(
 
 
 def held_out_error(x: FloatArray, y: FloatArray, weight: FloatArray, group: np.ndarray) -> float:
-    """Weighted RMS error on each group predicted from the others (rows in turn if there are fewer than three groups)."""
+    """Weighted RMS error on each group predicted from the others (rows in turn if fewer than three groups)."""
     groups = group if len(np.unique(group)) >= 3 else np.arange(len(y))
     folds = np.unique(groups)
     if len(folds) > 50:
@@ -156,7 +158,9 @@ def held_out_error(x: FloatArray, y: FloatArray, weight: FloatArray, group: np.n
         out = groups == fold
         if (~out).sum() < 3:
             return NAN
-        coef, *_ = np.linalg.lstsq(x[~out] * np.sqrt(weight[~out])[:, None], y[~out] * np.sqrt(weight[~out]), rcond=None)
+        coef, *_ = np.linalg.lstsq(
+            x[~out] * np.sqrt(weight[~out])[:, None], y[~out] * np.sqrt(weight[~out]), rcond=None
+        )
         error[out] = y[out] - x[out] @ coef
     return float(np.sqrt(np.average(error**2, weights=weight)))
 
@@ -187,7 +191,12 @@ def best_of_n(choose: npt.ArrayLike, score: npt.ArrayLike, n: int) -> FloatArray
         raise ValueError(f"n must lie between 1 and the number of samples {total}, not {n}")
     i = np.arange(1, total + 1, dtype=np.float64)
     with np.errstate(invalid="ignore"):
-        log = gammaln(i) - gammaln(n) - gammaln(i - n + 1) - (gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1))
+        log = (
+            gammaln(i)
+            - gammaln(n)
+            - gammaln(i - n + 1)
+            - (gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1))
+        )
     weight = np.where(i >= n, np.exp(log), 0.0)
     order = np.argsort(c, axis=1, kind="stable")
     c_sorted, v_sorted = np.take_along_axis(c, order, 1), np.take_along_axis(v, order, 1)

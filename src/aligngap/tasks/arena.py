@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
+from pydantic import Field
+
 from aligngap.tasks._common import EMPTY, PROMPTS_DIFFER, Converter, Raw, Skip
 from aligngap.tasks._dialogue import parse_messages
 from aligngap.tasks._files import fail
@@ -37,9 +39,9 @@ class ArenaTask(NamedTask):
     the whole conversation.
     """
 
-    hub: str = "lmsys/chatbot_arena_conversations"
-    ties: Literal["drop", "coin"] = "drop"
-    multi_turn: Literal["drop", "first"] = "drop"
+    hub: str = Field(default="lmsys/chatbot_arena_conversations", description="the data set's name on the hub")
+    ties: Literal["drop", "coin"] = Field(default="drop", description="left out, or ordered by a coin")
+    multi_turn: Literal["drop", "first"] = Field(default="drop", description="left out, or cut to their first turn")
 
     def converter(self, first: Row) -> Converter:
         if "conversation_a" in first.values or "conversation_b" in first.values:

@@ -25,7 +25,7 @@ class _DialogueTask(NamedTask):
     """What the two tasks share. A local copy is a file, a folder with `train.*`, or the original folder of subsets."""
 
     kind: ClassVar[str]
-    hub: str = "Anthropic/hh-rlhf"
+    hub: str = Field(default="Anthropic/hh-rlhf", description="the data set's name on the hub")
     subsets: tuple[str, ...]
 
     @property
@@ -62,11 +62,15 @@ class HelpfulTask(_DialogueTask):
     """
 
     kind: ClassVar[str] = "helpful"
-    subsets: tuple[Literal["base", "online", "rejection-sampled"], ...] = Field(default=("base",), min_length=1)
+    subsets: tuple[Literal["base", "online", "rejection-sampled"], ...] = Field(
+        default=("base",), min_length=1, description="which of the publisher's subsets are read"
+    )
 
 
 class HarmlessTask(_DialogueTask):
     """Which answer is less harmful, from a local copy or the hub; the publisher gives the base subset only."""
 
     kind: ClassVar[str] = "harmless"
-    subsets: tuple[Literal["base"], ...] = Field(default=("base",), min_length=1)
+    subsets: tuple[Literal["base"], ...] = Field(
+        default=("base",), min_length=1, description="which of the publisher's subsets are read"
+    )

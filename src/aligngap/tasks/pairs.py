@@ -24,9 +24,9 @@ class PairsTask(FileTask):
     """
 
     path: str = Field(description="a data file, or a folder with train.* and optionally test.*")
-    prompt_field: str = Field(default="prompt", min_length=1)
-    chosen_field: str = Field(default="chosen", min_length=1)
-    rejected_field: str = Field(default="rejected", min_length=1)
+    prompt_field: str = Field(default="prompt", min_length=1, description="the column of the prompt")
+    chosen_field: str = Field(default="chosen", min_length=1, description="the column of the preferred response")
+    rejected_field: str = Field(default="rejected", min_length=1, description="the column of the other response")
 
     @model_validator(mode="after")
     def _fields_differ(self) -> PairsTask:

@@ -340,7 +340,7 @@ class World:
                 break
         else:
             raise AligngapError(
-                f"sandbox: {len(todo)} pairs of responses stay equal in reward: raise taste, or lower the writers' skill"
+                f"sandbox: {len(todo)} pairs of responses stay equal in reward: raise taste, or lower writers' skills"
             )
         wins = (raters.random(n) < p) != (raters.random(n) < self.task.rater_noise)
         rows = zip(asked, np.where(wins, a, b), np.where(wins, b, a), strict=True)
@@ -417,8 +417,8 @@ def _request(prompt: str) -> tuple[int, int, bool, tuple[int, ...]]:
     wanted = tuple(ENTITIES.index(word) for word in entities if word in ENTITIES)
     if topic not in TOPICS or length not in LENGTHS or style not in STYLES or not wanted:
         raise AligngapError(
-            f"sandbox: {prompt!r} is not one of its prompts; they read 'topic length style entity entity', for instance "
-            f"{_PROMPTS[0]!r}"
+            f"sandbox: {prompt!r} is not one of its prompts; they read 'topic length style entity entity', "
+            f"for instance {_PROMPTS[0]!r}"
         )
     return TOPICS.index(topic), LENGTHS.index(length), style == "careful", wanted
 

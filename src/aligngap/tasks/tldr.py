@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from aligngap.tasks._common import Converter, FileSource, Raw, Skip, Sources, file_sources
 from aligngap.tasks._files import expand, fail, inside, is_folder
 from aligngap.tasks._hub import NamedTask, hub_sources
@@ -25,7 +27,7 @@ class TldrTask(NamedTask):
     split (`split`) are kept in it.
     """
 
-    hub: str = "openai/summarize_from_feedback"
+    hub: str = Field(default="openai/summarize_from_feedback", description="the data set's name on the hub")
 
     def local_sources(self, path: str) -> Sources:
         folder = expand(path)

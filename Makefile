@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a virtual environment in .venv with the pinned versions of constraints.txt.
+#   make study                                   the opening study in the sandbox, and where its report lies
+#   make study STUDY=my.yaml ARGS='--set seeds=3'
+#   make test                                    the tests
+PYTHON ?= python3
+STUDY ?= opening
+OUT ?= out/$(basename $(notdir $(STUDY)))
+ARGS ?=
+TESTS ?= tests
+
+BIN := .venv/bin
+STAMP := .venv/installed.stamp
+
+.DEFAULT_GOAL := study
+.PHONY: setup study report test check docs
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "aligngap needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+study: $(STAMP)
+	$(BIN)/aligngap run $(STUDY) --out $(OUT) $(ARGS)
+
+report: $(STAMP)
+	$(BIN)/aligngap report $(OUT)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS) $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_reference.py

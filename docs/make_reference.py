@@ -1,0 +1,146 @@
+"""Fill in the generated tables of the documentation: `python docs/make_reference.py`, or `make docs`.
+
+Each table stands between `<!-- generated: NAME -->` and `<!-- end -->` and comes from the code that it describes: the
+settings classes, the registry, the columns of the record tables. A test compares the pages with what this would write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from aligngap import registry, settings, tables, types
+
+DOCS = Path(__file__).resolve().parent
+BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(header), " | ".join("---" for _ in header)]
+    lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def shown(value: Any) -> str:
+    """A default as YAML would spell it."""
+    if value is None:
+        return "`null`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    if isinstance(value, list | tuple):
+        return "`[" + ", ".join(shown(v).strip("`") for v in value) + "]`"
+    return f"`{value if value != {} else '{}'}`"
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    return "required" if value is PydanticUndefined else shown(value)
+
+
+def keys_of(model: type[BaseModel]) -> str:
+    rows = [(f"`{name}`", default_of(f), f.description or "") for name, f in model.model_fields.items()]
+    return table(["key", "default", "meaning"], rows) if rows else "No settings.\n"
+
+
+SECTIONS: Mapping[type[BaseModel], str] = {
+    settings.Study: "The study",
+    settings.ModelSpec: "A model: `policy`, `golden.model`, `proxy.model`",
+    settings.TokenizerSpec: "`tokenizer`",
+    settings.Limits: "`limits`",
+    settings.Optimization: (
+        "How steps are taken: `sft`, `recipe.optimization`, `optimization` and `pretrain` of `golden` and `proxy`"
+    ),
+    settings.JudgeSpec: "A preference model: `golden`, `proxy`",
+    settings.Recipe: "`recipe`",
+    settings.LossSpec: "`recipe.loss`",
+    settings.Arm: "An arm, under `arms`",
+    settings.Sweep: "A grid, in the list `sweep`",
+    settings.MeasurementSpec: "`measurement`",
+}
+
+
+def study_keys() -> str:
+    parts = [f"### {title}\n\n{prose(model)}\n\n{keys_of(model)}" for model, title in SECTIONS.items()]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def prose(thing: Any) -> str:
+    return inspect.cleandoc(thing.__doc__ or "")
+
+
+def first_paragraph(thing: Any) -> str:
+    return " ".join(prose(thing).split("\n\n")[0].split())
+
+
+def names() -> str:
+    """Every built-in name of every shelf; plug-ins that happen to be installed are left out."""
+    parts = []
+    for shelf, found in registry.SHELVES.items():
+        rows = [
+            (f"`{name}`", f"`{where}`", first_paragraph(registry.get(shelf, name))) for name, where in found.items()
+        ]
+        parts.append(f"### {shelf}\n\n{table(['name', 'object', 'what it is'], rows)}")
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def loss_settings() -> str:
+    losses = {name: registry.get("losses", name) for name in registry.SHELVES["losses"]}
+    rows = [(f"`{n}`", f"`{f.name}`", shown(f.default)) for n, loss in losses.items() for f in dataclasses.fields(loss)]
+    return "\n" + table(["loss", "setting", "default"], rows)
+
+
+def task_settings() -> str:
+    parts = [f"### `{n}`\n\n{keys_of(registry.get('tasks', n))}" for n in registry.SHELVES["tasks"]]
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def columns(declared: Mapping[str, tuple[str, str]]) -> str:
+    return "\n" + table(["column", "type", "meaning"], [(f"`{n}`", k, meaning) for n, (k, meaning) in declared.items()])
+
+
+def pair_columns() -> str:
+    return "\n" + table(["column", "type"], [(f"`{f.name}`", f"`{f.type}`") for f in tables.PAIR_SCHEMA])
+
+
+MAKERS: Mapping[str, Callable[[], str]] = {
+    "study-keys": study_keys,
+    "names": names,
+    "loss-settings": loss_settings,
+    "task-settings": task_settings,
+    "records": lambda: columns(types.RECORD_COLUMNS),
+    "per-prompt": lambda: columns(types.PER_PROMPT_COLUMNS),
+    "samples": lambda: columns(types.SAMPLE_COLUMNS),
+    "pairs": pair_columns,
+}
+
+
+def render(text: str) -> str:
+    """The page with each generated table made anew."""
+    return BLOCK.sub(lambda m: m[1] + MAKERS[m[2]]() + m[3], text)
+
+
+def main() -> int:
+    for page in sorted(DOCS.glob("*.md")):
+        old = page.read_text(encoding="utf-8")
+        new = render(old)
+        if new != old:
+            page.write_text(new, encoding="utf-8")
+            print(f"wrote {page.relative_to(DOCS.parent)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""What every test of the science stands on: a word tokenizer and tiny policies of each family, from configuration.
+
+Nothing here reaches the network; every number is a function of a seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from aligngap.policy import Policy, build_model
+from aligngap.settings import ModelSpec
+from aligngap.types import Judgement, Pair, Prompt, Response
+
+torch.set_num_threads(1)
+settings.register_profile("aligngap", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("aligngap")
+
+SPECIAL = ("<pad>", "</s>", "<unk>", "<sep>")
+WORDS = tuple("river lamp bread stone clock horse apple drum ladder rope mirror candle old bright small quiet".split())
+
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
+DECODER = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 64,
+}  # fmt: skip
+SPECS = {
+    "t5": ModelSpec(model_type="t5", config=T5),
+    "t5-v1.1": ModelSpec(
+        model_type="t5", config=T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_layers": 2}
+    ),
+    "llama": ModelSpec(model_type="llama", config=DECODER),
+    "gpt2": ModelSpec(model_type="gpt2", config={"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
+    "qwen2": ModelSpec(model_type="qwen2", config=DECODER | {"num_hidden_layers": 2}),
+}
+FAMILIES = tuple(SPECS)
+BOTH = ("t5", "llama")  # one encoder-decoder and one decoder-only
+
+
+def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """One id a word: the four special tokens first, then `words`."""
+    vocabulary = {w: i for i, w in enumerate((*SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    named = dict(zip(("pad_token", "eos_token", "unk_token", "sep_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **named)
+
+
+def tiny_policy(
+    family: str, *, words: Sequence[str] = WORDS, response_tokens: int = 6, seed: int = 0, spread: float = 6.0, key: str = "tiny"
+) -> Policy:
+    """A policy of `family` whose next-token distributions are far from uniform: weights grown by noise of the seed."""
+    tokenizer = word_tokenizer(words)
+    model = build_model(SPECS[family], tokenizer, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                scale = spread * 0.05
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return Policy(model, tokenizer, response_tokens=response_tokens, key=key)
+
+
+@pytest.fixture(scope="session")
+def policies() -> Callable[..., Policy]:
+    """`policies(family, **options)`: a tiny policy, made once per session for each set of options; do not train it."""
+    made: dict[Any, Policy] = {}
+
+    def get(family: str, **options: Any) -> Policy:
+        key = (family, repr(sorted(options.items())))
+        if key not in made:
+            made[key] = tiny_policy(family, **options)
+        return made[key]
+
+    return get
+
+
+def prompt(ids: Sequence[int], id: str | None = None) -> Prompt:
+    return Prompt(id or "-".join(map(str, ids)), " ".join(map(str, ids)), tuple(ids))
+
+
+def response(ids: Sequence[int], ended: bool | None = None) -> Response:
+    return Response(tuple(ids), ids[-1:] == (1,) if ended is None else ended, " ".join(map(str, ids)))
+
+
+def pair(p: Prompt, chosen: Sequence[int], rejected: Sequence[int], p_chosen: float = 1.0, **more: Any) -> Pair:
+    forward = more.pop("judged_forward", p_chosen)
+    backward = more.pop("judged_backward", 1 - p_chosen)
+    return Pair(p, response(tuple(chosen)), response(tuple(rejected)), p_chosen, forward, backward, **{"writer": "data", **more})
+
+
+class TableJudge:
+    """A judge by a table of preferences over the first token of each response: `table[i, j]` = p(i beats j)."""
+
+    key = "table"
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table, self.calls = table, 0
+
+    def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
+        self.calls += 1
+        first, second = [r.ids[0] for r in a], [r.ids[0] for r in b]
+        return Judgement(self.table[first, second], self.table[second, first])
+
+
+TINY_STUDY = """
+name: tiny
+question: Does the same stream give the same policy?
+task: {name: sandbox, train_pairs: 160, test_pairs: 40}
+tokenizer: {kind: word, vocabulary: 300}
+limits: {prompt_tokens: 16, response_tokens: 12}
+policy:
+  model_type: t5
+  config: {d_model: 16, d_kv: 8, d_ff: 32, num_layers: 1, num_decoder_layers: 1, num_heads: 2}
+sft: {steps: 10, batch: 16, learning_rate: 1.0e-2}
+golden:
+  optimization: {steps: 6, batch: 16, learning_rate: 1.0e-3}
+proxy:
+  optimization: {steps: 6, batch: 16, learning_rate: 1.0e-3}
+recipe:
+  loss: {name: ipo, beta: 0.1}
+  optimization: {steps: 8, batch: 8, learning_rate: 3.0e-3}
+measurement: {checkpoints: [4], prompts: 16, kl_prompts: 8, pairs: 16, samples: 2, opponents: [sft, chosen]}
+arms:
+  online: {behavior: policy, judge: proxy}
+  offline: {behavior: dataset, judge: golden}
+"""
+
+
+@pytest.fixture
+def tiny_study(tmp_path: Path) -> Path:
+    """A YAML file of the smallest whole study: sandbox, one-layer T5, a few steps of everything."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_STUDY)
+    return path

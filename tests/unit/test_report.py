@@ -1,0 +1,256 @@
+"""The report: made from any records, says what cannot be concluded, escapes hostile text, needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_records import ArmTruth, make
+
+from aligngap.records import (
+    FORMAT_KEY,
+    read_folder,
+    read_per_prompt,
+    read_records,
+    read_samples,
+    write_table,
+)
+from aligngap.report import build_report, headline
+from aligngap.report.html import script_json
+from aligngap.report.interactive import hover_text
+from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
+
+HOSTILE = "<script>alert(1)</script> </script><img src=x onerror=alert(2)> <b>x</b> %{x} & \"'"
+Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+
+
+def save(folder: Path, frames: Frames) -> Path:
+    records, per_prompt, samples = frames
+    write_table(folder / "records.parquet", records, RECORD_COLUMNS)
+    write_table(folder / "per_prompt.parquet", per_prompt, PER_PROMPT_COLUMNS)
+    write_table(folder / "samples.parquet", samples, SAMPLE_COLUMNS)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------- records
+
+
+def test_tables_come_back_as_written(tmp_path: Path) -> None:
+    frames = make(prompts=5, seeds=(0,), opponents=("sft",))
+    save(tmp_path, frames)
+    for read, frame in zip((read_records, read_per_prompt, read_samples), frames, strict=True):
+        pd.testing.assert_frame_equal(read(tmp_path), frame, check_dtype=False)
+    rows = frames[2].to_dict("records")
+    write_table(tmp_path / "again.parquet", rows, SAMPLE_COLUMNS)
+    pd.testing.assert_frame_equal(read_samples(tmp_path / "again.parquet"), frames[2], check_dtype=False)
+    assert pq.read_schema(tmp_path / "again.parquet").metadata[FORMAT_KEY] == b"1"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_nan_is_undefined_and_infinite_is_too(tmp_path: Path) -> None:
+    records = make(prompts=5, seeds=(0,), opponents=("sft",))[0]
+    records.loc[0, "kl_nats"] = np.inf
+    records.loc[1, "kl_nats"] = np.nan
+    write_table(tmp_path / "records.parquet", records, RECORD_COLUMNS)
+    assert read_records(tmp_path)["kl_nats"].isna().sum() == 2
+
+
+def test_no_rows_can_be_written_and_read(tmp_path: Path) -> None:
+    write_table(tmp_path / "samples.parquet", [], SAMPLE_COLUMNS)
+    assert list(read_samples(tmp_path).columns) == list(SAMPLE_COLUMNS)
+
+
+def one_line(error: pytest.ExceptionInfo[AligngapError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_bad_tables_get_one_clear_line(tmp_path: Path) -> None:
+    frames = make(prompts=5, seeds=(0,), opponents=("sft",))
+    save(tmp_path, frames)
+    path = tmp_path / "records.parquet"
+    with pytest.raises(AligngapError) as error:
+        read_records(tmp_path / "nowhere" / "records.parquet")
+    assert "no such file" in one_line(error)
+    table = pq.read_table(path)
+    cases = {
+        "missing column(s) kl_nats, win_rate": table.drop_columns(["win_rate", "kl_nats"]),
+        "newer": table.replace_schema_metadata({FORMAT_KEY: b"99"}),
+        "not written by aligngap": table.replace_schema_metadata({}),
+        "wrong type": table.set_column(
+            table.schema.get_field_index("step"), "step", pa.array(["a"] * len(table))
+        ).replace_schema_metadata({FORMAT_KEY: b"1"}),
+    }
+    for message, bad in cases.items():
+        pq.write_table(bad, path)
+        with pytest.raises(AligngapError) as error:
+            build_report(tmp_path)
+        assert message in one_line(error)
+        assert "records.parquet" in one_line(error)
+    path.write_bytes(b"not parquet")
+    with pytest.raises(AligngapError) as error:
+        read_folder(tmp_path)
+    assert "not a readable Parquet file" in one_line(error)
+    with pytest.raises(AligngapError) as error:
+        write_table(path, frames[0].drop(columns="kl_nats"), RECORD_COLUMNS)
+    assert "kl_nats" in one_line(error)
+    with pytest.raises(AligngapError) as error:
+        write_table(path, frames[0].assign(extra=1), RECORD_COLUMNS)
+    assert "extra" in one_line(error)
+    with pytest.raises(AligngapError) as error:
+        write_table(path, frames[0].assign(step="x"), RECORD_COLUMNS)
+    assert "does not fit" in one_line(error)
+    assert path.read_bytes() == b"not parquet"  # a failed write leaves the old file
+
+
+# -------------------------------------------------------------------------------------------------------- report
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    arms = {
+        "online": ArmTruth(gap=0.1),
+        "offline": ArmTruth(configs=2, spread=0.03),
+        "online-golden": ArmTruth(gap=0.14),
+    }
+    save(folder, make(arms, prompts=120, texts=(HOSTILE, "plain")))
+    (folder / "provenance.json").write_text(json.dumps({"commit": "abc123", "artifacts": {"sft": HOSTILE}}))
+    (folder / "study.yaml").write_text("name: opening # " + HOSTILE)
+    build_report(folder, command="aligngap run opening --set seeds=3")
+    return folder
+
+
+def test_everything_is_there(made: Path) -> None:
+    names = {p.name for p in (made / "figures").iterdir()}
+    for stem in ("opening", "difference", "over-optimisation", "dynamics"):
+        assert {f"{stem}.{s}" for s in ("png", "svg", "pdf", "csv")} <= names
+    numbers = pd.read_csv(made / "figures" / "opening.csv")
+    assert set(numbers["what"]) == {"checkpoint", "frontier", "peak", "sft level"}
+    assert numbers[numbers["what"] == "frontier"][["lower", "win_rate", "upper"]].notna().all().all()
+    text = (made / "summary.md").read_text()
+    assert "online beats offline by" in text
+    for name in ("R1 online", "R1 offline", "R2", "R7", "R8", "online-golden − offline", "online-golden − online"):
+        assert name in text
+
+
+def test_page_answers_first_and_needs_no_network(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    first = page[page.index("<h1") : page.index("</h1>")]
+    sentence = r"At equal KL, online beats offline by 0\.\d{3} in win rate \(95% interval 0\.\d{3} to 0\.\d{3}\)"
+    assert re.search(sentence, first)
+    assert "3 seeds" in first
+    assert "abc123" in page
+    assert "aligngap run opening --set seeds=3" in page
+    ours = page[: page.index("<script>")]
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", ours)
+    assert "@import" not in ours
+    assert "prefers-color-scheme: dark" in ours
+    assert "@media print" in ours
+
+
+def test_hostile_text_is_escaped_everywhere(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert page.count("</script>") == page.count("<script")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    charts = re.findall(r'<script type="application/json" id="chart-\d+-json">(.*?)</script>', page, re.DOTALL)
+    assert len(charts) > 5
+    for chart in charts:
+        assert "<" not in chart
+        figure = json.loads(chart)
+        for trace in figure["data"]:
+            for text in trace.get("text") or []:
+                assert set(re.findall(r"<[^>]*>", text)) <= {"<b>", "</b>", "<br>", "<i>", "</i>"}
+                assert "<b>x" not in text
+                assert "%{" not in text
+    assert "alert(1)" in " ".join(charts)  # shown, as text
+
+
+def test_hover_text_and_script_json_are_inert() -> None:
+    assert hover_text(HOSTILE).count("<") == hover_text(HOSTILE).count("<br>")
+    assert hover_text("a\x00b\nc") == "a b c"
+    assert len(hover_text("word " * 500)) < 260
+    assert hover_text("x" * 100, width=10).count("<br>") == 9
+    text = script_json(json.dumps({"a": "</script>\u2028&"}))
+    assert "<" not in text
+    assert json.loads(text) == {"a": "</script>\u2028&"}
+
+
+def test_same_records_same_page(made: Path, tmp_path: Path) -> None:
+    tables = read_folder(made)
+    save(tmp_path, (tables.records, tables.per_prompt, tables.samples))
+    for name in ("provenance.json", "study.yaml"):
+        (tmp_path / name).write_text((made / name).read_text())
+    build_report(tmp_path, command="aligngap run opening --set seeds=3")
+    assert (tmp_path / "summary.md").read_text() == (made / "summary.md").read_text()
+    strip = re.compile(r"data:image/png;base64,[^\"]*")
+    assert strip.sub("", (tmp_path / "report.html").read_text()) == strip.sub("", (made / "report.html").read_text())
+
+
+def thin_study(name: str) -> Frames:
+    if name == "one seed":
+        return make(prompts=40, seeds=(0,), opponents=("golden_policy",))
+    if name == "no overlap":
+        arms = {"online": ArmTruth(kl_range=(0.2, 0.9)), "offline": ArmTruth(kl_range=(5.0, 9.0))}
+        return make(arms, prompts=40, seeds=(0, 1), opponents=("golden_policy",))
+    if name == "offline only":
+        return make({"offline": ArmTruth()}, prompts=40, opponents=("sft",))
+    if name == "unknown arms":
+        return make({"a <b>": ArmTruth(), "c": ArmTruth()}, prompts=40, opponents=("sft",))
+    records, per_prompt, samples = make(prompts=40, opponents=("golden_policy", "sft"))
+    if name == "no prompts, no samples":
+        return records, per_prompt.iloc[:0], samples.iloc[:0]
+    if name == "only step 0":
+        return records[records["step"] == 0], per_prompt[per_prompt["step"] == 0], samples[samples["step"] == 0]
+    if name == "one checkpoint":
+        return records[records["step"] <= 100], per_prompt[per_prompt["step"] <= 100], samples
+    for column, (kind, _) in RECORD_COLUMNS.items():
+        if kind == "float":
+            records[column] = np.nan
+    return records, per_prompt, samples
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("one seed", "One seed"),
+        ("no overlap", "do not overlap"),
+        ("offline only", "no arm named online"),
+        ("unknown arms", "no arm named online or offline"),
+        ("no prompts, no samples", "prompt by prompt are not recorded"),
+        ("only step 0", "cannot be compared at equal KL"),
+        ("one checkpoint", "compared at equal KL"),
+        ("all nan", "cannot be compared at equal KL"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str, said: str) -> None:
+    frames = thin_study(name)
+    page = build_report(save(tmp_path, frames)).read_text()
+    body = page[: page.index("<script>")]
+    assert said in body
+    assert "nan" not in re.sub(r"<[^>]*>", " ", body[body.index("<main>") :]).lower().split()
+    assert said in headline(frames[0], frames[1]) + body
+
+
+def test_reading_side_imports_no_torch(made: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import aligngap.records, aligngap.report\n"
+        "assert not {'matplotlib', 'plotly', 'torch', 'transformers', 'ray'} & set(sys.modules)\n"
+        "import aligngap.report.figures, aligngap.report.html, aligngap.hypotheses.opening, matplotlib, plotly\n"
+        f"t = aligngap.records.read_folder(Path({str(made)!r}))\n"
+        "aligngap.report.headline(t.records, t.per_prompt)\n"
+        "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

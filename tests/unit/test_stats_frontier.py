@@ -1,0 +1,88 @@
+"""Frontiers: interpolation, support, the envelope's optimism, the smoother."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from synthetic_records import planted_clouds
+
+from aligngap.stats.frontier import MIN_KL_NATS, arm_curves, envelope, interpolate, log_grid, peaks, smoother
+
+
+def test_grid_holds_the_powers_of_two() -> None:
+    grid = np.exp(log_grid(0.1, 20.0))
+    assert grid[0] >= 0.1
+    assert grid[-1] <= 20.0
+    for budget in (0.125, 0.5, 1.0, 4.0, 16.0):
+        assert np.isclose(grid, budget).any()
+    assert len(log_grid(np.nan, 3.0)) == 0
+
+
+def test_interpolation_agrees_with_numpy() -> None:
+    rng = np.random.default_rng(0)
+    x, y = np.sort(rng.normal(size=(5, 7)), axis=1), rng.normal(size=(5, 7))
+    grid = np.linspace(-2, 2, 33)
+    want = np.stack([np.interp(grid, a, b) for a, b in zip(x, y, strict=True)])
+    assert interpolate(x, y, grid) == pytest.approx(want)
+
+
+def test_nothing_is_extrapolated() -> None:
+    grid = log_grid(0.1, 20.0)
+    x = np.log(np.array([[1.0, 2.0, 4.0]]))
+    folds = np.ones((4, 1, 3)) * 0.5
+    curve, naive = envelope(np.zeros(3, int), x, folds, grid, x[0])
+    inside = (np.exp(grid) >= 1 - 1e-9) & (np.exp(grid) <= 4 + 1e-9)
+    assert np.isfinite(curve[0, inside]).all()
+    assert np.isnan(curve[0, ~inside]).all()
+    assert np.isnan(naive[0, ~inside]).all()
+
+
+def test_step_zero_and_tiny_kl_stay_off_the_log_axis() -> None:
+    clouds = planted_clouds(np.random.default_rng(0), {"online": 0.0}, seeds=1, prompts=40)
+    curve = arm_curves(clouds.items, log_grid(0.01, 20.0), 20)["online"]
+    assert curve.support[0] >= MIN_KL_NATS
+    assert curve.support == pytest.approx((0.45, 15.0), rel=0.05)
+
+
+def test_the_best_of_a_null_sweep_is_not_flattered() -> None:
+    """Twelve equal configurations: the naive envelope lies above the truth, the cross-fitted one on it."""
+    errors, naive_errors, peak_errors = [], [], []
+    grid = log_grid(0.5, 14.0)
+    truth = 0.3 + 0.15 * np.exp(-((grid - np.log(4.0)) ** 2) / 4.0)
+    for i in range(25):
+        clouds = planted_clouds(np.random.default_rng([1, i]), {"offline": 0.0}, {"offline": 12}, 1, 160, seed_sd=0.0)
+        c = arm_curves(clouds.items, grid, 2, i)["offline"]
+        errors.append(np.nanmean(c.frontier[0] - truth))
+        naive_errors.append(np.nanmean(c.frontier_naive[0] - truth))
+        peak_errors.append(c.peak[0] - truth.max())
+    se = np.std(errors) / np.sqrt(len(errors))
+    assert np.mean(naive_errors) > 0.02
+    assert abs(np.mean(errors)) < 3 * se + 0.005
+    assert np.mean(peak_errors) < 0.01
+
+
+def test_peak_of_a_clear_winner_is_its_own_value() -> None:
+    folds = np.tile(np.array([0.1, 0.9, 0.2]), (4, 2, 1))
+    value, where = peaks(folds, np.tile(np.array([0.0, 1.0, 2.0]), (2, 1)))
+    assert value == pytest.approx([0.9, 0.9])
+    assert where == pytest.approx([1.0, 1.0])
+
+
+def test_smoother_keeps_lines_and_has_its_degrees_of_freedom() -> None:
+    grid = np.linspace(0, 3, 60)
+    hat = smoother(grid, 5.0)
+    assert np.trace(hat) == pytest.approx(5.0, abs=0.01)
+    assert hat @ (2 + 3 * grid) == pytest.approx(2 + 3 * grid, abs=1e-5)
+    hump = np.exp(-((grid - 1.5) ** 2))
+    assert np.abs(hat @ hump - hump).max() < 0.06
+    assert smoother(grid[:4], 5.0) == pytest.approx(np.eye(4))
+
+
+def test_arms_of_a_seed_share_their_prompts() -> None:
+    """Two copies of one arm: every replicate of their difference is 0, which only holds if they are paired."""
+    from dataclasses import replace
+
+    clouds = planted_clouds(np.random.default_rng(2), {"online": 0.0}, seeds=2, prompts=60)
+    both = [*clouds.items, *(replace(c, arm="copy") for c in clouds.items)]
+    curves = arm_curves(both, log_grid(0.5, 14), 30)
+    assert np.nanmax(np.abs(curves["online"].frontier_reps - curves["copy"].frontier_reps)) < 1e-12
