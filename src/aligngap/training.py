@@ -84,7 +84,7 @@ def train(
         trainer.save(folder, stream)
         for old in ctx.work.glob("state-*"):
             if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+                discard(old)
 
     for step in fit(trainer, stream, objective, sampler, prepare):
         log.rows.append(log_row(step, stream))
@@ -106,11 +106,20 @@ def train(
         write_rows(ctx.work / "recording.parquet", pairs, PAIR_SCHEMA)
         count_pairs(rows, pairs, trainer.how.batch)
     write_rows(ctx.work / "log.parquet", rows)
-    for folder in ("log", "recording"):
-        shutil.rmtree(ctx.work / folder)
-    for old in ctx.work.glob("state-*"):
-        shutil.rmtree(old)
+    # States go first: a kill in between begins anew, where a state without its journal would leave rows out.
+    for folder in (*sorted(ctx.work.glob("state-*")), log.folder, recording.folder):
+        discard(folder)
+    for left in ctx.work.glob(".*.removed"):
+        shutil.rmtree(left)
     return outcome
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; a kill half-way never leaves a part of it under its own name."""
+    beside = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(beside, ignore_errors=True)
+    folder.replace(beside)
+    shutil.rmtree(beside)
 
 
 def log_row(step: Step, stream: Any) -> dict[str, Any]:

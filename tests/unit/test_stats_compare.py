@@ -31,7 +31,7 @@ def test_no_gap_is_rarely_declared(seeds: int, seed_sd: float, sweep: int) -> No
     anywhere = np.mean([c.share_a_ahead + c.share_b_ahead > 0 for c in found])
     error = np.sqrt(0.05 * 0.95 / n)
     assert wrong <= 0.05 + 3 * error
-    assert anywhere <= 0.09 + 3 * error  # the band's coverage at three seeds is 91% at worst
+    assert anywhere <= 0.09 + 3 * error  # the band holds 88-92% of the time at worst
 
 
 def test_a_planted_gap_is_found_and_estimated() -> None:

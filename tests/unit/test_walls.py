@@ -1,0 +1,182 @@
+"""The walls of the package, read from its source and from running interpreters: who imports whom is the science."""
+
+from __future__ import annotations
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import aligngap
+
+ROOT = Path(aligngap.__file__).parent
+MODULES = {
+    ".".join(("aligngap", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p for p in ROOT.rglob("*.py")
+}
+
+
+def imported(name: str, *, typing_only: bool = True) -> set[str]:
+    """Every module a module's source imports, anywhere in it; packages of ours are followed to the names imported."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    skipped: set[ast.AST] = set()
+    if not typing_only:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                skipped |= {inner for body in node.body for inner in ast.walk(body)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            target = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{target}.{a.name}" if f"{target}.{a.name}" in MODULES else target for a in node.names}
+    return found
+
+
+def reached(name: str) -> set[str]:
+    """Everything a module imports directly or through modules of ours, when it is run (typing aside)."""
+    seen: set[str] = set()
+    todo = [name]
+    while todo:
+        for target in imported(todo.pop(), typing_only=False):
+            if target not in seen:
+                seen.add(target)
+                if target in MODULES:
+                    todo.append(target)
+    return seen
+
+
+def tops(modules: set[str]) -> set[str]:
+    return {m.split(".")[0] for m in modules}
+
+
+def test_the_map_was_read() -> None:
+    assert len(MODULES) > 40
+    assert "aligngap.losses" in imported("aligngap.fit")
+    assert "torch" in tops(reached("aligngap.fit"))
+
+
+def test_fit_knows_no_streams_judges_tasks_or_study() -> None:
+    """Wall (a), directly and through whatever it imports."""
+    rooms = ("streams", "judges", "tasks", "study", "steps", "execute", "collect", "cli", "training", "hypotheses", "report")
+    for found in (imported("aligngap.fit"), reached("aligngap.fit")):
+        assert not {m for m in found if m.startswith(tuple(f"aligngap.{r}" for r in rooms))}
+
+
+def code_words(path: Path) -> set[str]:
+    """Names, attributes and strings of the code itself: docstrings and comments left out."""
+    tree = ast.parse(path.read_text())
+    docs = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docs.add(node.body[0].value)  # type: ignore[attr-defined]
+    words = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            words.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            words.add(node.attr)
+        elif isinstance(node, ast.arg | ast.keyword):
+            words.add(str(node.arg))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
+            words.add(node.value)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            words.add(node.name)
+    return words
+
+
+@pytest.mark.parametrize("module", ["fit", "losses", "training", "divergence", "batch", "policy", "optimizers"])
+def test_the_trainer_never_asks_which_arm_it_is_in(module: str) -> None:
+    text = " ".join(code_words(ROOT / f"{module}.py")).lower()
+    for word in ("online", "offline", "on_policy", "onpolicy", "arm ", "behavior", "isinstance(stream"):
+        assert word not in text
+
+
+def test_fit_and_training_do_not_look_at_a_streams_class() -> None:
+    for module in ("fit", "training"):
+        for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "type"):
+                assert "stream" not in ast.dump(node.args[0]).lower()
+
+
+@pytest.mark.parametrize("module", sorted(m for m in MODULES if m.startswith(("aligngap.stats", "aligngap.hypotheses", "aligngap.report"))))
+def test_the_reading_side_imports_no_torch(module: str) -> None:
+    """Wall (b), also through what it imports."""
+    assert not tops(reached(module)) & {"torch", "transformers", "ray", "safetensors", "tokenizers"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -> None:
+    """Wall (c). The trainer takes one optimiser from there and the tokenizer room its class."""
+    allowed = ("aligngap.policy", "aligngap.rollout", "aligngap.judges", "aligngap.optimizers", "aligngap.tokenizer")
+    if "transformers" in tops(imported(module)):
+        assert module.startswith(allowed)
+    if "ray" in tops(imported(module)):
+        assert module.startswith("aligngap.execute")
+
+
+def test_types_and_settings_need_no_torch() -> None:
+    for module in ("types", "settings", "registry", "study", "steps", "seeding", "store", "records", "streams", "tables"):
+        top = {m for m in imported(f"aligngap.{module}", typing_only=False)}
+        if module in ("types", "settings", "registry", "seeding", "store", "records"):
+            assert not tops(top) & {"torch", "transformers", "matplotlib"}
+
+
+HEAVY = ("torch", "transformers", "ray", "matplotlib", "plotly", "scipy", "safetensors")
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return {line.split(".")[0] for line in done.stderr.splitlines()}
+
+
+def test_importing_aligngap_is_light() -> None:
+    """Wall (d)."""
+    assert not modules_after("import aligngap") & set(HEAVY)
+
+
+def test_help_and_lists_are_light() -> None:
+    code = """
+from aligngap.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+main(["list", "losses"])
+main(["list", "studies"])
+"""
+    assert not modules_after(code) & {"torch", "transformers", "ray", "matplotlib"}
+
+
+def test_planning_is_light() -> None:
+    assert not modules_after("from aligngap.study import expand, load\nexpand(load('opening')).steps()") & {
+        "transformers", "matplotlib", "ray",
+    }  # fmt: skip
+
+
+def test_the_reading_side_runs_without_torch() -> None:
+    code = "import aligngap.report, aligngap.records, aligngap.hypotheses.opening, aligngap.stats.compare"
+    assert not modules_after(code) & {"torch", "transformers", "ray"}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nothing_is_unpickled(module: str) -> None:
+    """No pickle and no torch.load anywhere; YAML is read safely."""
+    assert not tops(imported(module)) & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    tokens = [t for t in tokenize.generate_tokens(io.StringIO(MODULES[module].read_text()).readline) if t.type == tokenize.NAME]
+    source = " ".join(t.string for t in tokens)
+    assert "torch load" not in source
+    assert "read_pickle" not in source
+    assert "yaml load" not in source
+    assert "allow_pickle" not in source
+    assert "eval" not in {t.string for t in tokens} or module in ("aligngap.policy", "aligngap.fit")  # model.eval()
