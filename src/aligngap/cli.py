@@ -125,10 +125,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     count = collect(made, store, out)
     if count:
         page = build_report(out, command=shlex.join(["aligngap", *words]))
-        from .records import read_folder
-
-        tables = read_folder(out)
-        print(headline(tables.records, tables.per_prompt))
+        print(headline(out))
         print(f"report: {page}")
     if outcome.failed:
         for name, message in outcome.failed.items():
@@ -171,9 +168,8 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .records import read_folder
     from .report import headline
 
-    tables = read_folder(args.out)
-    print_records(tables.records)
-    print(headline(tables.records, tables.per_prompt))
+    print_records(read_folder(args.out).records)
+    print(headline(args.out))
     return 0
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from . import records
+from .steps import Measure
 from .store import Store, write_text
 from .study import Plan, Run
 from .types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
@@ -24,7 +25,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     Runs not measured yet are left out; the SFT policy's measurement is every run's step 0.
     """
     tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
-    about: dict[str, Any] = {"artifacts": {}, "runs": {}}
+    about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
     count = 0
     for run in plan.runs:
         start = plan.start[run.seed]
@@ -43,8 +44,9 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
                     frames.append(with_run(frame, run, plan, log, result["outcome"]) if table == "rows" else frame)
     for step in plan.steps():
         if store.has(step.name):
-            manifest = store.manifest(step.name)
-            about["artifacts"][step.name] = {"result": manifest["result"], **manifest["provenance"]}
+            about["artifacts"][step.name] = store.manifest(step.name)["provenance"]
+    for seed, start in plan.start.items():
+        about["pipeline"] += parts(seed, start, store)
     columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
     files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
     for table, frames in tables.items():
@@ -54,6 +56,20 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     write_text(out / "study.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return count
+
+
+def parts(seed: int, start: Measure, store: Store) -> list[dict[str, Any]]:
+    """What the steps before the arms found: rows kept and dropped, how well SFT and the judges learned."""
+    steps = {
+        "data": start.data, "SFT policy": start.sft, "golden judge": start.golden, "D_golden": start.held_out,
+        "proxy judge": start.proxy,
+    }  # fmt: skip
+    found = []
+    for name, step in steps.items():
+        if store.has(step.name):
+            result = store.manifest(step.name)["result"]
+            found += [{"seed": seed, "part": name, "what": k.replace("_", " "), "value": v} for k, v in result.items()]
+    return found
 
 
 def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outcome: str) -> pd.DataFrame:

@@ -109,32 +109,37 @@ class Arm(Settings):
 
     behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the task's own
     pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
-    shuffled, window:K), with the labels they had.
+    shuffled, window:K), with the labels they had or, with `judge`, labelled anew; "mixture": each pair from the first
+    arm of `mix` with probability `share`, else from the second.
     """
 
-    behavior: Literal["policy", "dataset", "recording"] = Field(description="who writes the two responses")
+    behavior: Literal["policy", "dataset", "recording", "mixture"] = Field(description="who writes the two responses")
     judge: Literal["golden", "proxy", "oracle"] | None = Field(
-        default=None, description="who labels them; needed unless the pairs are a recording"
+        default=None, description="who labels them; a recording without one keeps its labels"
     )
     sync_every: int = Field(default=1, ge=1, description="batches the policy writes before it is refreshed; 1: online")
     soft_labels: bool = Field(default=False, description="labels are the judge's probabilities, not their sign")
     of: str | None = Field(default=None, description="the arm whose recording is replayed")
     order: str = Field(default="in-order", description="of a recording: in-order, reversed, shuffled or window:K")
+    mix: tuple[str, str] | None = Field(default=None, description="the two arms of a mixture")
+    share: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a mixture's pairs from its first arm")
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Arm:
-        if self.behavior == "recording":
-            if self.of is None:
-                raise ValueError("`behavior: recording` needs `of`, the arm whose recording is replayed")
-            if self.judge is not None:
-                raise ValueError("a recording keeps the labels it was made with: leave out `judge`")
-        else:
-            if self.of is not None or self.order != "in-order":
-                raise ValueError("`of` and `order` belong to `behavior: recording`")
-            if self.judge is None:
-                raise ValueError("needs `judge`: golden, proxy or oracle")
-        if self.behavior != "policy" and self.sync_every != 1:
-            raise ValueError("`sync_every` belongs to `behavior: policy`")
+        belongs = {
+            "sync_every": ("policy",), "of": ("recording",), "order": ("recording",),
+            "mix": ("mixture",), "share": ("mixture",), "judge": ("policy", "dataset", "recording"),
+            "soft_labels": ("policy", "dataset", "recording"),
+        }  # fmt: skip
+        for name, behaviors in belongs.items():
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default and self.behavior not in behaviors:
+                raise ValueError(f"`{name}` does not belong to `behavior: {self.behavior}`")
+        needed = {"policy": "judge", "dataset": "judge", "recording": "of", "mixture": "mix"}[self.behavior]
+        if getattr(self, needed) is None:
+            raise ValueError(f"`behavior: {self.behavior}` needs `{needed}`")
+        if self.behavior == "recording" and self.soft_labels and self.judge is None:
+            raise ValueError("`soft_labels` of a recording needs `judge`: its own labels are what they were")
         return self
 
 
@@ -242,6 +247,11 @@ class Study(Settings):
         for name, arm_ in self.arms.items():
             if arm_.of is not None and (arm_.of not in self.arms or self.arms[arm_.of].behavior == "recording"):
                 raise ValueError(f"arm `{name}` replays `{arm_.of}`, which is not an arm that writes its own pairs")
+            for part in arm_.mix or ():
+                if part not in self.arms or self.arms[part].behavior == "mixture":
+                    raise ValueError(f"arm `{name}` mixes `{part}`, which is not an arm that is no mixture itself")
+        if self.policy.path is not None and "tokenizer" in self.model_fields_set:
+            raise ValueError("`tokenizer` belongs to a policy from scratch: a pretrained policy brings its own")
         if self.measurement.kl_prompts > self.measurement.prompts:
             raise ValueError("`measurement.kl_prompts` is larger than `measurement.prompts`")
         return self

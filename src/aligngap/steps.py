@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_type_hints
 
+from pydantic import BaseModel, Field
+
 from . import registry
 from .seeding import derive
 from .settings import (
@@ -33,7 +35,7 @@ from .types import AligngapError, Prompt, Response
 
 if TYPE_CHECKING:
     from .context import Context
-    from .types import Pair
+    from .types import Pair, PairStream
 
 
 class Step(Settings):
@@ -46,23 +48,21 @@ class Step(Settings):
     kind: str
 
     @cached_property
+    def configuration(self) -> Any:
+        """The step's settings as JSON values, each step it needs replaced by that step's name."""
+        return _plain(self, {})
+
+    @cached_property
     def inputs(self) -> dict[str, Step]:
-        """The steps this one needs, by the name of the field that holds them."""
+        """The steps this one needs, by the place where its settings name them."""
         found: dict[str, Step] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            if isinstance(value, Step):
-                found[name] = value
-            elif isinstance(value, dict):
-                found |= {f"{name}.{k}": v for k, v in value.items() if isinstance(v, Step)}
+        _plain(self, found)
         return found
 
     @cached_property
     def name(self) -> str:
         """Folder of the artifact: kind and key."""
-        own = {k: v for k, v in self.model_dump(mode="json").items() if k not in {n.split(".")[0] for n in self.inputs}}
-        needs = {name: step.name for name, step in self.inputs.items()}
-        return f"{self.kind}-{digest({'version': self.version, 'own': own, 'inputs': needs})}"
+        return f"{self.kind}-{digest({'version': self.version, 'configuration': self.configuration})}"
 
     @property
     def label(self) -> str:
@@ -84,6 +84,22 @@ class Step(Settings):
         yield self
 
 
+def _plain(value: Any, found: dict[str, Step], place: str = "") -> Any:
+    """JSON values of settings; a step below the top becomes its name and is added to `found` under its place."""
+    if isinstance(value, Step) and place:
+        found[place] = value
+        return value.name
+    if isinstance(value, BaseModel):
+        extra = value.model_extra or {}
+        fields = {name: getattr(value, name) for name in type(value).model_fields} | extra
+        return {k: _plain(v, found, f"{place}.{k}" if place else k) for k, v in fields.items()}
+    if isinstance(value, dict):
+        return {str(k): _plain(v, found, f"{place}.{k}") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, found, f"{place}.{i}") for i, v in enumerate(value)]
+    return value
+
+
 # ------------------------------------------------------------------------------------------------------------- data
 
 
@@ -99,10 +115,9 @@ class Data(Step):
     seed: int
 
     @cached_property
-    def name(self) -> str:
+    def configuration(self) -> Any:
         # The content of the data is hashed (`fingerprint`), not where they lie.
-        own = self.model_dump(mode="json", exclude={"task"}) | {"task": self.task.get("name")}
-        return f"{self.kind}-{digest({'version': self.version, 'own': own})}"
+        return _plain(self, {}) | {"task": self.task.get("name")}
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from .policy import encode_prompt, encode_response, is_encoder_decoder
@@ -209,7 +224,7 @@ class Sft(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         import torch
 
-        from .batch import collate
+        from .batch import Ids, collate
         from .fit import Trainer
         from .policy import Policy, build_model
         from .streams import Epochs
@@ -219,11 +234,18 @@ class Sft(Step):
         model = build_model(self.model, tokenizer, derive(self.seed, "initialisation"))
         policy = Policy(model, tokenizer, response_tokens=self.limits.response_tokens).to(ctx.device)
         policy.check_head()
-        examples = [(p.prompt, r) for p in self.data.pairs(ctx, "train") for r in (p.chosen, p.rejected)]
-        mean_length = sum(len(r.ids) for _, r in examples) / len(examples)
+        examples, held_out = (
+            [
+                (policy.encode_prompt(p.prompt.text), policy.encode_response(r.text))
+                for p in pairs
+                for r in (p.chosen, p.rejected)
+            ]
+            for pairs in (self.data.pairs(ctx, "train"), self.data.pairs(ctx, "test")[:256])
+        )
+        mean_length = sum(len(r) for _, r in examples) / len(examples)
 
-        def objective(items: Sequence[tuple[Prompt, Response]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            logps = policy.logps(collate([p.ids for p, _ in items], [r.ids for _, r in items]))
+        def objective(items: Sequence[tuple[Ids, Ids]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            logps = policy.logps(collate([p for p, _ in items], [r for _, r in items]))
             return -logps / mean_length, {}  # nats per token of an average response
 
         trainer = Trainer(policy.model, self.optimization, self.seed)
@@ -231,9 +253,8 @@ class Sft(Step):
         if outcome != "ok":
             raise AligngapError(f"sft: {outcome}; lower sft.learning_rate")
         policy.save(ctx.work / "policy")
-        held_out = [(p.prompt, r) for p in self.data.pairs(ctx, "test")[:256] for r in (p.chosen, p.rejected)]
-        nll = -policy.logps_of([p.ids for p, _ in held_out], [r.ids for _, r in held_out]).sum()
-        tokens = sum(len(r.ids) for _, r in held_out)
+        nll = -policy.logps_of([p for p, _ in held_out], [r for _, r in held_out]).sum()
+        tokens = sum(len(r) for _, r in held_out)
         return {"held_out_nats_per_token": float(nll) / tokens, "parameters": policy.model.num_parameters()}
 
     def units(self) -> float:
@@ -345,16 +366,46 @@ class Relabel(Step):
         return 2.0e4
 
 
+class Source(Settings):
+    """An arm's stream and the artifacts it draws on: the one thing in which two arms of a study differ."""
+
+    arm: Arm
+    judge: FitJudge | OracleJudge | None = None
+    dataset: Relabel | None = None
+    recording: Align | None = None
+    mixed: list[Source] = Field(default_factory=list)
+
+    def stream(self, ctx: Context, data: Data, seed: int) -> PairStream:
+        """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
+        from .streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
+
+        arm = self.arm
+        if self.mixed:
+            first, second = (s.stream(ctx, data, derive(seed, "mixed", i)) for i, s in enumerate(self.mixed))
+            return Mixture(first, second, share=arm.share, seed=seed)
+        if self.recording is not None:
+            pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
+            replay = Replay(pairs, order=arm.order, batch=width, seed=seed)
+            return Relabelled(replay, ctx.judge(self.judge), soft_labels=arm.soft_labels) if self.judge else replay
+        if self.dataset is not None:
+            return Dataset(self.dataset.pairs(ctx, "train"), seed)
+        assert self.judge is not None  # `Arm` has checked it
+        prompts = [p.prompt for p in data.pairs(ctx, "train")]
+        judge = ctx.judge(self.judge)
+        return OnPolicy(prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels)
+
+    @property
+    def samples(self) -> bool:
+        return self.arm.behavior == "policy" or any(s.samples for s in self.mixed)
+
+
 class Align(Step):
     """One run: a policy starts at the SFT policy and is fitted on its arm's stream, recorded pair by pair."""
 
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft
-    arm: Arm
-    judge: FitJudge | OracleJudge | None = None
-    dataset: Relabel | None = None
-    recording: Align | None = None
+    source: Source
     loss: LossSpec
     optimization: Optimization
     checkpoints: list[int]
@@ -363,29 +414,12 @@ class Align(Step):
 
     @property
     def label(self) -> str:
-        return f"align ({self.arm.behavior}, {self.arm.judge or self.arm.order})"
+        return f"align ({self.source.arm.behavior})"
 
     @property
     def measured_steps(self) -> list[int]:
         last = self.optimization.steps
         return [*(s for s in self.checkpoints if s < last), last]
-
-    def stream(self, ctx: Context) -> Any:
-        """The arm's stream: the only lines in which arms differ."""
-        from .streams import Dataset, OnPolicy, Replay
-
-        order = derive(self.seed, "data order")
-        if self.recording is not None:
-            width = self.recording.optimization.batch
-            return Replay(self.recording.recorded(ctx), order=self.arm.order, batch=width, seed=order)
-        if self.dataset is not None:
-            return Dataset(self.dataset.pairs(ctx, "train"), order)
-        assert self.judge is not None
-        prompts = [p.prompt for p in self.data.pairs(ctx, "train")]
-        return OnPolicy(
-            prompts, ctx.judge(self.judge), seed=order,
-            sync_every=self.arm.sync_every, soft_labels=self.arm.soft_labels,
-        )  # fmt: skip
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from .fit import Trainer, pair_objective, with_reference
@@ -393,7 +427,7 @@ class Align(Step):
 
         reference = ctx.policy(self.sft)
         policy = reference.copy(key=f"{self.name}@step0")
-        stream = self.stream(ctx)
+        stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"))
         trainer = Trainer(policy.model, self.optimization, self.seed)
         measured = set(self.measured_steps)
 
@@ -420,7 +454,7 @@ class Align(Step):
         return ctx.path(self) / "checkpoints" / f"step-{step:06d}"
 
     def units(self) -> float:
-        sampled = 2.0 if self.arm.behavior == "policy" else 0.0
+        sampled = 2.0 if self.source.samples else 0.0
         return (6.0 + 3.0 * sampled) * self.optimization.steps * self.optimization.batch
 
 
@@ -457,10 +491,10 @@ class Responses(Step):
     seed: int
 
     @cached_property
-    def name(self) -> str:
+    def configuration(self) -> Any:
         m = self.measurement
         own = {"prompts": m.prompts, "split": m.split, "limits": self.limits.model_dump(), "seed": self.seed}
-        return f"{self.kind}-{digest({'version': self.version, 'own': own, 'policy': self.policy.name})}"
+        return own | {"policy": self.policy.name}  # the rest of the measurement does not change a response
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from .tables import write_rows
@@ -499,7 +533,7 @@ class Measure(Step):
 
     @property
     def label(self) -> str:
-        return f"measure ({self.run_.arm.behavior})" if self.run_ else "measure (sft)"
+        return f"measure ({self.run_.source.arm.behavior})" if self.run_ else "measure (sft)"
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from .measure import Opponent, measure
@@ -549,7 +583,7 @@ class Measure(Step):
         return checkpoints * self.measurement.prompts * 12.0
 
 
-for _step in (FitJudge, Relabel, Align, Responses, Measure):
+for _step in (FitJudge, Relabel, Source, Align, Responses, Measure):
     _step.model_rebuild()
 
 KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Align, Responses, Measure)

@@ -12,6 +12,7 @@ pair and not of where it came from (`fit.with_reference`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -178,6 +179,34 @@ class Mixture:
         self.draws = int(state["draws"])
         self.first.load_state_dict(state["first"])
         self.second.load_state_dict(state["second"])
+
+
+class Relabelled:
+    """Another stream's pairs, labelled anew by a judge as they are drawn; who wrote them stays what it was."""
+
+    def __init__(self, source: PairStream, judge: Judge, *, soft_labels: bool = False) -> None:
+        self.source, self.judge, self.soft_labels = source, judge, soft_labels
+
+    @property
+    def responses_sampled(self) -> int:
+        return int(getattr(self.source, "responses_sampled", 0))
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]:
+        given = self.source.draw(n, sampler)
+        first, second = [p.chosen for p in given], [p.rejected for p in given]
+        fresh = label([p.prompt for p in given], first, second, self.judge, writer="", soft=self.soft_labels)
+        out = []
+        for old, new in zip(given, fresh, strict=True):
+            swapped = new.chosen is not old.chosen
+            refs = (old.ref_rejected, old.ref_chosen) if swapped else (old.ref_chosen, old.ref_rejected)
+            out.append(replace(new, writer=old.writer, ref_chosen=refs[0], ref_rejected=refs[1]))
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.source.load_state_dict(state)
 
 
 def label(

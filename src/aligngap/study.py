@@ -18,8 +18,21 @@ from pydantic import ValidationError
 
 from . import registry
 from .seeding import derive
-from .settings import Arm, JudgeSpec, Study
-from .steps import Align, Data, FitJudge, Measure, OracleJudge, Relabel, Responses, Sft, Step, build_task, explain
+from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, Study, TokenizerSpec
+from .steps import (
+    Align,
+    Data,
+    FitJudge,
+    Measure,
+    OracleJudge,
+    Relabel,
+    Responses,
+    Sft,
+    Source,
+    Step,
+    build_task,
+    explain,
+)
 from .types import AligngapError
 
 
@@ -171,6 +184,76 @@ def settings_of(study: Study, arm: str) -> Iterator[tuple[str, Any, Any]]:
         yield f"{beta}learning_rate={how.learning_rate:g}{steps}", loss, how
 
 
+class Pipeline:
+    """One seed's steps up to the arms: data, SFT policy, golden model, D_golden, proxy, golden policy, opponents."""
+
+    def __init__(self, study: Study, task: Any, fingerprint: str, seed: int) -> None:
+        self.study, self.seed = study, seed
+        # A pretrained policy brings its own tokenizer.
+        tokenizer = study.tokenizer if study.policy.path is None else TokenizerSpec(path=study.policy.path)
+        family = study.policy.model_copy(update={"config": {}, "dropout": 0.0})
+        self.data = Data(
+            task=study.task, fingerprint=fingerprint, tokenizer=tokenizer, family=family, limits=study.limits, seed=seed
+        )
+        self.sft = self.tuned(study.policy, study.sft)
+        self.golden = self.judge(study.golden, "golden", None)
+        self.d_golden = self.relabel(self.golden)
+        self.proxy = self.judge(study.proxy, "proxy", self.d_golden)
+        self.oracle = OracleJudge(task=study.task, seed=seed) if has_oracle(task) else None
+        self.judges = {"golden": self.golden, "proxy": self.proxy, "oracle": self.oracle}
+        self.opponents = {"sft": self.responses(self.sft)}
+        if "golden_policy" in study.measurement.opponents:
+            arm = Arm(behavior="policy", judge="golden")
+            self.opponents["golden_policy"] = self.responses(self.recipe_run(arm, "golden policy"))
+
+    def tuned(self, model: ModelSpec, how: Optimization) -> Sft:
+        return Sft(
+            data=self.data, model=model, optimization=how, limits=self.study.limits, seed=derive(self.seed, "sft")
+        )
+
+    def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge:
+        backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft)
+        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=spec, seed=derive(self.seed, role))
+
+    def relabel(self, judge: FitJudge | OracleJudge, soft: bool = False) -> Relabel:
+        return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
+
+    def source(self, arm: Arm) -> Source:
+        """The arm's stream, with the artifacts it draws on."""
+        judge = self.judges[arm.judge] if arm.judge else None
+        if arm.mix is not None:
+            return Source(arm=arm, mixed=[self.source(self.study.arms[part]) for part in arm.mix])
+        if arm.of is not None:
+            return Source(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
+        if arm.behavior == "policy" or judge is None:
+            return Source(arm=arm, judge=judge)
+        return Source(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
+
+    def recipe_run(self, arm: Arm, role: str) -> Align:
+        """The arm's run at the recipe as it stands."""
+        return self.align(arm, self.study.recipe.loss, self.study.recipe.optimization, role)
+
+    def align(self, arm: Arm, loss: LossSpec, how: Optimization, role: str) -> Align:
+        study = self.study
+        return Align(
+            data=self.data, sft=self.sft, source=self.source(arm), loss=loss, optimization=how,
+            checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
+        )  # fmt: skip
+
+    def responses(self, policy: Sft | Align) -> Responses:
+        return Responses(
+            data=self.data, policy=policy, measurement=self.study.measurement, limits=self.study.limits,
+            seed=derive(self.seed, "opponents"),
+        )  # fmt: skip
+
+    def measure(self, run: Align | None) -> Measure:
+        return Measure(
+            data=self.data, sft=self.sft, run_=run, golden=self.golden, proxy=self.proxy, oracle=self.oracle,
+            held_out=self.d_golden, opponents=self.opponents, measurement=self.study.measurement,
+            seed=derive(self.seed, "measure"),
+        )  # fmt: skip
+
+
 def expand(study: Study) -> Plan:
     """The study's runs. The whole pipeline, task and judges included, is repeated per seed."""
     task = build_task(study.task)
@@ -178,80 +261,14 @@ def expand(study: Study) -> Plan:
     runs: list[Run] = []
     start: dict[int, Measure] = {}
     for seed in study.seed_list:
-        family = study.policy.model_copy(update={"config": {}, "dropout": 0.0})
-        # What is hashed into keys is the content of the data, not where they lie; the path stays for loading.
-        data = Data(
-            task=study.task, fingerprint=fingerprint, tokenizer=study.tokenizer, family=family,
-            limits=study.limits, seed=seed,
-        )  # fmt: skip
-
-        def sft(spec: JudgeSpec | None, data: Data = data, seed: int = seed) -> Sft:
-            model = (spec.model if spec else None) or study.policy
-            how = (spec.pretrain if spec else None) or study.sft
-            return Sft(data=data, model=model, optimization=how, limits=study.limits, seed=derive(seed, "sft"))
-
-        policy = sft(None)
-        golden = FitJudge(data=data, backbone=sft(study.golden), spec=study.golden, seed=derive(seed, "golden"))
-        d_golden = Relabel(data=data, judge=golden, reference=policy)
-        proxy = FitJudge(
-            data=data, labels=d_golden, backbone=sft(study.proxy), spec=study.proxy, seed=derive(seed, "proxy")
-        )
-        oracle = OracleJudge(task=study.task, seed=seed) if has_oracle(task) else None
-        judges: dict[str | None, Any] = {"golden": golden, "proxy": proxy, "oracle": oracle, None: None}
-
-        def align(
-            arm: Arm, loss: Any, how: Any, run_seed: int, recording: Align | None = None,
-            data: Data = data, policy: Sft = policy, d_golden: Relabel = d_golden,
-            judges: dict[str | None, Any] = judges,
-        ) -> Align:  # fmt: skip
-            judge = judges[arm.judge]
-            dataset = None
-            if arm.behavior == "dataset":
-                dataset = (
-                    d_golden if arm.judge == "golden" and not arm.soft_labels
-                    else Relabel(data=data, judge=judge, reference=policy, soft=arm.soft_labels)
-                )  # fmt: skip
-            return Align(
-                data=data, sft=policy, arm=arm, judge=judge if arm.behavior == "policy" else None, dataset=dataset,
-                recording=recording, loss=loss, optimization=how, checkpoints=study.measurement.checkpoints,
-                limits=study.limits, seed=run_seed,
-            )  # fmt: skip
-
-        base = (study.recipe.loss, study.recipe.optimization)
-        golden_policy = align(Arm(behavior="policy", judge="golden"), *base, derive(seed, "golden policy"))
-
-        def responses(policy: Sft | Align, data: Data = data, seed: int = seed) -> Responses:
-            return Responses(
-                data=data, policy=policy, measurement=study.measurement, limits=study.limits,
-                seed=derive(seed, "opponents"),
-            )  # fmt: skip
-
-        opponents = {"sft": responses(policy)}
-        if "golden_policy" in study.measurement.opponents:
-            opponents["golden_policy"] = responses(golden_policy)
-
-        def measure(
-            run: Align | None, data: Data = data, policy: Sft = policy, golden: FitJudge = golden,
-            proxy: FitJudge = proxy, oracle: OracleJudge | None = oracle, d_golden: Relabel = d_golden,
-            opponents: dict[str, Responses] = opponents, seed: int = seed,
-        ) -> Measure:  # fmt: skip
-            return Measure(
-                data=data, sft=policy, run_=run, golden=golden, proxy=proxy, oracle=oracle, held_out=d_golden,
-                opponents=opponents, measurement=study.measurement, seed=derive(seed, "measure"),
-            )  # fmt: skip
-
-        start[seed] = measure(None)
-        own: dict[str, Align] = {}  # each writing arm's run at the recipe itself, for replays
-        for name in sorted(study.arms, key=lambda a: study.arms[a].behavior == "recording"):
-            arm = study.arms[name]
+        made = Pipeline(study, task, fingerprint, seed)
+        start[seed] = made.measure(None)
+        for name, arm in study.arms.items():
             for config, loss, how in settings_of(study, name):
-                recording = None
-                if arm.of is not None:
-                    recording = own.setdefault(arm.of, align(study.arms[arm.of], *base, derive(seed, "run")))
-                run = align(arm, loss, how, derive(seed, "run"), recording)
+                run = made.align(arm, loss, how, "run")
+                full = f"{name} {config} seed={seed}"
                 beta = float(loss.options.get("beta", float("nan")))
-                title = f"{name} {config} seed={seed}"
-                runs.append(Run(title, name, config, seed, beta, how.learning_rate, run, measure(run)))
+                runs.append(Run(full, name, config, seed, beta, how.learning_rate, run, made.measure(run)))
     return Plan(study, runs, start)
 
 

@@ -117,7 +117,10 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=False, markup=False, highlight=False).print(table)
+    out = Console(markup=False, highlight=False)
+    if not out.is_terminal:
+        out.width = 200  # a pipe or a file has no width of its own
+    out.print(table)
 
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
@@ -146,5 +149,19 @@ def print_records(records: pd.DataFrame) -> None:
         kl_range = f"{group['kl_nats'].min():.2f}–{group['kl_nats'].max():.2f}"
         highest = f"{best['win_rate']:.3f} ± {best['win_rate_se']:.3f}"
         seeds, at = str(group["seed"].nunique()), f"{best['kl_nats']:.2f}"
-        rows.append((str(arm), str(opponent), seeds, kl_range, highest, at, str(best["run"]), str(best["step"])))
-    print_rows(["arm", "opponent", "seeds", "KL (nats)", "highest win rate", "at KL", "run", "step"], rows)
+        rows.append(
+            (
+                str(arm),
+                str(opponent),
+                seeds,
+                kl_range,
+                highest,
+                at,
+                str(best["config"]),
+                str(best["seed"]),
+                str(best["step"]),
+            )
+        )
+    print_rows(
+        ["arm", "opponent", "seeds", "KL (nats)", "highest win rate", "at KL", "configuration", "seed", "step"], rows
+    )

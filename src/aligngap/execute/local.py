@@ -48,18 +48,13 @@ def make(step: Step, store: Store, ctx: Any) -> bool:
         started = time.monotonic()
         about = step.run(ctx)
         manifest = {
-            "kind": step.kind, "version": step.version, "configuration": own_configuration(step),
+            "kind": step.kind, "version": step.version, "configuration": step.configuration,
             "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
             "provenance": provenance(ctx.device_name, time.monotonic() - started),
         }  # fmt: skip
         store.finish(step.name, manifest)
         ctx.progress.path.unlink(missing_ok=True)
     return True
-
-
-def own_configuration(step: Step) -> dict[str, Any]:
-    nested = {name.split(".")[0] for name in step.inputs}
-    return {k: v for k, v in step.model_dump(mode="json").items() if k not in nested}
 
 
 class _Reporter:

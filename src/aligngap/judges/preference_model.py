@@ -126,4 +126,6 @@ class PreferenceModel(Backbone):
             ba = [Shown(s.prompt, s.second, s.first, 0.5) for s in ab]
             p = torch.sigmoid(self.logits(ab + ba)).cpu()
             forward[torch.tensor(part)], backward[torch.tensor(part)] = p[: len(part)], p[len(part) :]
+        same = torch.tensor([x == y for x, y in zip(ids_a, ids_b, strict=True)], dtype=torch.bool)
+        backward[same] = forward[same]  # equal responses tie exactly, and not by the last bit of a matrix product
         return Judgement(forward.double().numpy(), backward.double().numpy())

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
+from typing import Any
 
 __all__ = ["build_report", "headline"]
 
@@ -22,7 +19,8 @@ def build_report(out_dir: Path, *, command: str = "") -> Path:
 
     folder = Path(out_dir)
     tables = read_folder(folder)
-    analysis = analyse(tables.records, tables.per_prompt, tables.samples)
+    online, offline = compared(folder)
+    analysis = analyse(tables.records, tables.per_prompt, tables.samples, online, offline)
     figures = make_figures(analysis, folder / "figures")
     command = command or f"aligngap report {folder}"
     write_summary(analysis, folder / "summary.md", command)
@@ -36,12 +34,29 @@ def build_report(out_dir: Path, *, command: str = "") -> Path:
     )
 
 
-def headline(records: pd.DataFrame, per_prompt: pd.DataFrame) -> str:
+def headline(out_dir: Path) -> str:
     """The numbers for the terminal: the answer, its doubts, the comparison table and the verdicts."""
+    from aligngap.records import read_folder
     from aligngap.report.analysis import analyse
     from aligngap.report.summary import terminal
 
-    return terminal(analyse(records, per_prompt))
+    tables = read_folder(out_dir)
+    online, offline = compared(Path(out_dir))
+    return terminal(analyse(tables.records, tables.per_prompt, None, online, offline))
+
+
+def compared(folder: Path) -> tuple[str, str]:
+    """The two arms that the study in `folder` compares first: its `compare`, else online and offline."""
+    import yaml
+
+    from aligngap.types import AligngapError
+
+    try:
+        study = yaml.safe_load(_text(folder / "study.yaml")) or {}
+        first, second = study.get("compare", ("online", "offline"))
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise AligngapError(f"{folder / 'study.yaml'}: `compare` must name two arms ({error})") from error
+    return str(first), str(second)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -115,7 +114,8 @@ def page(
         caveats=words.caveats(analysis),
         scores=[(SCORES[s], SCORE_COLOURS[s][0]) for s in SCORES if analysis.records[s].notna().any()],
         command=command,
-        provenance=flatten(provenance or {}),
+        parts=parts_table((provenance or {}).get("pipeline", [])),
+        provenance=summarise(provenance or {}),
         study_yaml=study,
         still=embed(figures or [], "opening"),
         plotly_js=get_plotlyjs(),
@@ -219,15 +219,43 @@ def gao_row(arm: str, score: str, fits: dict[str, GaoFit]) -> dict[str, str]:
     }
 
 
-def flatten(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested provenance as dotted keys and text."""
-    out: list[tuple[str, str]] = []
+def parts_table(found: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What was found before the arms ran: one row per part and quantity, one column per seed."""
+    seeds = sorted({row["seed"] for row in found})
+    lines: dict[tuple[str, str], dict[Any, str]] = {}
+    for row in found:
+        values = row["value"] if isinstance(row["value"], Mapping) else {"": row["value"]}
+        for key, value in flatten(values):
+            name = f"{row['what']}: {key}" if key else row["what"]
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            lines.setdefault((row["part"], name), {})[row["seed"]] = shown
+    header = ["part", "what", *(f"seed {s}" for s in seeds)]
+    return header, [(*key, *(cells.get(s, "–") for s in seeds)) for key, cells in lines.items()]
+
+
+def summarise(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Provenance as key and text: what all artifacts share once, then each run's artifacts and outcome."""
+    artifacts = found.get("artifacts", {})
+    shared: dict[str, list[str]] = {}
+    for about in artifacts.values():
+        for key, value in flatten(about):
+            if key != "seconds":
+                shared.setdefault(key, []).append(str(value))
+    out = [(key, ", ".join(sorted(set(values)))) for key, values in shared.items()]
+    seconds = sum(float(about.get("seconds", 0.0)) for about in artifacts.values())
+    out.append(("artifacts", f"{len(artifacts)}, made in {seconds:,.0f} seconds of worker time"))
+    for run, about in found.get("runs", {}).items():
+        out.append((str(run), ", ".join(str(v) for _, v in flatten(about))))
+    known = {"artifacts", "runs", "pipeline"}
+    return out + [(k, str(v)) for k, v in flatten({k: v for k, v in found.items() if k not in known})]
+
+
+def flatten(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as dotted keys and their values."""
+    out: list[tuple[str, Any]] = []
     for key, value in found.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            out += flatten(value, f"{name}.")
-        else:
-            out.append((name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+        out += flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
     return out
 
 
