@@ -17,6 +17,7 @@ from . import __version__
 from .types import AligngapError, RunFailed
 
 if TYPE_CHECKING:
+    from .settings import Study
     from .study import Plan
 
 
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: object) -> str:
     return " ".join(str(error).split())
 
 
@@ -114,12 +115,13 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .store import check_writable
 
     made, store, out = prepared(args)
+    device = pick_device(args.device)
+    workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
+    if workers < 1 or not args.save_seconds > 0:
+        raise AligngapError("--workers and --save-seconds must be positive")
+    check_models(made.study)
     store.prepare()
     check_writable(out)
-    device = pick_device(args.device)
-    workers = args.workers or (1 if device.startswith("cuda") else os.cpu_count() or 1)
-    if workers < 1 or args.save_seconds <= 0:
-        raise AligngapError("--workers and --save-seconds must be positive")
     local = Local(store, workers=workers, device=device, save_seconds=args.save_seconds)
     outcome = watch(local, made)
     count = collect(made, store, out)
@@ -129,11 +131,20 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
         print(f"report: {page}")
     if outcome.failed:
         for name, message in outcome.failed.items():
-            print(f"aligngap: {name}: {one_line(Exception(message))}", file=sys.stderr)
+            print(f"aligngap: {name}: {one_line(message)}", file=sys.stderr)
         if outcome.bad_input:
             return 2
-        raise RunFailed(f"{len(outcome.failed)} of {len(made.steps())} steps failed; the same command tries them again")
+        lost = f" and {outcome.lost} that need them" if outcome.lost else ""
+        raise RunFailed(f"{len(outcome.failed)} steps failed{lost}; the same command tries them again")
     return 0
+
+
+def check_models(study: Study) -> None:
+    """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
+    from .policy import check_spec
+
+    for spec in dict.fromkeys(s.model_dump_json() for s in study.models):
+        check_spec(type(study.policy).model_validate_json(spec))
 
 
 def pick_device(name: str) -> str:

@@ -28,7 +28,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
     count = 0
     for run in plan.runs:
-        start = plan.start[run.seed]
+        start = plan.start[run.name]
         if not store.has(run.measure.name) or not store.has(start.name):
             continue
         count += 1
@@ -45,8 +45,12 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     for step in plan.steps():
         if store.has(step.name):
             about["artifacts"][step.name] = store.manifest(step.name)["provenance"]
-    for seed, start in plan.start.items():
-        about["pipeline"] += parts(seed, start, store)
+    shown = set()
+    for run in plan.runs:
+        start = plan.start[run.name]
+        if start.name not in shown and run.arm in plan.study.arms:
+            shown.add(start.name)
+            about["pipeline"] += parts(run.seed, start, store)
     columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
     files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
     for table, frames in tables.items():
@@ -79,6 +83,6 @@ def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outco
         for name in COUNTS
     }
     return frame.assign(
-        study=plan.study.name, config=run.config, loss=plan.study.recipe.loss.name, beta=run.beta,
+        study=plan.study.name, config=run.config, loss=run.loss, beta=run.beta,
         learning_rate=run.learning_rate, outcome=outcome, **counts,
     )  # fmt: skip

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -87,18 +88,12 @@ def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) 
     """A model from scratch (a function of spec, tokenizer size and seed) or loaded from `spec.path`; in float32."""
     if spec.path is not None:
         return load_model(spec.path, spec.dropout)
-    known = AutoConfig.for_model(spec.model_type)
-    for name in spec.config:
-        if not hasattr(known, name):
-            raise AligngapError(f"model.config.{name}: not a setting of a `{spec.model_type}` model")
+    config = config_of(spec, vocab_size=len(tokenizer))
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if config.is_encoder_decoder:
+        config.decoder_start_token_id = tokenizer.pad_token_id
+    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     try:
-        # Made from the given settings only, so that what a family derives (head_dim, gated layers) follows them.
-        config = AutoConfig.for_model(spec.model_type, **{**spec.config, "vocab_size": len(tokenizer)})
-        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-        if config.is_encoder_decoder:
-            config.decoder_start_token_id = tokenizer.pad_token_id
-        set_dropout(config, spec.dropout)
-        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with seeded(seed, torch.device("cpu")):
             model: PreTrainedModel = maker.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
             return model
@@ -119,14 +114,37 @@ def load_model(path: str | Path, dropout: float = 0.0) -> PreTrainedModel:
         ) from error
 
 
-def is_encoder_decoder(spec: ModelSpec) -> bool:
-    """Whether the model a specification names reads the prompt with an encoder."""
+def config_of(spec: ModelSpec, **settings: Any) -> Any:
+    """The transformers configuration a specification names, with its settings; a wrong one is refused in one line."""
     try:
         config = AutoConfig.from_pretrained(spec.path) if spec.path else AutoConfig.for_model(spec.model_type)
     except Exception as error:
         where = f"model {spec.path}" if spec.path else f"model.model_type `{spec.model_type}`"
-        raise AligngapError(f"{where}: cannot be loaded ({first_line(error)})") from error
-    return bool(config.is_encoder_decoder)
+        remedy = "give a local folder or a reachable hub name" if spec.path else "name a family transformers knows"
+        raise AligngapError(f"{where}: cannot be loaded ({first_line(error)}); {remedy}") from error
+    for name in spec.config:
+        if not hasattr(config, name):
+            raise AligngapError(f"model.config.{name}: not a setting of a `{spec.model_type}` model")
+    if spec.path is None:
+        try:
+            # Made from the given settings only, so that what a family derives (head_dim, gated layers) follows them.
+            config = AutoConfig.for_model(spec.model_type, **{**spec.config, **settings})
+        except Exception as error:
+            raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
+    set_dropout(config, spec.dropout)
+    return config
+
+
+def check_spec(spec: ModelSpec) -> None:
+    """Refuse a model that cannot be named, built or read, before anything is computed."""
+    config = config_of(spec)
+    if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise AligngapError(f"model family `{config.model_type}`: neither encoder-decoder nor a causal language model")
+
+
+def is_encoder_decoder(spec: ModelSpec) -> bool:
+    """Whether the model a specification names reads the prompt with an encoder."""
+    return bool(config_of(spec).is_encoder_decoder)
 
 
 def set_dropout(config: Any, dropout: float) -> None:

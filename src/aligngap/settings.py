@@ -107,13 +107,16 @@ class Recipe(Settings):
 class Arm(Settings):
     """A named stream: who writes the responses (`behavior`) and who labels them (`judge`). Nothing else.
 
-    behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the task's own
-    pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
-    shuffled, window:K), with the labels they had or, with `judge`, labelled anew; "mixture": each pair from the first
-    arm of `mix` with probability `share`, else from the second.
+    behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the
+    task's own pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
+    shuffled, window:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set written once,
+    one response to each of the data's prompts by each of two `writers`; "mixture": each pair from the first arm of
+    `mix` with probability `share`, else from the second.
     """
 
-    behavior: Literal["policy", "dataset", "recording", "mixture"] = Field(description="who writes the two responses")
+    behavior: Literal["policy", "dataset", "recording", "responses", "mixture"] = Field(
+        description="who writes the two responses"
+    )
     judge: Literal["golden", "proxy", "oracle"] | None = Field(
         default=None, description="who labels them; a recording without one keeps its labels"
     )
@@ -121,6 +124,10 @@ class Arm(Settings):
     soft_labels: bool = Field(default=False, description="labels are the judge's probabilities, not their sign")
     of: str | None = Field(default=None, description="the arm whose recording is replayed")
     order: str = Field(default="in-order", description="of a recording: in-order, reversed, shuffled or window:K")
+    writers: tuple[str, str] | None = Field(
+        default=None,
+        description="who wrote a fixed set: `sft`, or `ARM@STEP` or `ARM@last`, a checkpoint of an arm's run",
+    )
     mix: tuple[str, str] | None = Field(default=None, description="the two arms of a mixture")
     share: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a mixture's pairs from its first arm")
 
@@ -128,16 +135,21 @@ class Arm(Settings):
     def _no_contradiction(self) -> Arm:
         belongs = {
             "sync_every": ("policy",), "of": ("recording",), "order": ("recording",),
-            "mix": ("mixture",), "share": ("mixture",), "judge": ("policy", "dataset", "recording"),
-            "soft_labels": ("policy", "dataset", "recording"),
+            "writers": ("responses",), "mix": ("mixture",), "share": ("mixture",),
+            "judge": ("policy", "dataset", "recording", "responses"),
+            "soft_labels": ("policy", "dataset", "recording", "responses"),
         }  # fmt: skip
         for name, behaviors in belongs.items():
             default = type(self).model_fields[name].default
             if getattr(self, name) != default and self.behavior not in behaviors:
                 raise ValueError(f"`{name}` does not belong to `behavior: {self.behavior}`")
-        needed = {"policy": "judge", "dataset": "judge", "recording": "of", "mixture": "mix"}[self.behavior]
-        if getattr(self, needed) is None:
-            raise ValueError(f"`behavior: {self.behavior}` needs `{needed}`")
+        needed = {
+            "policy": ["judge"], "dataset": ["judge"], "recording": ["of"], "mixture": ["mix"],
+            "responses": ["writers", "judge"],
+        }  # fmt: skip
+        for name in needed[self.behavior]:
+            if getattr(self, name) is None:
+                raise ValueError(f"`behavior: {self.behavior}` needs `{name}`")
         if self.behavior == "recording" and self.soft_labels and self.judge is None:
             raise ValueError("`soft_labels` of a recording needs `judge`: its own labels are what they were")
         return self
@@ -165,6 +177,17 @@ class Sweep(Settings):
             if name == "steps" and not all(v == int(v) for v in values):
                 raise ValueError("axis `steps`: every value must be a whole number")
         return axes
+
+
+class Variant(Settings):
+    """The same arms under other settings, shared by all of them: a policy size, another loss, fewer labels.
+
+    `set` holds dotted keys as in `--set`. The golden policy that all are measured against stays the study's own
+    wherever the task is the same, so that a larger policy meets the same opponent (arXiv 2405.08448, section 5.5).
+    """
+
+    set: dict[str, Any] = Field(min_length=1, description="dotted keys and their values, as in --set")
+    arms: list[str] | None = Field(default=None, description="the arms that run under it; null: all")
 
 
 class MeasurementSpec(Settings):
@@ -213,6 +236,9 @@ class Study(Settings):
     measurement: MeasurementSpec = Field(default_factory=MeasurementSpec, description="the same for every arm")
     arms: dict[str, Arm] = Field(min_length=1, description="named streams")
     sweep: list[Sweep] = Field(default_factory=list, description="grids of hyper-parameters")
+    variants: dict[str, Variant] = Field(
+        default_factory=dict, description="the same arms under other settings, each with a name"
+    )
     compare: tuple[str, str] = Field(default=("online", "offline"), description="two arms of this study to compare")
     seeds: int | list[int] = Field(
         default=1, description="a number (seeds 0, 1 …) or a list; all stages repeat per seed"
@@ -231,6 +257,23 @@ class Study(Settings):
     def seed_list(self) -> list[int]:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
+    def _check_writer(self, arm: str, writer: str) -> None:
+        name, at, step = writer.partition("@")
+        if writer != "sft" and (not at or name not in self.arms or not (step == "last" or step.isdecimal())):
+            raise ValueError(
+                f"arm `{arm}`: writer `{writer}` must be sft, ARM@STEP or ARM@last with an arm of this study"
+            )
+        if name in self.arms and self.arms[name].behavior == "responses":
+            raise ValueError(f"arm `{arm}`: writer `{writer}` is an arm that needs writers itself")
+        known = [*self.measurement.checkpoints, self.recipe.optimization.steps]
+        if step.isdecimal() and int(step) not in known:
+            raise ValueError(f"arm `{arm}`: writer `{writer}` names step {step}, not one of the checkpoints {known}")
+
+    @property
+    def models(self) -> list[ModelSpec]:
+        """Every model the study names."""
+        return [self.policy, *(j.model for j in (self.golden, self.proxy) if j.model is not None)]
+
     @model_validator(mode="after")
     def _arms_exist(self) -> Study:
         for side in self.compare:
@@ -247,6 +290,8 @@ class Study(Settings):
         for name, arm_ in self.arms.items():
             if arm_.of is not None and (arm_.of not in self.arms or self.arms[arm_.of].behavior == "recording"):
                 raise ValueError(f"arm `{name}` replays `{arm_.of}`, which is not an arm that writes its own pairs")
+            for writer in arm_.writers or ():
+                self._check_writer(name, writer)
             for part in arm_.mix or ():
                 if part not in self.arms or self.arms[part].behavior == "mixture":
                     raise ValueError(f"arm `{name}` mixes `{part}`, which is not an arm that is no mixture itself")

@@ -355,15 +355,59 @@ class Relabel(Step):
         return about
 
     def pairs(self, ctx: Context, split: str) -> list[Pair]:
-        from .tables import read_pairs
-
-        found: list[Pair] = ctx.cached(
-            (self.name, "pairs", split), lambda: read_pairs(ctx.path(self) / f"{split}.parquet")
-        )
-        return found
+        return stored_pairs(ctx, self, split)
 
     def units(self) -> float:
         return 2.0e4
+
+
+class Written(Step):
+    """A fixed set of pairs written once: to each training prompt one response by each of two writers, judged."""
+
+    kind: Literal["written"] = "written"
+    data: Data
+    writers: list[Sft | Align]
+    at: list[int | None]
+    judge: FitJudge | OracleJudge
+    reference: Sft
+    soft: bool = False
+    seed: int
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        from .streams import label
+        from .tables import write_pairs
+
+        prompts = [p.prompt for p in self.data.pairs(ctx, "train")]
+        sides = []
+        for number, (writer, step) in enumerate(zip(self.writers, self.at, strict=True)):
+            ctx.progress(number, 4, "sampling")
+            answers = ctx.policy(writer, step).sample(prompts, 1, derive(self.seed, "writer", number))
+            sides.append([a[0] for a in answers])
+        names = " vs ".join(
+            w.name + (f"@step{s}" if s is not None else "") for w, s in zip(self.writers, self.at, strict=True)
+        )
+        pairs = label(prompts, sides[0], sides[1], ctx.judge(self.judge), writer=names, soft=self.soft)
+        write_pairs(ctx.work / "train.parquet", ctx.with_stored_reference(ctx.policy(self.reference), pairs))
+        first = sum(p.chosen is a for p, a in zip(pairs, sides[0], strict=True))
+        return {
+            "pairs": len(pairs),
+            "first_writer_wins": first / len(pairs),
+            "ties": sum(p.p_chosen == 0.5 for p in pairs),
+        }
+
+    def pairs(self, ctx: Context, split: str) -> list[Pair]:
+        return stored_pairs(ctx, self, split)
+
+    def units(self) -> float:
+        return 4.0e4
+
+
+def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:
+    """The pairs a step has written, read once per process."""
+    from .tables import read_pairs
+
+    found: list[Pair] = ctx.cached((step.name, "pairs", split), lambda: read_pairs(ctx.path(step) / f"{split}.parquet"))
+    return found
 
 
 class Source(Settings):
@@ -371,7 +415,7 @@ class Source(Settings):
 
     arm: Arm
     judge: FitJudge | OracleJudge | None = None
-    dataset: Relabel | None = None
+    dataset: Relabel | Written | None = None
     recording: Align | None = None
     mixed: list[Source] = Field(default_factory=list)
 
@@ -527,6 +571,7 @@ class Measure(Step):
     proxy: FitJudge
     oracle: OracleJudge | None = None
     held_out: Relabel
+    reference_samples: Responses
     opponents: dict[str, Responses]
     measurement: MeasurementSpec
     seed: int
@@ -550,7 +595,7 @@ class Measure(Step):
         if self.oracle is not None:
             judges["oracle"] = ctx.judge(self.oracle)
         reference = ctx.policy(self.sft)
-        sft_samples = self.opponents["sft"].read(ctx)[: m.kl_prompts]
+        sft_samples = self.reference_samples.read(ctx)[: m.kl_prompts]
         steps = [0] if self.run_ is None else self.run_.measured_steps
         done = []
         for number, step in enumerate(steps):
@@ -583,10 +628,10 @@ class Measure(Step):
         return checkpoints * self.measurement.prompts * 12.0
 
 
-for _step in (FitJudge, Relabel, Source, Align, Responses, Measure):
+for _step in (FitJudge, Relabel, Written, Source, Align, Responses, Measure):
     _step.model_rebuild()
 
-KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Align, Responses, Measure)
+KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Written, Align, Responses, Measure)
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 
 

@@ -7,8 +7,10 @@ seed) whose steps share whatever is equal, `collect` gathers the finished measur
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,11 @@ from .steps import (
     Sft,
     Source,
     Step,
+    Written,
     build_task,
     explain,
 )
+from .streams import order_of
 from .types import AligngapError
 
 
@@ -91,19 +95,27 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set `a.b.c=value` in a nested mapping; the value is YAML."""
-    key, equals, value = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise AligngapError(f"--set {override}: must read key=value, for instance seeds=3 or task.path=pairs.jsonl")
-    *parents, last = key.strip().split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AligngapError(f"--set {key}: `{text}` is not a YAML value") from error
+    set_value(raw, key.strip(), value, "--set")
+
+
+def set_value(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set a dotted key in a nested mapping, making sections that are not there."""
+    *parents, last = key.split(".")
     place = raw
     for parent in parents:
-        place = place.setdefault(parent, {})
+        if place.get(parent) is None:
+            place[parent] = {}
+        place = place[parent]
         if not isinstance(place, dict):
-            raise AligngapError(f"--set {key}: `{parent}` is not a section")
-    try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise AligngapError(f"--set {key}: `{value}` is not a YAML value") from error
+            raise AligngapError(f"{where} {key}: `{parent}` is not a section")
+    place[last] = value
 
 
 def validate(raw: Mapping[str, Any], name: str) -> Study:
@@ -123,8 +135,14 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
         for arm, spec in study.arms.items():
             if spec.judge == "oracle" and not has_oracle(task):
                 raise AligngapError(f"arms.{arm}.judge: task `{study.task['name']}` has no oracle; use golden or proxy")
+            try:
+                order_of(spec.order, 1, 0, 1)
+            except AligngapError as error:
+                raise AligngapError(f"arms.{arm}.order: {error}") from error
+        for variant in study.variants:
+            varied(study, variant)
         for grid in study.sweep:
-            if "beta" in grid.axes and "beta" not in study.recipe.loss.options:
+            if "beta" in grid.axes and "beta" not in study.recipe.loss.options and not name.startswith("variants."):
                 raise AligngapError(f"sweep: axis `beta`, but recipe.loss `{study.recipe.loss.name}` sets no beta")
     except AligngapError as error:
         raise AligngapError(f"{name}: {error}") from error
@@ -146,6 +164,7 @@ class Run:
     arm: str
     config: str
     seed: int
+    loss: str
     beta: float
     learning_rate: float
     align: Align
@@ -154,11 +173,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a study needs: its runs, and per seed the measurement of the SFT policy (step 0 of every run)."""
+    """Everything a study needs: its runs, and for each the measurement of its SFT policy (step 0 of the run)."""
 
     study: Study
     runs: list[Run]
-    start: dict[int, Measure]
+    start: dict[str, Measure]
 
     def steps(self) -> list[Step]:
         """Every step once, needs before what needs them."""
@@ -170,6 +189,8 @@ def settings_of(study: Study, arm: str) -> Iterator[tuple[str, Any, Any]]:
     """(config, loss, optimization) of each run of an arm: the recipe, or the recipe at each point of its sweep."""
     grid = next((g for g in study.sweep if arm in g.arms), None)
     axes: dict[str, list[float]] = {**grid.axes} if grid else {}  # type: ignore[dict-item]
+    if "beta" not in study.recipe.loss.options:
+        axes.pop("beta", None)  # under a variant whose loss has none
     for point in itertools.product(*axes.values()):
         values = dict(zip(axes, point, strict=True))
         loss, how = study.recipe.loss, study.recipe.optimization
@@ -187,24 +208,32 @@ def settings_of(study: Study, arm: str) -> Iterator[tuple[str, Any, Any]]:
 class Pipeline:
     """One seed's steps up to the arms: data, SFT policy, golden model, D_golden, proxy, golden policy, opponents."""
 
-    def __init__(self, study: Study, task: Any, fingerprint: str, seed: int) -> None:
+    def __init__(self, study: Study, seed: int, base: Pipeline | None = None) -> None:
+        task = build_task(study.task)
         self.study, self.seed = study, seed
         # A pretrained policy brings its own tokenizer.
         tokenizer = study.tokenizer if study.policy.path is None else TokenizerSpec(path=study.policy.path)
         family = study.policy.model_copy(update={"config": {}, "dropout": 0.0})
         self.data = Data(
-            task=study.task, fingerprint=fingerprint, tokenizer=tokenizer, family=family, limits=study.limits, seed=seed
-        )
+            task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=family,
+            limits=study.limits, seed=seed,
+        )  # fmt: skip
         self.sft = self.tuned(study.policy, study.sft)
         self.golden = self.judge(study.golden, "golden", None)
         self.d_golden = self.relabel(self.golden)
         self.proxy = self.judge(study.proxy, "proxy", self.d_golden)
         self.oracle = OracleJudge(task=study.task, seed=seed) if has_oracle(task) else None
         self.judges = {"golden": self.golden, "proxy": self.proxy, "oracle": self.oracle}
-        self.opponents = {"sft": self.responses(self.sft)}
+        self.reference_samples = self.responses(self.sft)
+        self.opponents: dict[str, Responses] = {}
+        if "sft" in study.measurement.opponents:
+            self.opponents["sft"] = self.reference_samples
         if "golden_policy" in study.measurement.opponents:
+            # A variant with the same golden judge meets the study's own golden policy.
+            same = base is not None and base.golden.name == self.golden.name
             arm = Arm(behavior="policy", judge="golden")
-            self.opponents["golden_policy"] = self.responses(self.recipe_run(arm, "golden policy"))
+            own = base if base is not None and same else self
+            self.opponents["golden_policy"] = own.responses(own.recipe_run(arm, "golden policy"))
 
     def tuned(self, model: ModelSpec, how: Optimization) -> Sft:
         return Sft(
@@ -227,7 +256,22 @@ class Pipeline:
             return Source(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
         if arm.behavior == "policy" or judge is None:
             return Source(arm=arm, judge=judge)
+        if arm.writers is not None:
+            writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
+            written = Written(
+                data=self.data, writers=list(writers), at=list(at), judge=judge, reference=self.sft,
+                soft=arm.soft_labels, seed=derive(self.seed, "written"),
+            )  # fmt: skip
+            return Source(arm=arm, dataset=written)
         return Source(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
+
+    def writer(self, name: str) -> tuple[Sft | Align, int | None]:
+        """The policy that `sft`, `ARM@STEP` or `ARM@last` names, and its checkpoint."""
+        if name == "sft":
+            return self.sft, None
+        arm, _, step = name.partition("@")
+        run = self.recipe_run(self.study.arms[arm], "run")
+        return run, run.optimization.steps if step == "last" else int(step)
 
     def recipe_run(self, arm: Arm, role: str) -> Align:
         """The arm's run at the recipe as it stands."""
@@ -249,26 +293,60 @@ class Pipeline:
     def measure(self, run: Align | None) -> Measure:
         return Measure(
             data=self.data, sft=self.sft, run_=run, golden=self.golden, proxy=self.proxy, oracle=self.oracle,
-            held_out=self.d_golden, opponents=self.opponents, measurement=self.study.measurement,
-            seed=derive(self.seed, "measure"),
+            held_out=self.d_golden, reference_samples=self.reference_samples, opponents=self.opponents,
+            measurement=self.study.measurement, seed=derive(self.seed, "measure"),
         )  # fmt: skip
 
 
+@cache
+def _fingerprint(task: str) -> str:
+    found: str = build_task(json.loads(task)).fingerprint()
+    return found
+
+
+def fingerprint_of(study: Study) -> str:
+    """The hash of what the study's task would load; files are read once, however many seeds and variants there are."""
+    return _fingerprint(json.dumps(study.task, sort_keys=True))
+
+
+def varied(study: Study, name: str) -> Study:
+    """The study under one of its variants."""
+    raw = study.model_dump(mode="json", exclude={"variants"}, exclude_unset=True)
+    for key, value in study.variants[name].set.items():
+        if key.split(".")[0] in ("arms", "sweep", "measurement", "seeds", "name", "variants", "compare"):
+            raise AligngapError(
+                f"variants.{name}: `{key}` may not vary: arms, sweep and measurement are the study's own"
+            )
+        set_value(raw, key, value, f"variants.{name}")
+    return validate(raw, f"variants.{name}")
+
+
 def expand(study: Study) -> Plan:
-    """The study's runs. The whole pipeline, task and judges included, is repeated per seed."""
-    task = build_task(study.task)
-    fingerprint = task.fingerprint()
+    """The study's runs. The whole pipeline, task and judges included, is repeated per seed.
+
+    Under a variant an arm is named "ARM[VARIANT]"; what the variant does not touch is shared with the study.
+    """
     runs: list[Run] = []
-    start: dict[int, Measure] = {}
+    start: dict[str, Measure] = {}
+    settings = {"": study, **{name: varied(study, name) for name in study.variants}}
     for seed in study.seed_list:
-        made = Pipeline(study, task, fingerprint, seed)
-        start[seed] = made.measure(None)
-        for name, arm in study.arms.items():
-            for config, loss, how in settings_of(study, name):
-                run = made.align(arm, loss, how, "run")
-                full = f"{name} {config} seed={seed}"
-                beta = float(loss.options.get("beta", float("nan")))
-                runs.append(Run(full, name, config, seed, beta, how.learning_rate, run, made.measure(run)))
+        base: Pipeline | None = None
+        for variant, its in settings.items():
+            made = Pipeline(its, seed, base)
+            base = base or made
+            sft_measured = made.measure(None)
+            chosen = study.variants[variant].arms if variant else None
+            for name, arm in its.arms.items():
+                if chosen is not None and name not in chosen:
+                    continue
+                for config, loss, how in settings_of(its, name):
+                    run = made.align(arm, loss, how, "run")
+                    shown = f"{name}[{variant}]" if variant else name
+                    full = f"{shown} {config} seed={seed}"
+                    beta = float(loss.options.get("beta", float("nan")))
+                    measured = made.measure(run)
+                    start[full] = sft_measured
+                    runs.append(Run(full, shown, config, seed, loss.name, beta, how.learning_rate, run, measured))
     return Plan(study, runs, start)
 
 

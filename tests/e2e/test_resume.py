@@ -36,16 +36,22 @@ def finish(words: list[str], folder: Path) -> str:
     return done.stderr
 
 
-def kill_when(words: list[str], folder: Path, reached: Callable[[], bool]) -> None:
-    """Start the command and SIGKILL it once `reached`; its workers must end by themselves."""
+def kill_when(words: list[str], folder: Path, reached: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> None:
+    """Start the command and kill it once `reached`; its workers must end by themselves."""
     with subprocess.Popen(words, cwd=folder, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         limit = time.monotonic() + 120
         while not reached():
             assert process.poll() is None, f"ended before the stage was seen: {process.communicate()[1][-2000:]}"
             assert time.monotonic() < limit
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(how)
+        said = process.communicate(timeout=60)[1]
+        if how == signal.SIGINT:  # Ctrl-C: one line, no traceback, and the usual exit code
+            assert process.returncode == 130
+            assert "stopped; go on with the same command" in said
+            assert "Traceback" not in said
+        else:
+            assert process.returncode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +63,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """One study killed in SFT, in a judge's training, in alignment past a saved state, and in measurement."""
+    """One study killed in SFT, in alignment past a saved state and in measurement, and stopped by hand in a judge."""
     folder = tmp_path_factory.mktemp("killed")
     partial, words = folder / "store" / "partial", command(folder, workers=1, save_seconds=0.01)
     stages = ("sft-*/state-*", "judge-*/state-*", "align-*/state-*", "measure-*/measured-*.json")
     for stage in stages:
-        kill_when(words, folder, lambda stage=stage: any(partial.glob(stage)))  # type: ignore[misc]
+        how = signal.SIGINT if stage.startswith("judge") else signal.SIGKILL
+        kill_when(words, folder, lambda stage=stage: any(partial.glob(stage)), how)  # type: ignore[misc]
         assert not (folder / "out" / "records.parquet").exists()
     said = finish(words, folder)
     return folder, [line for line in said.splitlines() if "made" in line]
@@ -89,7 +96,7 @@ def test_artifacts_have_the_same_names_and_leave_no_work_behind(whole: Path, kil
 
 def test_finished_steps_are_not_made_again(killed: tuple[Path, list[str]]) -> None:
     said = "\n".join(killed[1])
-    assert "sft seed=0" not in said
+    assert "made: sft seed=0" not in said
     assert "golden judge" not in said
     assert "measure" in said
 

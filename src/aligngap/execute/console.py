@@ -65,6 +65,9 @@ def watch(local: Local, plan: Plan) -> Outcome:
                 outcome.found.append(step.name)
             elif event == "start":
                 running[step.name] = (step, bar.add_task("  " + names[step.name], total=1.0, note=""))
+            elif event == "lost":
+                outcome.lost += 1
+                eta.done += cost[step.name]
             elif event in ("made", "failed", "bad input"):
                 if step.name in running:
                     bar.remove_task(running.pop(step.name)[1])
@@ -74,14 +77,14 @@ def watch(local: Local, plan: Plan) -> Outcome:
                 else:
                     outcome.failed[names[step.name]] = message
                     outcome.bad_input |= event == "bad input"
-                if not live:
+                if not live and event != "bad input":  # which is said once, at the end, with its remedy
                     say(f"[{len(outcome.made)}/{len(todo)}] {event}: {names[step.name]} (left: {eta.left(0.0)})")
             part = 0.0
             for name, (active, task) in running.items():
                 fraction, note = local.position(active)
                 part += fraction * cost[name]
                 bar.update(task, completed=fraction, note=note)
-            done = len(outcome.made) + len(outcome.failed)
+            done = len(outcome.made) + len(outcome.failed) + outcome.lost
             bar.update(whole, completed=done, note=f"{done}/{len(todo)} steps, left: {eta.left(part)}")
             if not live and time.monotonic() - last_line > 30:
                 last_line = time.monotonic()
@@ -97,14 +100,21 @@ def say(line: str) -> None:
 def labels(plan: Plan) -> dict[str, str]:
     """A person's name for every step: the run's name where there is one."""
     found = {s.name: s.label for s in plan.steps()}
-    for seed, start in plan.start.items():
-        found[start.name] = f"measure sft seed={seed}"
-        found[start.golden.name], found[start.proxy.name] = f"golden judge seed={seed}", f"proxy judge seed={seed}"
-        found[start.sft.name], found[start.data.name] = f"sft seed={seed}", f"data seed={seed}"
+    for run in plan.runs:
+        start = plan.start[run.name]
+        variant = run.arm.partition("[")[2].rstrip("]")
+        tail = f"{variant} seed={run.seed}".strip()
+        made: list[tuple[Step, str]] = [
+            (start, "measure sft"), (start.golden, "golden judge"), (start.proxy, "proxy judge"), (start.sft, "sft"),
+            (start.data, "data"), (start.held_out, "D_golden"),
+        ]  # fmt: skip
         for opponent, responses in start.opponents.items():
-            found[responses.name] = f"responses of {opponent} seed={seed}"
+            made.append((responses, f"responses of {opponent}"))
             if responses.policy.kind == "align":
-                found[responses.policy.name] = f"golden policy seed={seed}"
+                made.append((responses.policy, "golden policy"))
+        for step, what in made:
+            if found[step.name] == step.label:
+                found[step.name] = f"{what} {tail}"
     for run in plan.runs:
         found[run.align.name] = run.name
         found[run.measure.name] = f"measure {run.name}"

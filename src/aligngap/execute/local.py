@@ -28,11 +28,12 @@ _worker: dict[str, Any] = {}
 
 @dataclass
 class Outcome:
-    """What became of the steps: names of those finished now, those found finished, and one line per failure."""
+    """What became of the steps: those made now, those found finished, a line per failure, and how many that cost."""
 
     made: list[str] = field(default_factory=list)
     found: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
     bad_input: bool = False
 
 
@@ -107,13 +108,16 @@ def _work(text: str) -> tuple[str, str]:
 
 
 class Local:
-    """Local processes. `workers` and `threads` never change a result, only how long it takes."""
+    """Local processes. `workers` never changes a result, only how long it takes."""
 
     def __init__(self, store: Store, *, workers: int, device: str, save_seconds: float = 30.0) -> None:
         self.store, self.workers, self.device, self.save_seconds = store, workers, device, save_seconds
 
     def run(self, steps: Sequence[Step]) -> Iterator[tuple[str, Step, str]]:
-        """Work through the steps; yields (event, step, message): start, made, found, failed, "bad input", tick."""
+        """Work through the steps; yields (event, step, message).
+
+        Events: start, made, found, failed, "bad input", lost (needs what failed), tick.
+        """
         waiting = {s.name: s for s in steps}
         done: set[str] = set()
         for step in list(waiting.values()):
@@ -124,7 +128,7 @@ class Local:
         broken: dict[str, str] = {}
         running: dict[Future[tuple[str, str]], Step] = {}
         rank = importance(list(waiting.values()))
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        threads = 1  # in every worker, whatever their number: sums over more threads differ in their last bits
         os.environ["OMP_NUM_THREADS"] = str(threads)
         arguments = (str(self.store.root), self.device, threads, self.save_seconds, os.getpid())
         with ProcessPoolExecutor(
@@ -137,7 +141,7 @@ class Local:
                         if lost:
                             broken[name] = f"needs {lost[0]}, which failed"
                             del waiting[name]
-                            yield "failed", step, broken[name]
+                            yield "lost", step, broken[name]
                         elif len(running) < self.workers and all(n.name in done for n in step.inputs.values()):
                             running[pool.submit(_work, step.model_dump_json())] = step
                             del waiting[name]
@@ -160,8 +164,9 @@ class Local:
                     if not finished:
                         yield "tick", next(iter(running.values())), ""
             except BaseException:
+                processes = list((getattr(pool, "_processes", None) or {}).values())  # shutdown forgets them
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(getattr(pool, "_processes", {}).values()):
+                for process in processes:
                     process.terminate()
                 raise
 
