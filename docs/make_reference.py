@@ -123,6 +123,7 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "records": lambda: columns(types.RECORD_COLUMNS),
     "per-prompt": lambda: columns(types.PER_PROMPT_COLUMNS),
     "samples": lambda: columns(types.SAMPLE_COLUMNS),
+    "best-of-n": lambda: columns(types.BEST_OF_N_COLUMNS),
     "pairs": pair_columns,
 }
 

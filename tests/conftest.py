@@ -6,6 +6,8 @@ Nothing here reaches the network; every number is a function of a seed.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,9 +142,31 @@ arms:
 """
 
 
-@pytest.fixture
-def tiny_study(tmp_path: Path) -> Path:
-    """A YAML file of the smallest whole study: sandbox, one-layer T5, a few steps of everything."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(TINY_STUDY)
-    return path
+COMMAND = str(Path(sys.executable).with_name("aligngap"))
+COMMAND_ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+
+
+def run_command(folder: Path, workers: int, save_seconds: float = 30.0) -> list[str]:
+    """The installed command on the tiny study, in `folder`."""
+    (folder / "tiny.yaml").write_text(TINY_STUDY)
+    return [
+        COMMAND, "run", "tiny.yaml", "--out", "out", "--device", "cpu",
+        "--workers", str(workers), "--save-seconds", str(save_seconds),
+    ]  # fmt: skip
+
+
+def finish(words: list[str], folder: Path) -> str:
+    """Run a command to its good end; what it said on stderr."""
+    done = subprocess.run(words, cwd=folder, env=COMMAND_ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert "report: out/report.html" in done.stdout
+    return done.stderr
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the installed command has run the tiny study undisturbed, with two workers."""
+    folder = tmp_path_factory.mktemp("finished")
+    finish(run_command(folder, workers=2), folder)
+    return folder

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     run = command("run", "run everything a study needs, then make its report; the same command resumes")
     of_study(run)
     run.add_argument("--workers", type=int, help="worker processes (default: one per core, one on a GPU)")
+    run.add_argument("--threads", type=int, default=1, help="threads per worker on a CPU (default: 1)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     run.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
     of_study(command("plan", "what would run, what is there already, and how long the rest may take"))
@@ -122,7 +123,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     check_models(made.study)
     store.prepare()
     check_writable(out)
-    local = Local(store, workers=workers, device=device, save_seconds=args.save_seconds)
+    local = Local(store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds)
     outcome = watch(local, made)
     count = collect(made, store, out)
     if count:
@@ -141,8 +142,10 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
-    from .policy import check_spec
+    from .policy import check_spec, load_tokenizer
 
+    if study.tokenizer.path is not None:
+        load_tokenizer(study.tokenizer.path)
     for spec in dict.fromkeys(s.model_dump_json() for s in study.models):
         check_spec(type(study.policy).model_validate_json(spec))
 

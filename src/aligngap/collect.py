@@ -42,6 +42,8 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
                     frame = pq.read_table(part).to_pandas()
                     frame = frame.assign(arm=run.arm, run=run.name, seed=run.seed)
                     frames.append(with_run(frame, run, plan, log, result["outcome"]) if table == "rows" else frame)
+    if not count:
+        return 0
     for step in plan.steps():
         if store.has(step.name):
             about["artifacts"][step.name] = store.manifest(step.name)["provenance"]

@@ -1,4 +1,4 @@
-"""Tables of an output folder: read, check and write `records.parquet`, `per_prompt.parquet`, `samples.parquet`.
+"""Tables of an output folder: read, check and write records, per-prompt wins, samples and the best-of-n reference.
 
 The columns are declared once, in `aligngap.types`. A table carries the format's number in its schema metadata, is
 written beside its place and renamed, and NaN (null on disk) means undefined. Nothing here imports torch.
@@ -19,10 +19,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, RECORDS_FORMAT, SAMPLE_COLUMNS, AligngapError
+from aligngap.types import (
+    BEST_OF_N_COLUMNS,
+    PER_PROMPT_COLUMNS,
+    RECORD_COLUMNS,
+    RECORDS_FORMAT,
+    SAMPLE_COLUMNS,
+    AligngapError,
+)
 
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
+BEST_OF_N = "best_of_n.parquet"
 
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -30,11 +38,12 @@ _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 
 @dataclass(frozen=True)
 class Tables:
-    """The three tables of an output folder; `per_prompt` and `samples` may be empty, never missing columns."""
+    """The tables of an output folder; all but `records` may be empty, never missing columns."""
 
     records: pd.DataFrame
     per_prompt: pd.DataFrame
     samples: pd.DataFrame
+    best_of_n: pd.DataFrame
 
 
 def schema(columns: Columns) -> pa.Schema:
@@ -137,6 +146,11 @@ def read_samples(path: Path | str) -> pd.DataFrame:
     return read_table(_inside(path, SAMPLES), SAMPLE_COLUMNS)
 
 
+def read_best_of_n(path: Path | str) -> pd.DataFrame:
+    """`best_of_n.parquet`: the SFT policy's best-of-n, one row a seed, opponent and n."""
+    return read_table(_inside(path, BEST_OF_N), BEST_OF_N_COLUMNS)
+
+
 def read_folder(out_dir: Path | str) -> Tables:
     """All tables of an output folder. Records must exist; a missing other table is an empty one."""
     folder = Path(out_dir)
@@ -147,7 +161,8 @@ def read_folder(out_dir: Path | str) -> Tables:
         raise AligngapError(f"{folder / RECORDS}: holds no rows, so there is nothing to report")
     per_prompt = read_per_prompt(folder) if (folder / PER_PROMPT).exists() else empty(PER_PROMPT_COLUMNS)
     samples = read_samples(folder) if (folder / SAMPLES).exists() else empty(SAMPLE_COLUMNS)
-    return Tables(records, per_prompt, samples)
+    best_of_n = read_best_of_n(folder) if (folder / BEST_OF_N).exists() else empty(BEST_OF_N_COLUMNS)
+    return Tables(records, per_prompt, samples, best_of_n)
 
 
 def empty(columns: Columns) -> pd.DataFrame:

@@ -107,11 +107,11 @@ class Recipe(Settings):
 class Arm(Settings):
     """A named stream: who writes the responses (`behavior`) and who labels them (`judge`). Nothing else.
 
-    behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the
-    task's own pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
-    shuffled, window:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set written once,
-    one response to each of the data's prompts by each of two `writers`; "mixture": each pair from the first arm of
-    `mix` with probability `share`, else from the second.
+    behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the task's own
+    pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
+    shuffled, window:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set written
+    once, one response to each of the data's prompts by each of two `writers`; "mixture": each pair from the first arm
+    of `mix` with probability `share`, else from the second.
     """
 
     behavior: Literal["policy", "dataset", "recording", "responses", "mixture"] = Field(

@@ -118,7 +118,6 @@ class OnPolicy:
         if sync_every < 1:
             raise AligngapError(f"sync_every is {sync_every}: must be at least 1 (the whole run is the largest)")
         self.prompts = Epochs(prompts, seed)
-        self.by_id = {p.id: p for p in prompts}
         self.judge, self.seed, self.sync_every, self.soft_labels = judge, seed, sync_every, soft_labels
         self.queue: list[Pair] = []
         self.written = 0  # batches written so far: the sampling seed's counter

@@ -78,9 +78,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> Study:
     return validate(raw, name)
 
 
+class _OneKeyOnce(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is a mistake, where YAML would quietly take the second."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(text)
+        raw = _OneKeyOnce(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

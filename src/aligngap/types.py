@@ -289,6 +289,19 @@ SAMPLE_COLUMNS: dict[str, tuple[str, str]] = {
     "ended": ("bool", "whether it closed with EOS"),
 }
 
+#: Columns of `best_of_n.parquet`: best-of-n of the SFT policy, one row per seed, opponent and n.
+BEST_OF_N_COLUMNS: dict[str, tuple[str, str]] = {
+    "seed": ("int", "as in records"),
+    "opponent": ("str", "as in records"),
+    "n": ("int", "responses of the SFT policy among which the proxy picks one"),
+    "kl_nats": ("float", "ln n - (n-1)/n: an upper bound on the KL of best-of-n from the SFT policy"),
+    "win_rate": ("float", "golden judge: mean over all subsets of n of the sampled responses; a tie counts one half"),
+    "win_rate_se": ("float", "standard error over prompts"),
+    "proxy_win_rate": ("float", "the same by the proxy judge, which also did the picking"),
+    "proxy_win_rate_se": ("float", "standard error over prompts"),
+    "prompts": ("int", "number of prompts behind the row"),
+}
+
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Consecutive slices of at most `size` items."""

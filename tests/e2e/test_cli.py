@@ -19,6 +19,11 @@ import yaml
 from conftest import TINY_STUDY, tiny_policy
 
 from aligngap.cli import main
+from aligngap.context import Context
+from aligngap.execute.local import make
+from aligngap.store import Store
+from aligngap.study import expand, validate
+from aligngap.types import AligngapError
 
 COMMAND = str(Path(sys.executable).with_name("aligngap"))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "120"}
@@ -240,11 +245,30 @@ def write(path: Path, items: list[dict[str, Any]]) -> None:
     ],
     ids=["empty", "one row", "a field missing", "not text", "chosen is rejected"],
 )
-def test_bad_data(
-    refused_by_the_data: Callable[..., str], tmp_path: Path, items: list[dict[str, Any]], names: list[str]
-) -> None:
+def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: list[dict[str, Any]], names: list[str]) -> None:
+    """By the step that reads them, which is every study's first."""
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "pairs.jsonl", items)
-    refused_by_the_data(run_words(tmp_path, study(task={"name": "pairs", "path": "pairs.jsonl"})), *names)
+    first_step_refuses(study(task={"name": "pairs", "path": "pairs.jsonl"}), *names)
+
+
+def first_step_refuses(raw: dict[str, Any], *names: str) -> None:
+    with pytest.raises(AligngapError) as caught:
+        plan = expand(validate(raw, "bad.yaml"))
+        data = plan.steps()[0]
+        assert data.kind == "data"
+        store = Store(Path("store"))
+        store.prepare()
+        make(data, store, Context(store))
+    assert "\n" not in str(caught.value)
+    for name in names:
+        assert name in str(caught.value)
+    assert not [p for p in Path().glob("store/*") if p.name != "partial"]
+
+
+def test_one_row_by_the_command(refused_by_the_data: Callable[..., str], tmp_path: Path) -> None:
+    write(tmp_path / "pairs.jsonl", rows(1))
+    refused_by_the_data(run_words(tmp_path, study(task={"name": "pairs", "path": "pairs.jsonl"})), "pairs.jsonl", "1 usable")
 
 
 def test_data_that_are_not_there(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,17 +278,19 @@ def test_data_that_are_not_there(refused: Callable[..., str], tmp_path: Path, mo
     refused(run_words(tmp_path, study(task={"name": "pairs", "path": "${ALIGNGAP_NO_SUCH}/x.jsonl"})), "ALIGNGAP_NO_SUCH")
 
 
-def test_a_broken_line_is_named(refused_by_the_data: Callable[..., str], tmp_path: Path) -> None:
+def test_a_broken_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "pairs.jsonl", rows(20))
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write('{"prompt": "torn\n')
-    refused_by_the_data(run_words(tmp_path, study(task={"name": "pairs", "path": "pairs.jsonl"})), "pairs.jsonl", "21")
+    first_step_refuses(study(task={"name": "pairs", "path": "pairs.jsonl"}), "pairs.jsonl", "21")
 
 
-def test_every_row_too_long(refused_by_the_data: Callable[..., str], tmp_path: Path) -> None:
+def test_every_row_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "pairs.jsonl", [r | {"chosen": f"{i} " + "word " * 50} for i, r in enumerate(rows(40))])
     raw = study(task={"name": "pairs", "path": "pairs.jsonl"})
-    refused_by_the_data(run_words(tmp_path, raw), "pairs", "limits.response_tokens")
+    first_step_refuses(raw, "pairs", "limits.response_tokens")
 
 
 def test_places_that_cannot_be_written(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -369,23 +395,12 @@ def test_diff_names_the_stream_and_nothing_else(tmp_path: Path, monkeypatch: pyt
     assert "same stream" in capsys.readouterr().out
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny study with a DPO loss, run by the installed command."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "tiny.yaml").write_text(TINY_STUDY)
-    done = outside("run", "tiny.yaml", "--out", "out", "--device", "cpu", "--set", "recipe.loss.name=dpo", cwd=folder)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "report: out/report.html" in done.stdout
-    assert "Traceback" not in done.stderr
-    return folder
-
-
 def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     out = {p.name for p in (finished / "out").iterdir()}
     assert {"records.parquet", "per_prompt.parquet", "samples.parquet", "study.yaml", "provenance.json", "report.html", "figures"} <= out
     resolved = yaml.safe_load((finished / "out" / "study.yaml").read_text())
-    assert resolved["recipe"]["loss"] == {"name": "dpo", "beta": 0.1}
+    assert resolved["recipe"]["loss"] == {"name": "ipo", "beta": 0.1}
+    assert resolved["measurement"]["prompts"] == 16
     about = json.loads((finished / "out" / "provenance.json").read_text())
     assert all({"commit", "packages", "seconds", "device"} <= set(a) for a in about["artifacts"].values())
 
@@ -400,4 +415,3 @@ def test_show_and_report_of_a_finished_run(finished: Path, monkeypatch: pytest.M
     page.unlink()
     assert main(["report", "out"]) == 0
     assert page.stat().st_size > 10_000
-    assert main(["run", "tiny.yaml", "--out", "out", "--device", "cpu", "--set", "recipe.loss.name=dpo"]) == 0

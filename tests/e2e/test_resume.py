@@ -6,34 +6,18 @@ which has two workers where the killed one has one.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY_STUDY
+from conftest import COMMAND_ENV as ENV
+from conftest import finish, run_command
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
 TABLES = ("records", "per_prompt", "samples")
-
-
-def command(folder: Path, workers: int, save_seconds: float = 30.0) -> list[str]:
-    (folder / "tiny.yaml").write_text(TINY_STUDY)
-    return [
-        sys.executable, "-m", "aligngap.cli", "run", str(folder / "tiny.yaml"), "--out", str(folder / "out"),
-        "--workers", str(workers), "--save-seconds", str(save_seconds), "--device", "cpu",
-    ]  # fmt: skip
-
-
-def finish(words: list[str], folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, env=ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stderr
 
 
 def kill_when(words: list[str], folder: Path, reached: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> None:
@@ -55,17 +39,15 @@ def kill_when(words: list[str], folder: Path, reached: Callable[[], bool], how: 
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    finish(command(folder, workers=2), folder)
-    return folder
+def whole(finished: Path) -> Path:
+    return finished
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """One study killed in SFT, in alignment past a saved state and in measurement, and stopped by hand in a judge."""
     folder = tmp_path_factory.mktemp("killed")
-    partial, words = folder / "store" / "partial", command(folder, workers=1, save_seconds=0.01)
+    partial, words = folder / "store" / "partial", run_command(folder, workers=1, save_seconds=0.01)
     stages = ("sft-*/state-*", "judge-*/state-*", "align-*/state-*", "measure-*/measured-*.json")
     for stage in stages:
         how = signal.SIGINT if stage.startswith("judge") else signal.SIGKILL
@@ -108,6 +90,6 @@ def test_the_weights_are_the_same(whole: Path, killed: tuple[Path, list[str]]) -
 
 def test_a_finished_study_is_only_reported_again(whole: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (whole / "store").rglob("*") if "partial" not in p.parts}
-    said = finish(command(whole, workers=1), whole)
+    said = finish(run_command(whole, workers=1), whole)
     assert "made" not in said
     assert before == {p: p.stat().st_mtime_ns for p in (whole / "store").rglob("*") if "partial" not in p.parts}

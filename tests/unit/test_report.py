@@ -124,7 +124,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "online-golden": ArmTruth(gap=0.14),
     }
     save(folder, make(arms, prompts=120, texts=(HOSTILE, "plain")))
-    (folder / "provenance.json").write_text(json.dumps({"commit": "abc123", "artifacts": {"sft": HOSTILE}}))
+    (folder / "provenance.json").write_text(json.dumps({"artifacts": {"sft-1": {"commit": "abc123", "device": HOSTILE, "seconds": 1.5}}}))
     (folder / "study.yaml").write_text("name: opening # " + HOSTILE)
     build_report(folder, command="aligngap run opening --set seeds=3")
     return folder

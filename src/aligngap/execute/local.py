@@ -108,10 +108,17 @@ def _work(text: str) -> tuple[str, str]:
 
 
 class Local:
-    """Local processes. `workers` never changes a result, only how long it takes."""
+    """Local processes. `workers` never changes a result, only how long it takes.
 
-    def __init__(self, store: Store, *, workers: int, device: str, save_seconds: float = 30.0) -> None:
-        self.store, self.workers, self.device, self.save_seconds = store, workers, device, save_seconds
+    `threads` is the number of threads of each worker on a CPU. Sums over another number of threads differ in their
+    last bits, so a study keeps to one number; 1, with one worker per core, is also what small models are fastest with.
+    """
+
+    def __init__(
+        self, store: Store, *, workers: int, device: str, threads: int = 1, save_seconds: float = 30.0
+    ) -> None:
+        self.store, self.workers, self.device = store, workers, device
+        self.threads, self.save_seconds = threads, save_seconds
 
     def run(self, steps: Sequence[Step]) -> Iterator[tuple[str, Step, str]]:
         """Work through the steps; yields (event, step, message).
@@ -128,9 +135,8 @@ class Local:
         broken: dict[str, str] = {}
         running: dict[Future[tuple[str, str]], Step] = {}
         rank = importance(list(waiting.values()))
-        threads = 1  # in every worker, whatever their number: sums over more threads differ in their last bits
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        arguments = (str(self.store.root), self.device, threads, self.save_seconds, os.getpid())
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        arguments = (str(self.store.root), self.device, self.threads, self.save_seconds, os.getpid())
         with ProcessPoolExecutor(
             self.workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=arguments
         ) as pool:

@@ -1,0 +1,96 @@
+"""Best-of-n of the SFT policy, ranked by the proxy: the reference that needs no training, so any arm should beat it.
+
+The proxy is pairwise and gives no scores, so a response is ranked by its mean probability of beating the other n - 1
+responses to the same prompt, in both orders: a round robin, ranked by Borda score. For every m up to n the average over
+*all* subsets of m of the n responses gives the win rate of best-of-m from one set of samples (Nakano et al. 2021, arXiv
+2112.09332, appendix I; `stats.scaling_law.best_of_n`).
+
+KL is the analytic ln m - (m-1)/m, an upper bound here: no rule that picks one of m independent samples, whatever else
+it looks at, spreads its choice more unevenly than a strict ranking does (Border 1991, Econometrica 59: 1175-1187, for
+the shares that a rule can give; KL is convex in them; Beirami et al. 2024, arXiv 2401.01879, for ties). So the points
+never lie further left than they should, and an arm that does not beat them at equal KL does not beat best-of-n.
+
+What this module leaves out: which prompts and opponents, and where the table goes (`steps`, `collect`); best-of-n by
+the golden judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from .measure import Opponent, wins
+from .seeding import derive
+from .stats.scaling_law import best_of_n as best_of_subsets
+from .stats.scaling_law import best_of_n_kl
+from .types import Estimate, Judge, Prompt, Response, Sampler, chunks
+
+#: prompts whose round robins are judged at once: bounds memory, changes no result beyond a judge's own batching
+PROMPTS_AT_ONCE = 32
+
+
+def best_of_n(
+    policy: Sampler,
+    proxy: Judge,
+    golden: Judge,
+    prompts: Sequence[Prompt],
+    opponents: Sequence[Opponent],
+    *,
+    n: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Win rates of best-of-m of `policy` for m in 1, 2, 4, … and n: rows of `best_of_n.parquet`, one per opponent and m.
+
+    `policy` is the SFT policy; `seed` is the study's seed, from which the sampling's own is derived. Standard errors are
+    over prompts; the n responses to a prompt are one observation.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    answers = policy.sample(prompts, n, derive(seed, "best of n"))
+    score = round_robin(proxy, prompts, answers)
+    repeated = [p for p in prompts for _ in range(n)]
+    flat = [r for row in answers for r in row]
+    rows: list[dict[str, Any]] = []
+    for opponent in opponents:
+        theirs = [r for r in opponent.responses for _ in range(n)]
+        won = [wins(j.judge(repeated, flat, theirs), len(flat)).reshape(-1, n) for j in (golden, proxy)]
+        for m in sizes(n):
+            by_golden, by_proxy = (Estimate.mean(best_of_subsets(score, w, m)) for w in won)
+            rows.append({
+                "seed": seed, "opponent": opponent.name, "n": m, "kl_nats": float(best_of_n_kl(m)),
+                "win_rate": by_golden.value, "win_rate_se": by_golden.se,
+                "proxy_win_rate": by_proxy.value, "proxy_win_rate_se": by_proxy.se,
+                "prompts": len(prompts),
+            })  # fmt: skip
+    return rows
+
+
+def sizes(n: int) -> list[int]:
+    """1, 2, 4, … up to n, and n itself."""
+    return sorted({2**k for k in range(n.bit_length())} | {n})
+
+
+def round_robin(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]]) -> np.ndarray:
+    """Score [P, n] of each of n responses to a prompt: its mean probability of beating the others, in both orders.
+
+    Every unordered pair is judged once; the judge itself asks both orders. n = 1 has nobody to beat: one half.
+    """
+    n = len(answers[0]) if answers else 0
+    pairs = list(combinations(range(n), 2))
+    score = np.full((len(prompts), n), 0.5)
+    if not pairs:
+        return score
+    for part in chunks(range(len(prompts)), PROMPTS_AT_ONCE):
+        asked = [prompts[i] for i in part for _ in pairs]
+        first = [answers[i][a] for i in part for a, _ in pairs]
+        second = [answers[i][b] for i in part for _, b in pairs]
+        p = judge.judge(asked, first, second).p_win.reshape(len(part), len(pairs))
+        total = np.zeros((len(part), n))
+        for k, (a, b) in enumerate(pairs):
+            total[:, a] += p[:, k]
+            total[:, b] += 1.0 - p[:, k]
+        score[list(part)] = total / (n - 1)
+    return score

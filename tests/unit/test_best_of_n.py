@@ -1,0 +1,137 @@
+"""Best-of-n of the SFT policy: the average over subsets is exact, the round robin finds the best, KL is an upper bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TableJudge, prompt, response
+
+from aligngap.best_of_n import PROMPTS_AT_ONCE, best_of_n, round_robin, sizes
+from aligngap.measure import Opponent
+from aligngap.policy import Policy
+from aligngap.records import BEST_OF_N, read_best_of_n, write_table
+from aligngap.stats.scaling_law import best_of_n_kl
+from aligngap.types import BEST_OF_N_COLUMNS, Judgement, Prompt, Response
+
+QUALITY = np.random.default_rng(0).normal(size=40)  # by first token: what the golden judge sees
+LOOKS = QUALITY + np.random.default_rng(1).normal(size=40)  # what the proxy sees
+
+
+class Writer:
+    """A sampler that answers with one token, uniformly."""
+
+    key = "writer"
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        rng = np.random.default_rng(seed)
+        return [[response([int(t)]) for t in rng.integers(0, 40, n)] for _ in prompts]
+
+
+class ScoreJudge:
+    """p(a beats b) = sigmoid(score difference), with a position bias that both orders cancel."""
+
+    def __init__(self, score: np.ndarray, bias: float = 0.3) -> None:
+        self.score, self.bias, self.key, self.asked = score, bias, "score", 0
+
+    def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
+        self.asked += len(prompts)
+        gap = self.score[[r.ids[0] for r in a]] - self.score[[r.ids[0] for r in b]]
+        return Judgement(1 / (1 + np.exp(-gap - self.bias)), 1 / (1 + np.exp(gap - self.bias)))
+
+
+PROMPTS = [prompt([i]) for i in range(PROMPTS_AT_ONCE + 9)]
+OPPONENTS = [Opponent("sft", [response([i % 40]) for i in range(len(PROMPTS))]), Opponent("chosen", [response([int(QUALITY.argmax())])] * len(PROMPTS))]
+
+
+def run(n: int, seed: int = 3) -> pd.DataFrame:
+    return pd.DataFrame(best_of_n(Writer(), ScoreJudge(LOOKS), ScoreJudge(QUALITY), PROMPTS, OPPONENTS, n=n, seed=seed))
+
+
+def test_win_rates_are_the_average_over_all_subsets() -> None:
+    from aligngap.seeding import derive
+
+    rows = run(6)
+    answers = Writer().sample(PROMPTS, 6, derive(3, "best of n"))
+    score = round_robin(ScoreJudge(LOOKS), PROMPTS, answers)
+    for opponent in OPPONENTS:
+        for m in (1, 2, 4, 6):
+            by_prompt = []
+            for i, row in enumerate(answers):
+                other = QUALITY[opponent.responses[i].ids[0]]
+                won = [(np.sign(QUALITY[r.ids[0]] - other) + 1) / 2 for r in row]
+                best = []
+                for subset in combinations(range(6), m):
+                    top = max(score[i][j] for j in subset)
+                    best.append(np.mean([won[j] for j in subset if score[i][j] == top]))
+                by_prompt.append(np.mean(best))
+            found = rows[(rows["opponent"] == opponent.name) & (rows["n"] == m)].iloc[0]
+            assert found["win_rate"] == pytest.approx(np.mean(by_prompt), abs=0.01)  # ties in rank: nearly the same
+            assert found["win_rate_se"] == pytest.approx(np.std(by_prompt, ddof=1) / np.sqrt(len(PROMPTS)), rel=0.05)
+
+
+def test_rows_are_the_declared_columns_and_come_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    rows = run(5)
+    assert list(rows.columns) == list(BEST_OF_N_COLUMNS)
+    assert list(rows["n"]) == [1, 2, 4, 5] * 2
+    assert set(rows["seed"]) == {3}
+    np.testing.assert_allclose(rows["kl_nats"], best_of_n_kl(rows["n"]))
+    write_table(tmp_path / BEST_OF_N, rows, BEST_OF_N_COLUMNS)
+    pd.testing.assert_frame_equal(read_best_of_n(tmp_path), rows, check_dtype=False)
+
+
+def test_more_responses_help_and_the_proxy_flatters_itself() -> None:
+    rows = run(16)
+    sft = rows[rows["opponent"] == "sft"]
+    assert sft["win_rate"].is_monotonic_increasing
+    assert (sft["proxy_win_rate"].iloc[1:] > sft["win_rate"].iloc[1:]).all()
+    assert sft["win_rate"].iloc[0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_round_robin_ranks_as_the_scores_do_whatever_the_position_bias() -> None:
+    answers = Writer().sample(PROMPTS, 8, 0)
+    judge = ScoreJudge(LOOKS, bias=1.0)
+    score = round_robin(judge, PROMPTS, answers)
+    assert judge.asked == len(PROMPTS) * 28  # each pair once
+    for row, found in zip(answers, score, strict=True):
+        truth = np.array([LOOKS[r.ids[0]] for r in row])
+        assert truth[found.argmax()] == truth.max()
+        assert found.mean() == pytest.approx(0.5)
+
+
+def test_a_function_of_the_seed() -> None:
+    pd.testing.assert_frame_equal(run(4), run(4))
+    assert not run(4, seed=4)["win_rate"].equals(run(4)["win_rate"])
+    assert sizes(1) == [1]
+    assert sizes(6) == [1, 2, 4, 6]
+    with pytest.raises(ValueError, match="at least 1"):
+        run(0)
+    one = run(1)
+    assert list(one["n"]) == [1, 1]
+    assert (one["kl_nats"] == 0).all()
+
+
+def test_kl_is_an_upper_bound_for_a_round_robin_over_few_distinct_responses() -> None:
+    """Exact law of best-of-3 by a cyclic pairwise judge over four responses: enumerate all 4^3 samples."""
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    beats = np.array([[0.5, 0.9, 0.2, 0.6], [0.1, 0.5, 0.8, 0.7], [0.8, 0.2, 0.5, 0.9], [0.4, 0.3, 0.1, 0.5]])
+    law = np.zeros(4)
+    for index in np.ndindex(4, 4, 4):
+        score = [sum(beats[a, index[j]] for j in range(3) if j != i) for i, a in enumerate(index)]
+        top = np.isclose(score, max(score))
+        for i in np.flatnonzero(top):
+            law[index[i]] += np.prod(p[list(index)]) / top.sum()
+    kl = float(np.sum(law * np.log(law / p)))
+    assert 0 < kl <= float(best_of_n_kl(3))
+
+
+def test_a_real_policy_is_a_sampler(policies: Callable[..., Policy]) -> None:
+    policy = policies("t5")
+    table = np.full((20, 20), 0.5) + np.triu(np.full((20, 20), 0.4), 1) - np.tril(np.full((20, 20), 0.4), -1)
+    prompts = [prompt([i, i + 1]) for i in range(4, 10)]
+    opponents = [Opponent("sft", [r[0] for r in policy.sample(prompts, 1, 9)])]
+    rows = pd.DataFrame(best_of_n(policy, TableJudge(table), TableJudge(table), prompts, opponents, n=4, seed=0))
+    assert rows["win_rate"].is_monotonic_increasing
