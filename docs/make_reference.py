@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from aligngap import registry, settings, tables, types
+from aligngap.hypotheses.base import Hypothesis
 
 DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -68,6 +69,7 @@ SECTIONS: Mapping[type[BaseModel], str] = {
     settings.LossSpec: "`recipe.loss`",
     settings.Arm: "An arm, under `arms`",
     settings.Sweep: "A grid, in the list `sweep`",
+    settings.Variant: "The same arms under other settings, under `variants`",
     settings.MeasurementSpec: "`measurement`",
 }
 
@@ -82,6 +84,8 @@ def prose(thing: Any) -> str:
 
 
 def first_paragraph(thing: Any) -> str:
+    if isinstance(thing, Hypothesis):
+        return thing.question
     return " ".join(prose(thing).split("\n\n")[0].split())
 
 
@@ -115,9 +119,27 @@ def pair_columns() -> str:
     return "\n" + table(["column", "type"], [(f"`{f.name}`", f"`{f.type}`") for f in tables.PAIR_SCHEMA])
 
 
+def hypotheses() -> str:
+    """Every built-in hypothesis: question, the paper's claim, the study that tests it, its arms and its rules."""
+    parts = []
+    for name in registry.SHELVES["hypotheses"]:
+        h = registry.get("hypotheses", name)
+        arms = ", ".join(f"`{a}`" for a in h.arms) or "the two arms that the study compares"
+        lines = [
+            f"### `{h.name}`",
+            f"**{h.question}**",
+            f"The paper: {h.claim}",
+            f"Runs: `{h.command(1)}`. Arms: {arms}.",
+        ]
+        rules = [f"- *{r.name}*{': ' + r.claim if r.claim else '.'} {r.text}" for r in h.rules]
+        parts.append("\n\n".join(lines) + "\n\n" + "\n".join(rules) + "\n")
+    return "\n" + "\n".join(parts) + "\n"
+
+
 MAKERS: Mapping[str, Callable[[], str]] = {
     "study-keys": study_keys,
     "names": names,
+    "hypotheses": hypotheses,
     "loss-settings": loss_settings,
     "task-settings": task_settings,
     "records": lambda: columns(types.RECORD_COLUMNS),

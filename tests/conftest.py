@@ -31,7 +31,10 @@ settings.register_profile("aligngap", deadline=None, derandomize=True, suppress_
 settings.load_profile("aligngap")
 
 SPECIAL = ("<pad>", "</s>", "<unk>", "<sep>")
-WORDS = tuple("river lamp bread stone clock horse apple drum ladder rope mirror candle old bright small quiet".split())
+WORDS = (
+    "river", "lamp", "bread", "stone", "clock", "horse", "apple", "drum", "ladder", "rope", "mirror", "candle",
+    "old", "bright", "small", "quiet",
+)  # fmt: skip
 
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 DECODER = {
@@ -62,7 +65,13 @@ def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
 
 
 def tiny_policy(
-    family: str, *, words: Sequence[str] = WORDS, response_tokens: int = 6, seed: int = 0, spread: float = 6.0, key: str = "tiny"
+    family: str,
+    *,
+    words: Sequence[str] = WORDS,
+    response_tokens: int = 6,
+    seed: int = 0,
+    spread: float = 6.0,
+    key: str = "tiny",
 ) -> Policy:
     """A policy of `family` whose next-token distributions are far from uniform: weights grown by noise of the seed."""
     tokenizer = word_tokenizer(words)
@@ -101,7 +110,8 @@ def response(ids: Sequence[int], ended: bool | None = None) -> Response:
 def pair(p: Prompt, chosen: Sequence[int], rejected: Sequence[int], p_chosen: float = 1.0, **more: Any) -> Pair:
     forward = more.pop("judged_forward", p_chosen)
     backward = more.pop("judged_backward", 1 - p_chosen)
-    return Pair(p, response(tuple(chosen)), response(tuple(rejected)), p_chosen, forward, backward, **{"writer": "data", **more})
+    sides = response(tuple(chosen)), response(tuple(rejected))
+    return Pair(p, *sides, p_chosen, forward, backward, **{"writer": "data", **more})
 
 
 class TableJudge:

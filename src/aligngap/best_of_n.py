@@ -42,10 +42,10 @@ def best_of_n(
     n: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Win rates of best-of-m of `policy` for m in 1, 2, 4, … and n: rows of `best_of_n.parquet`, one per opponent and m.
+    """Win rates of best-of-m of `policy` for m in 1, 2, 4, … and n: a row of `best_of_n.parquet` per opponent and m.
 
-    `policy` is the SFT policy; `seed` is the study's seed, from which the sampling's own is derived. Standard errors are
-    over prompts; the n responses to a prompt are one observation.
+    `policy` is the SFT policy; `seed` is the study's seed, from which the sampling's own is derived. Standard errors
+    are over prompts; the n responses to a prompt are one observation.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")

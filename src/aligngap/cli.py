@@ -55,7 +55,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=1, help="threads per worker on a CPU (default: 1)")
     run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     run.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
-    of_study(command("plan", "what would run, what is there already, and how long the rest may take"))
+    plan = command("plan", "what would run, what is there already, and how long the rest may take")
+    of_study(plan)
+    plan.add_argument("--pilot", type=Path, help="output folder of a finished run: also say what the study would see")
+    plan.add_argument("--detect", type=float, metavar="D", help="difference in win rate to see (default: 0.05)")
     report = command("report", "rebuild a report from its records")
     report.add_argument("out", type=Path, help="output folder of a run")
     show = command("show", "the numbers of a run, in the terminal")
@@ -166,7 +169,15 @@ def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .execute.console import print_plan
 
     made, store, out = prepared(args)
+    if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
+        raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
     print_plan(made, store, out)
+    if args.pilot is not None:
+        from .report import planned_power
+
+        first, second = made.study.compare
+        seeds, prompts = len(made.study.seed_list), made.study.measurement.prompts
+        print(planned_power(args.pilot, (first, second), seeds, prompts, args.detect))
     return 0
 
 

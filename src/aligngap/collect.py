@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from . import records
-from .steps import Measure
+from .steps import Measure, Step
 from .store import Store, write_text
 from .study import Plan, Run
-from .types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from .types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 
@@ -44,15 +44,18 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
                     frames.append(with_run(frame, run, plan, log, result["outcome"]) if table == "rows" else frame)
     if not count:
         return 0
+    best = [store.path(s.name) / "best_of_n.parquet" for s in plan.references.values() if store.has(s.name)]
+    if best:
+        frame = pd.concat([pd.read_parquet(part) for part in best], ignore_index=True)
+        records.write_table(out / records.BEST_OF_N, frame, BEST_OF_N_COLUMNS)
     for step in plan.steps():
         if store.has(step.name):
             about["artifacts"][step.name] = store.manifest(step.name)["provenance"]
-    shown = set()
+    shown: set[str] = set()
     for run in plan.runs:
-        start = plan.start[run.name]
-        if start.name not in shown and run.arm in plan.study.arms:
-            shown.add(start.name)
-            about["pipeline"] += parts(run.seed, start, store)
+        about["pipeline"] += parts(run, plan.start[run.name], store, shown)
+    for seed, probe in plan.probes.items():
+        about["pipeline"] += told(seed, "probe", probe, store)
     columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
     files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
     for table, frames in tables.items():
@@ -64,18 +67,30 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     return count
 
 
-def parts(seed: int, start: Measure, store: Store) -> list[dict[str, Any]]:
-    """What the steps before the arms found: rows kept and dropped, how well SFT and the judges learned."""
+def parts(run: Run, start: Measure, store: Store, shown: set[str]) -> list[dict[str, Any]]:
+    """What the steps before the arms found: rows kept and dropped, how well SFT and the judges learned.
+
+    Each step is told once; one that a variant does not share is named as its arms are, "proxy judge[VARIANT]".
+    """
+    variant = run.arm.removeprefix(run.arm.partition("[")[0])
     steps = {
         "data": start.data, "SFT policy": start.sft, "golden judge": start.golden, "D_golden": start.held_out,
         "proxy judge": start.proxy,
     }  # fmt: skip
     found = []
     for name, step in steps.items():
-        if store.has(step.name):
-            result = store.manifest(step.name)["result"]
-            found += [{"seed": seed, "part": name, "what": k.replace("_", " "), "value": v} for k, v in result.items()]
+        if step.name not in shown and store.has(step.name):
+            shown.add(step.name)
+            found += told(run.seed, name + variant, step, store)
     return found
+
+
+def told(seed: int, part: str, step: Step, store: Store) -> list[dict[str, Any]]:
+    """What a finished step found, a row a quantity."""
+    if not store.has(step.name):
+        return []
+    result = store.manifest(step.name)["result"]
+    return [{"seed": seed, "part": part, "what": k.replace("_", " "), "value": v} for k, v in result.items()]
 
 
 def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outcome: str) -> pd.DataFrame:

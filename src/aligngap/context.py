@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CACHED = 24  # models and tables held by one process
+CACHED = 12  # models and tables held by one process
 
 
 def silent(done: int, total: int, note: str = "") -> None:

@@ -11,6 +11,7 @@ What this module leaves out: how log-probabilities are computed (`policy.py`) an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -107,6 +108,87 @@ class DPO:
     def __call__(self, x: PairLogps) -> Tensor:
         z = self.beta * x.margin(self.reduction)
         return -x.p_chosen * F.logsigmoid(z) - (1 - x.p_chosen) * F.logsigmoid(-z)
+
+
+@dataclass(frozen=True)
+class SLiC:
+    """max(0, 1 - beta h): the ranking loss of SLiC-HF (Zhao et al. 2023, arXiv 2305.10425) on the log-ratio margin.
+
+    The form of GPO (arXiv 2402.05749); SLiC-HF itself compares log-probabilities without a reference.
+    """
+
+    beta: float = 0.1
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        _check_choice("reduction", self.reduction, ("sum", "mean"))
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        return _mixed(CONVEX["hinge"], self.beta * x.margin(self.reduction), x.p_chosen)
+
+
+#: the functions of GPO's table: Tang et al. 2024, arXiv 2402.05749
+CONVEX: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": lambda z: F.softplus(-z),
+    "squared": lambda z: (z - 1) ** 2,
+    "hinge": lambda z: F.relu(1 - z),
+    "exponential": lambda z: torch.exp(-z),
+    "truncated-quadratic": lambda z: F.relu(1 - z) ** 2,
+    "savage": lambda z: torch.sigmoid(-z) ** 2,  # 1/(1 + e^z)^2, the one that is not convex
+}
+
+
+@dataclass(frozen=True)
+class GPO:
+    """f(beta h) for a function f by name: generalised preference optimisation, Tang et al. 2024, arXiv 2402.05749.
+
+    `f`: logistic (DPO), squared ((z - 1)^2, so its beta is twice IPO's), hinge (SLiC), exponential,
+    truncated-quadratic or savage. Its tails decide how strongly far margins are still pulled.
+    """
+
+    beta: float = 0.1
+    f: Literal["logistic", "squared", "hinge", "exponential", "truncated-quadratic", "savage"] = "exponential"
+    reduction: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        _check_choice("f", self.f, tuple(CONVEX))
+        _check_choice("reduction", self.reduction, ("sum", "mean"))
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        return _mixed(CONVEX[self.f], self.beta * x.margin(self.reduction), x.p_chosen)
+
+
+@dataclass(frozen=True)
+class ChiPO:
+    """DPO with the link phi(r) = r + log r in place of log r: Huang et al. 2024, arXiv 2407.13399, Algorithm 1.
+
+    -log sigmoid(clip(beta [phi(r_w) - phi(r_l)], -2R, 2R)) with r = pi/pi_ref: it regularises by chi-squared
+    divergence beside KL. `bound` is the paper's R, the largest reward (null: no clip). A ratio counts as at most e^20,
+    so that r stays finite; its logarithm is not cut.
+    """
+
+    beta: float = 0.1
+    bound: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if self.bound is not None and not 0 < self.bound < math.inf:
+            raise AligngapError(f"loss.bound is {self.bound!r}: the largest reward must be a positive number or null")
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        chosen, rejected = x.policy_chosen - x.ref_chosen, x.policy_rejected - x.ref_rejected
+        link = chosen.clamp_max(20.0).exp() + chosen - rejected.clamp_max(20.0).exp() - rejected
+        z = self.beta * link
+        if self.bound is not None:
+            z = z.clamp(-2 * self.bound, 2 * self.bound)
+        return _mixed(CONVEX["logistic"], z, x.p_chosen)
+
+
+def _mixed(f: Callable[[Tensor], Tensor], z: Tensor, p_chosen: Tensor) -> Tensor:
+    """p f(z) + (1 - p) f(-z), [B]."""
+    return p_chosen * f(z) + (1 - p_chosen) * f(-z)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ SHELVES: dict[str, dict[str, str]] = {
     "losses": {
         "ipo": "aligngap.losses:IPO",
         "dpo": "aligngap.losses:DPO",
+        "slic": "aligngap.losses:SLiC",
+        "gpo": "aligngap.losses:GPO",
+        "chi-po": "aligngap.losses:ChiPO",
         "best-of-two": "aligngap.losses:BestOfTwo",
     },
     "tasks": {
@@ -36,7 +39,17 @@ SHELVES: dict[str, dict[str, str]] = {
         "recording": "aligngap.streams:Replay",
     },
     "hypotheses": {
-        "opening": "aligngap.hypotheses.opening:judge_opening",
+        "opening": "aligngap.hypotheses.opening:OPENING",
+        "coverage": "aligngap.hypotheses.coverage:COVERAGE",
+        "quality": "aligngap.hypotheses.quality:QUALITY",
+        "classification": "aligngap.hypotheses.classification:CLASSIFICATION",
+        "noncontrastive": "aligngap.hypotheses.noncontrastive:NONCONTRASTIVE",
+        "scaling": "aligngap.hypotheses.scaling:SCALING",
+        "which-data": "aligngap.hypotheses.which_data:WHICH_DATA",
+        "staleness": "aligngap.hypotheses.staleness:STALENESS",
+        "bottleneck": "aligngap.hypotheses.bottleneck:BOTTLENECK",
+        "proxy-dial": "aligngap.hypotheses.proxy_dial:PROXY_DIAL",
+        "losses": "aligngap.hypotheses.losses:LOSSES",
     },
 }
 

@@ -156,7 +156,10 @@ class Arm(Settings):
 
 
 class Sweep(Settings):
-    """A grid that multiplies the named arms; other arms run the recipe as it stands. `why` names the protocol."""
+    """A grid that multiplies the named arms; other arms run the recipe as it stands. `why` names the protocol.
+
+    A grid holds for its arms under every variant; one that names "ARM[VARIANT]" takes its place there.
+    """
 
     axes: dict[Literal["beta", "learning_rate", "steps"], list[float]] = Field(
         description="values per axis: beta, learning_rate, steps; every combination is run"
@@ -207,6 +210,8 @@ class MeasurementSpec(Settings):
         default=["golden_policy", "sft", "chosen"], description="whom the win rates are against; sft is always there"
     )
     split: Literal["train", "test"] = Field(default="train", description="which prompts are used")
+    best_of_n: int = Field(default=16, ge=0, description="largest n of the best-of-n reference; 0: leave it out")
+    best_of_n_prompts: int = Field(default=256, ge=2, description="prompts behind it; at most `prompts`")
     samples: int = Field(default=8, ge=0, description="responses kept as text, per checkpoint")
     batch: int = Field(default=128, ge=1, description="responses per forward pass in measurement")
 
@@ -240,6 +245,10 @@ class Study(Settings):
         default_factory=dict, description="the same arms under other settings, each with a name"
     )
     compare: tuple[str, str] = Field(default=("online", "offline"), description="two arms of this study to compare")
+    probe: int = Field(
+        default=0, ge=0, description="pairs near each checkpoint of the first compared arm's run on which the proxy "
+        "and both arms' policies are held as classifiers; 0: none"
+    )  # fmt: skip
     seeds: int | list[int] = Field(
         default=1, description="a number (seeds 0, 1 …) or a list; all stages repeat per seed"
     )
@@ -279,11 +288,16 @@ class Study(Settings):
         for side in self.compare:
             if side not in self.arms:
                 raise ValueError(f"`compare` names `{side}`, which is not among the arms: {', '.join(self.arms)}")
+        if self.probe and self.arms[self.compare[0]].behavior != "policy":
+            raise ValueError(f"`probe` needs pairs that a policy writes: `{self.compare[0]}` does not")
         swept: set[str] = set()
         for grid in self.sweep:
             for arm in grid.arms:
-                if arm not in self.arms:
+                name, bracket, variant = arm.partition("[")
+                if name not in self.arms:
                     raise ValueError(f"`sweep` names `{arm}`, which is not among the arms: {', '.join(self.arms)}")
+                if bracket and variant.removesuffix("]") not in self.variants:
+                    raise ValueError(f"`sweep` names `{arm}`, but there is no such variant: {', '.join(self.variants)}")
                 if arm in swept:
                     raise ValueError(f"`{arm}` stands in two sweeps")
                 swept.add(arm)

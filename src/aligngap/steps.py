@@ -35,6 +35,7 @@ from .types import AligngapError, Prompt, Response
 
 if TYPE_CHECKING:
     from .context import Context
+    from .measure import Opponent
     from .types import Pair, PairStream
 
 
@@ -132,7 +133,7 @@ class Data(Step):
         for split, comparisons in (("train", loaded.train), ("test", loaded.test)):
             for c in comparisons:
                 prompt_ids = encode_prompt(tokenizer, enc_dec, c.prompt)
-                sides = [encode_response(tokenizer, text) for text in (c.chosen, c.rejected)]
+                sides = [encode_response(tokenizer, text, self.closed) for text in (c.chosen, c.rejected)]
                 if len(prompt_ids) > self.limits.prompt_tokens:
                     reason = f"{split}: prompt over {self.limits.prompt_tokens} tokens"
                 elif max(map(len, sides)) > self.limits.response_tokens:
@@ -155,6 +156,11 @@ class Data(Step):
         write_rows(ctx.work / "data.parquet", rows)
         return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
 
+    @property
+    def closed(self) -> bool:
+        """Whether responses end with EOS: all but those of one token, the tabular world, whose length is no choice."""
+        return self.limits.response_tokens > 1
+
     def pairs(self, ctx: Context, split: str) -> list[Pair]:
         """The split's comparisons as pairs labelled by the task's own rater (hard labels)."""
         from .types import Pair
@@ -165,7 +171,7 @@ class Data(Step):
             out = []
             for r in read_rows(ctx.path(self) / "data.parquet"):
                 if r["split"] == split:
-                    sides = [Response(tuple(r[f"{s}_ids"]), True, r[s]) for s in ("chosen", "rejected")]
+                    sides = [Response(tuple(r[f"{s}_ids"]), self.closed, r[s]) for s in ("chosen", "rejected")]
                     prompt = Prompt(r["prompt_id"], r["prompt"], tuple(r["prompt_ids"]))
                     out.append(Pair(prompt, sides[0], sides[1], 1.0, 1.0, 0.0, "data"))
             return out
@@ -236,7 +242,7 @@ class Sft(Step):
         policy.check_head()
         examples, held_out = (
             [
-                (policy.encode_prompt(p.prompt.text), policy.encode_response(r.text))
+                (policy.encode_prompt(p.prompt.text), policy.encode_response(r.text, r.ended))
                 for p in pairs
                 for r in (p.chosen, p.rejected)
             ]
@@ -576,21 +582,24 @@ class Measure(Step):
     measurement: MeasurementSpec
     seed: int
 
+    @cached_property
+    def configuration(self) -> Any:
+        found = _plain(self, {})
+        for name in ("best_of_n", "best_of_n_prompts"):  # another step's settings
+            del found["measurement"][name]
+        return found
+
     @property
     def label(self) -> str:
         return f"measure ({self.run_.source.arm.behavior})" if self.run_ else "measure (sft)"
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from .measure import Opponent, measure
+        from .measure import measure
         from .tables import write_rows
 
         m = self.measurement
         prompts = self.data.prompts(ctx, m.split, m.prompts)
-        against = [Opponent(name, r.read(ctx)) for name, r in self.opponents.items()]
-        if "chosen" in m.opponents:
-            # The golden winner of each prompt's first pair: data responses as an opponent.
-            best = {p.prompt.id: p.chosen for p in reversed(self.held_out.pairs(ctx, m.split))}
-            against.append(Opponent("chosen", [best[p.id] for p in prompts]))
+        against = opponents_of(ctx, self.opponents, self.held_out, m, prompts)
         judges = {"golden": ctx.judge(self.golden), "proxy": ctx.judge(self.proxy)}
         if self.oracle is not None:
             judges["oracle"] = ctx.judge(self.oracle)
@@ -628,10 +637,62 @@ class Measure(Step):
         return checkpoints * self.measurement.prompts * 12.0
 
 
-for _step in (FitJudge, Relabel, Written, Source, Align, Responses, Measure):
+class BestOfN(Step):
+    """The reference that needs no training: best-of-n of the SFT policy as the proxy ranks it."""
+
+    kind: Literal["best-of-n"] = "best-of-n"
+    data: Data
+    sft: Sft
+    golden: FitJudge
+    proxy: FitJudge
+    opponents: dict[str, Responses]
+    labelled: Relabel
+    measurement: MeasurementSpec
+    seed: int
+
+    @cached_property
+    def configuration(self) -> Any:
+        m = self.measurement
+        kept = {"n": m.best_of_n, "prompts": m.best_of_n_prompts, "of": m.prompts, "split": m.split}
+        return _plain(self, {}) | {"measurement": kept | {"opponents": list(m.opponents)}}
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        from .best_of_n import best_of_n
+        from .tables import write_rows
+
+        m = self.measurement
+        prompts = self.data.prompts(ctx, m.split, m.prompts)
+        against = opponents_of(ctx, self.opponents, self.labelled, m, prompts)
+        prompts = prompts[: m.best_of_n_prompts]
+        rows = best_of_n(
+            ctx.policy(self.sft), ctx.judge(self.proxy), ctx.judge(self.golden), prompts,
+            [type(o)(o.name, o.responses[: len(prompts)]) for o in against], n=m.best_of_n, seed=self.seed,
+        )  # fmt: skip
+        write_rows(ctx.work / "best_of_n.parquet", rows)
+        return {"prompts": len(prompts), "n": m.best_of_n}
+
+    def units(self) -> float:
+        return 4.0e4
+
+
+def opponents_of(
+    ctx: Context, sampled: dict[str, Responses], labelled: Relabel, m: MeasurementSpec, prompts: Sequence[Prompt]
+) -> list[Opponent]:
+    """The opponents and their responses to the measured prompts, one each."""
+    from .measure import Opponent
+
+    against = [Opponent(name, responses.read(ctx)) for name, responses in sampled.items()]
+    if "chosen" in m.opponents:
+        # The golden winner of each prompt's first pair: data responses as an opponent.
+        best = {p.prompt.id: p.chosen for p in reversed(labelled.pairs(ctx, m.split))}
+        against.append(Opponent("chosen", [best[p.id] for p in prompts]))
+    return against
+
+
+for _step in (FitJudge, Relabel, Written, Source, Align, Responses, Measure, BestOfN):
     _step.model_rebuild()
 
-KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Written, Align, Responses, Measure)
+KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Written, Align, Responses, Measure, BestOfN)
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 
 

@@ -19,10 +19,12 @@ import yaml
 from pydantic import ValidationError
 
 from . import registry
+from .probe import Probe
 from .seeding import derive
 from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, Study, TokenizerSpec
 from .steps import (
     Align,
+    BestOfN,
     Data,
     FitJudge,
     Measure,
@@ -58,6 +60,14 @@ def packaged() -> dict[str, Any]:
 
 def load(name: str, overrides: Sequence[str] = ()) -> Study:
     """A study by packaged name or YAML path, with `--set key=value` overrides; one clear error, or a valid study."""
+    raw = extended(read(name), name)
+    for override in overrides:
+        apply_override(raw, override)
+    return validate(raw, name)
+
+
+def read(name: str) -> dict[str, Any]:
+    """The keys that a study's own file gives, by packaged name or YAML path."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -72,10 +82,43 @@ def load(name: str, overrides: Sequence[str] = ()) -> Study:
             hint = registry.did_you_mean(name, studies)
             raise AligngapError(f"no packaged study `{name}`{hint}; a study of your own is a path ending in .yaml")
         text = studies[name].read_text(encoding="utf-8")
-    raw = parse_yaml(text, name)
-    for override in overrides:
-        apply_override(raw, override)
-    return validate(raw, name)
+    return parse_yaml(text, name)
+
+
+def extended(raw: dict[str, Any], name: str, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The study with the packaged studies it `extends` filled in below its own keys (a name, or a list: the later win).
+
+    Sections are merged key by key, everything else is replaced; an arm or a variant set to null is taken out. `name`
+    and `question` are never inherited.
+    """
+    given = raw.get("extends", [])
+    bases = [given] if isinstance(given, str) else given
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise AligngapError(f"{name}: extends: must be a packaged study's name or a list of them")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        if base in (*path, name):
+            raise AligngapError(f"{name}: extends: a circle, {' -> '.join((*path, name, base))}")
+        if base not in packaged():
+            raise AligngapError(f"{name}: extends: no packaged study `{base}`{registry.did_you_mean(base, packaged())}")
+        below = extended(read(base), base, (*path, name))
+        merged = overlaid(merged, {k: v for k, v in below.items() if k not in ("name", "question")})
+    merged = overlaid(merged, {k: v for k, v in raw.items() if k != "extends"})
+    for section in ("arms", "variants"):
+        if isinstance(merged.get(section), dict):
+            merged[section] = {k: v for k, v in merged[section].items() if v is not None}
+    return merged
+
+
+def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merged, what is above winning; an arm or a variant is replaced whole by its namesake."""
+    out = dict(below)
+    for key, value in above.items():
+        if isinstance(out.get(key), dict) and isinstance(value, dict):
+            out[key] = {**out[key], **value} if key in ("arms", "variants") else overlaid(out[key], value)
+        else:
+            out[key] = value
+    return out
 
 
 class _OneKeyOnce(yaml.SafeLoader):
@@ -185,15 +228,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a study needs: its runs, and for each the measurement of its SFT policy (step 0 of the run)."""
+    """Everything a study needs: its runs, for each the measurement of its SFT policy (step 0 of the run), and per
+    seed the best-of-n reference and the classifiers' probe."""
 
     study: Study
     runs: list[Run]
     start: dict[str, Measure]
+    references: dict[int, BestOfN]
+    probes: dict[int, Probe]
 
     def steps(self) -> list[Step]:
         """Every step once, needs before what needs them."""
-        wanted = [*self.start.values(), *(r.measure for r in self.runs)]
+        wanted = [*self.start.values(), *self.references.values(), *self.probes.values()]
+        wanted += [r.measure for r in self.runs]
         return list({s.name: s for w in wanted for s in w.walk()}.values())
 
 
@@ -233,7 +280,9 @@ class Pipeline:
         self.sft = self.tuned(study.policy, study.sft)
         self.golden = self.judge(study.golden, "golden", None)
         self.d_golden = self.relabel(self.golden)
-        self.proxy = self.judge(study.proxy, "proxy", self.d_golden)
+        # A variant with the same golden judge has the study's own labels, whatever its reference says of them beside.
+        own = base if base is not None and base.golden.name == self.golden.name else self
+        self.proxy = self.judge(study.proxy, "proxy", own.d_golden)
         self.oracle = OracleJudge(task=study.task, seed=seed) if has_oracle(task) else None
         self.judges = {"golden": self.golden, "proxy": self.proxy, "oracle": self.oracle}
         self.reference_samples = self.responses(self.sft)
@@ -241,10 +290,8 @@ class Pipeline:
         if "sft" in study.measurement.opponents:
             self.opponents["sft"] = self.reference_samples
         if "golden_policy" in study.measurement.opponents:
-            # A variant with the same golden judge meets the study's own golden policy.
-            same = base is not None and base.golden.name == self.golden.name
+            # And it meets the study's own golden policy.
             arm = Arm(behavior="policy", judge="golden")
-            own = base if base is not None and same else self
             self.opponents["golden_policy"] = own.responses(own.recipe_run(arm, "golden policy"))
 
     def tuned(self, model: ModelSpec, how: Optimization) -> Sft:
@@ -254,7 +301,8 @@ class Pipeline:
 
     def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge:
         backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft)
-        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=spec, seed=derive(self.seed, role))
+        own = spec.model_copy(update={"model": None, "pretrain": None})  # the backbone says both: equal ones are shared
+        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=own, seed=derive(self.seed, role))
 
     def relabel(self, judge: FitJudge | OracleJudge, soft: bool = False) -> Relabel:
         return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
@@ -302,6 +350,17 @@ class Pipeline:
             seed=derive(self.seed, "opponents"),
         )  # fmt: skip
 
+    def best_of_n(self) -> BestOfN:
+        return BestOfN(
+            data=self.data, sft=self.sft, golden=self.golden, proxy=self.proxy, opponents=self.opponents,
+            labelled=self.d_golden, measurement=self.study.measurement, seed=self.seed,
+        )  # fmt: skip
+
+    def probe(self) -> Probe:
+        """The two compared arms' policies and the proxy as classifiers along the first one's recording."""
+        runs = {name: self.recipe_run(self.study.arms[name], "run") for name in self.study.compare}
+        return Probe(recording=runs[self.study.compare[0]], policies=runs, golden=self.golden, pairs=self.study.probe)
+
     def measure(self, run: Align | None) -> Measure:
         return Measure(
             data=self.data, sft=self.sft, run_=run, golden=self.golden, proxy=self.proxy, oracle=self.oracle,
@@ -330,7 +389,20 @@ def varied(study: Study, name: str) -> Study:
                 f"variants.{name}: `{key}` may not vary: arms, sweep and measurement are the study's own"
             )
         set_value(raw, key, value, f"variants.{name}")
+    if study.sweep:
+        raw["sweep"] = [{**grid, "arms": arms} for grid, arms in zip(raw["sweep"], swept(study, name), strict=True)]
     return validate(raw, f"variants.{name}")
+
+
+def swept(study: Study, variant: str) -> list[list[str]]:
+    """Per grid the arms it holds for under a variant: those it names as "ARM[VARIANT]", and the bare ones that no grid
+    names so."""
+    end = f"[{variant}]"
+    named = {arm.removesuffix(end) for grid in study.sweep for arm in grid.arms if arm.endswith(end)}
+    return [
+        [a.removesuffix(end) for a in grid.arms if a.endswith(end) or ("[" not in a and a not in named)]
+        for grid in study.sweep
+    ]
 
 
 def expand(study: Study) -> Plan:
@@ -338,14 +410,22 @@ def expand(study: Study) -> Plan:
 
     Under a variant an arm is named "ARM[VARIANT]"; what the variant does not touch is shared with the study.
     """
+    _fingerprint.cache_clear()  # files may have changed since this process last looked
     runs: list[Run] = []
     start: dict[str, Measure] = {}
+    references: dict[int, BestOfN] = {}
+    probes: dict[int, Probe] = {}
     settings = {"": study, **{name: varied(study, name) for name in study.variants}}
     for seed in study.seed_list:
         base: Pipeline | None = None
         for variant, its in settings.items():
             made = Pipeline(its, seed, base)
-            base = base or made
+            if base is None:
+                base = made
+                if study.measurement.best_of_n:
+                    references[seed] = made.best_of_n()
+                if study.probe:
+                    probes[seed] = made.probe()
             sft_measured = made.measure(None)
             chosen = study.variants[variant].arms if variant else None
             for name, arm in its.arms.items():
@@ -359,7 +439,7 @@ def expand(study: Study) -> Plan:
                     measured = made.measure(run)
                     start[full] = sft_measured
                     runs.append(Run(full, shown, config, seed, loss.name, beta, how.learning_rate, run, measured))
-    return Plan(study, runs, start)
+    return Plan(study, runs, start, references, probes)
 
 
 def arm_diff(study: Study, left: str, right: str) -> list[tuple[str, str, str]]:

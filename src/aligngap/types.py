@@ -208,6 +208,9 @@ class Verdict:
     effect: Estimate
     interval: tuple[float, float]
     reason: str
+    claim: str = ""  # what the paper says, to stand beside it
+    share: Estimate | None = None  # the effect as a share of the opening gap, where that is asked
+    share_interval: tuple[float, float] = (float("nan"), float("nan"))
 
 
 RECORDS_FORMAT = 1

@@ -72,7 +72,9 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 @pytest.fixture
-def refused_by_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused_by_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """What only reading the data can tell: the same one line and code, before anything is trained or kept."""
     monkeypatch.chdir(tmp_path)
 
@@ -86,7 +88,9 @@ def refused_by_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         for name in names:
             assert name in lines[0]
         assert "report:" not in out
-        assert {p.name for p in (tmp_path / "store").iterdir()} <= {"partial"} if (tmp_path / "store").exists() else True
+        assert (
+            {p.name for p in (tmp_path / "store").iterdir()} <= {"partial"} if (tmp_path / "store").exists() else True
+        )
         assert not (tmp_path / "out" / "report.html").exists()
         return lines[0]
 
@@ -245,7 +249,9 @@ def write(path: Path, items: list[dict[str, Any]]) -> None:
     ],
     ids=["empty", "one row", "a field missing", "not text", "chosen is rejected"],
 )
-def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: list[dict[str, Any]], names: list[str]) -> None:
+def test_bad_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: list[dict[str, Any]], names: list[str]
+) -> None:
     """By the step that reads them, which is every study's first."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "pairs.jsonl", items)
@@ -253,13 +259,16 @@ def test_bad_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: list[d
 
 
 def first_step_refuses(raw: dict[str, Any], *names: str) -> None:
-    with pytest.raises(AligngapError) as caught:
-        plan = expand(validate(raw, "bad.yaml"))
-        data = plan.steps()[0]
+    store = Store(Path("store"))
+    store.prepare()
+
+    def read() -> None:
+        data = expand(validate(raw, "bad.yaml")).steps()[0]
         assert data.kind == "data"
-        store = Store(Path("store"))
-        store.prepare()
         make(data, store, Context(store))
+
+    with pytest.raises(AligngapError) as caught:
+        read()
     assert "\n" not in str(caught.value)
     for name in names:
         assert name in str(caught.value)
@@ -268,14 +277,18 @@ def first_step_refuses(raw: dict[str, Any], *names: str) -> None:
 
 def test_one_row_by_the_command(refused_by_the_data: Callable[..., str], tmp_path: Path) -> None:
     write(tmp_path / "pairs.jsonl", rows(1))
-    refused_by_the_data(run_words(tmp_path, study(task={"name": "pairs", "path": "pairs.jsonl"})), "pairs.jsonl", "1 usable")
+    refused_by_the_data(
+        run_words(tmp_path, study(task={"name": "pairs", "path": "pairs.jsonl"})), "pairs.jsonl", "1 usable"
+    )
 
 
 def test_data_that_are_not_there(refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run_words(tmp_path, study(task={"name": "pairs", "path": "nothing.jsonl"})), "nothing.jsonl")
     refused(run_words(tmp_path, study(task={"name": "pairs"})), "task.path")
     monkeypatch.delenv("ALIGNGAP_NO_SUCH", raising=False)
-    refused(run_words(tmp_path, study(task={"name": "pairs", "path": "${ALIGNGAP_NO_SUCH}/x.jsonl"})), "ALIGNGAP_NO_SUCH")
+    refused(
+        run_words(tmp_path, study(task={"name": "pairs", "path": "${ALIGNGAP_NO_SUCH}/x.jsonl"})), "ALIGNGAP_NO_SUCH"
+    )
 
 
 def test_a_broken_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +326,11 @@ def test_a_model_folder_that_is_torn(
     tiny_policy("t5").save(tmp_path / "model")
     capfd.readouterr()
     (tmp_path / "model" / "config.json").write_text("{")
-    refused(run_words(tmp_path, study(policy={"path": str(tmp_path / "model")}, tokenizer=None)), "model", "cannot be loaded")
+    refused(
+        run_words(tmp_path, study(policy={"path": str(tmp_path / "model")}, tokenizer=None)),
+        "model",
+        "cannot be loaded",
+    )
 
 
 def test_records_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -349,7 +366,13 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(
-        f"{COMMAND} plan opening | head -1", shell=True, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=120
+        f"{COMMAND} plan opening | head -1",
+        shell=True,
+        cwd=tmp_path,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert "Traceback" not in done.stderr
 
@@ -365,7 +388,9 @@ def test_list(shelf: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert known[shelf] in capsys.readouterr().out
 
 
-def test_plan_writes_nothing_and_names_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_writes_nothing_and_names_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     words = run_words(tmp_path, study())
@@ -383,7 +408,9 @@ def test_packaged_studies_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert "seed=2" in capsys.readouterr().out
 
 
-def test_diff_names_the_stream_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_names_the_stream_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     words = run_words(tmp_path, study())
     assert main(["diff", words[1], "online", "offline"]) == 0
@@ -397,7 +424,15 @@ def test_diff_names_the_stream_and_nothing_else(tmp_path: Path, monkeypatch: pyt
 
 def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     out = {p.name for p in (finished / "out").iterdir()}
-    assert {"records.parquet", "per_prompt.parquet", "samples.parquet", "study.yaml", "provenance.json", "report.html", "figures"} <= out
+    assert {
+        "records.parquet",
+        "per_prompt.parquet",
+        "samples.parquet",
+        "study.yaml",
+        "provenance.json",
+        "report.html",
+        "figures",
+    } <= out
     resolved = yaml.safe_load((finished / "out" / "study.yaml").read_text())
     assert resolved["recipe"]["loss"] == {"name": "ipo", "beta": 0.1}
     assert resolved["measurement"]["prompts"] == 16
@@ -405,7 +440,9 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert all({"commit", "packages", "seconds", "device"} <= set(a) for a in about["artifacts"].values())
 
 
-def test_show_and_report_of_a_finished_run(finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_and_report_of_a_finished_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(finished)
     assert main(["show", "out"]) == 0
     said = capsys.readouterr().out

@@ -20,9 +20,13 @@ from conftest import finish, run_command
 TABLES = ("records", "per_prompt", "samples")
 
 
-def kill_when(words: list[str], folder: Path, reached: Callable[[], bool], how: signal.Signals = signal.SIGKILL) -> None:
+def kill_when(
+    words: list[str], folder: Path, reached: Callable[[], bool], how: signal.Signals = signal.SIGKILL
+) -> None:
     """Start the command and kill it once `reached`; its workers must end by themselves."""
-    with subprocess.Popen(words, cwd=folder, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, cwd=folder, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         limit = time.monotonic() + 120
         while not reached():
             assert process.poll() is None, f"ended before the stage was seen: {process.communicate()[1][-2000:]}"
@@ -66,7 +70,9 @@ def test_a_killed_study_ends_with_the_same_records(whole: Path, killed: tuple[Pa
 
 def test_artifacts_have_the_same_names_and_leave_no_work_behind(whole: Path, killed: tuple[Path, list[str]]) -> None:
     """Keys do not depend on the folder, the worker count or the kills; nothing half-made stays."""
-    names = [{p.name for p in (f / "store").iterdir() if p.is_dir() and p.name != "partial"} for f in (whole, killed[0])]
+    names = [
+        {p.name for p in (f / "store").iterdir() if p.is_dir() and p.name != "partial"} for f in (whole, killed[0])
+    ]
     assert names[0] == names[1]
     for folder in (whole, killed[0]):
         assert [p for p in (folder / "store" / "partial").iterdir() if p.is_dir()] == []

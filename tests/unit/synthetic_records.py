@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import ndtr
 
 from aligngap.stats.clouds import Cloud, Clouds
+from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 OPPONENTS = ("golden_policy", "sft", "chosen")
@@ -173,6 +174,33 @@ def make(
     )
 
 
+def best_of_n_rows(
+    level: float = 0.2, gain: float = 0.05, seeds: Sequence[int] = (0, 1, 2), se: float = 0.015, n: int = 16
+) -> pd.DataFrame:
+    """`best_of_n.parquet` of a planted SFT policy: win rate `level` plus `gain` for every doubling of n."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for seed in seeds:
+        for opponent in OPPONENTS:
+            shift = rng.normal(0, se)
+            for k in range(int(np.log2(n)) + 1):
+                win = level + gain * k + shift
+                rows.append(
+                    {
+                        "seed": seed,
+                        "opponent": opponent,
+                        "n": 2**k,
+                        "kl_nats": float(best_of_n_kl(2**k)),
+                        "win_rate": win,
+                        "win_rate_se": se,
+                        "proxy_win_rate": win + 0.02 * k,
+                        "proxy_win_rate_se": se,
+                        "prompts": 256,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
 def planted_clouds(
     rng: np.random.Generator,
     gaps: Mapping[str, float],
@@ -213,13 +241,24 @@ def planted_clouds(
                     configs=tuple(f"c{i}" for i in range(n)),
                     run=np.repeat(np.arange(n), checkpoints),
                     step=np.tile(np.arange(1, checkpoints + 1), n),
-                    kl=kl.ravel(),
-                    kl_se=np.zeros(n * checkpoints),
+                    x=kl.ravel(),
+                    x_se=np.zeros(n * checkpoints),
                     win=wins.mean(axis=1, dtype=np.float64),
                     win_se=np.full(n * checkpoints, 0.03),
                     prompt_ids=ids,
                     win_by_prompt=wins,
-                    kl_by_prompt=None,
+                    x_by_prompt=None,
                 )
             )
     return Clouds(tuple(items))
+
+
+def same_as(arm: str, name: str, records: pd.DataFrame, per_prompt: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables with a copy of an arm under another name: an exact replay."""
+
+    def both(table: pd.DataFrame) -> pd.DataFrame:
+        mine = table[table["arm"] == arm]
+        copy = mine.assign(arm=name, run=name + " " + mine["run"])
+        return pd.concat([table, copy], ignore_index=True)
+
+    return both(records), both(per_prompt)

@@ -1,4 +1,4 @@
-"""Best-of-n of the SFT policy: the average over subsets is exact, the round robin finds the best, KL is an upper bound."""
+"""Best-of-n of the SFT policy: the average over subsets is exact, the round robin finds the best, KL is a bound."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class ScoreJudge:
 
 
 PROMPTS = [prompt([i]) for i in range(PROMPTS_AT_ONCE + 9)]
-OPPONENTS = [Opponent("sft", [response([i % 40]) for i in range(len(PROMPTS))]), Opponent("chosen", [response([int(QUALITY.argmax())])] * len(PROMPTS))]
+OPPONENTS = [
+    Opponent("sft", [response([i % 40]) for i in range(len(PROMPTS))]),
+    Opponent("chosen", [response([int(QUALITY.argmax())])] * len(PROMPTS)),
+]
 
 
 def run(n: int, seed: int = 3) -> pd.DataFrame:

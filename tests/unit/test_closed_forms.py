@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def kl(p: Array, q: Array) -> float:
 
 
 def random_world(k: int, seed: int) -> tuple[Array, Array, Array]:
-    """A reference, a full-support behavior, and preferences with p[i, j] + p[j, i] = 1 that no scalar reward explains."""
+    """A reference, a full-support behavior, and preferences, p[i, j] + p[j, i] = 1, that no scalar reward explains."""
     rng = np.random.default_rng(seed)
     upper = np.triu(rng.uniform(0.05, 0.95, (k, k)), 1)
     p = upper + np.tril(1 - upper.T, -1) + 0.5 * np.eye(k)
@@ -65,7 +66,9 @@ def minimise(loss: Loss, ref: Array, mu: Array, p: Array) -> Array:
     """The policy that minimises the exact expected loss over pairs of mu x mu."""
     logits = torch.tensor(np.log(ref)).clone().requires_grad_()
     weights = torch.tensor(np.outer(mu, mu).flatten())
-    optimizer = torch.optim.LBFGS([logits], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -169,7 +172,7 @@ def test_best_of_two_of_a_continuum() -> None:
         assert rate == pytest.approx(2 / 3 - 1 / (6 * k**2), abs=1e-12)  # exact for k equal responses, ties one half
         assert kl(best, base) <= math.log(2) - 0.5
         gaps.append(math.log(2) - 0.5 - kl(best, base))
-    assert all(a > 5 * b for a, b in zip(gaps, gaps[1:], strict=False))
+    assert all(a > 5 * b for a, b in pairwise(gaps))
     assert gaps[-1] < 1e-7
     assert math.log(2) - 0.5 == pytest.approx(0.1931, abs=5e-5)
 
@@ -218,8 +221,8 @@ def train(reference: Policy, stream: Dataset | OnPolicy, loss: Loss, how: Optimi
     """The real loop from the reference; the trained policy's exact distribution."""
     policy = reference.copy("student")
     trainer = Trainer(policy.model, how, seed=0)
-    steps = fit(trainer, stream, pair_objective(policy, loss), sampler(reference, policy), lambda x: with_reference(reference, x))
-    for step in steps:
+    objective, writer = pair_objective(policy, loss), sampler(reference, policy)
+    for step in fit(trainer, stream, objective, writer, lambda pairs: with_reference(reference, pairs)):
         assert step.finite
     return first_token(policy)
 

@@ -97,7 +97,7 @@ def test_python_blocks_run() -> None:
         for text in blocks(page, "python"):
             exec(compile(text, str(page), "exec"), names)
             count += 1
-    assert count == 4
+    assert count == 5
 
 
 @pytest.mark.usefixtures("extras")

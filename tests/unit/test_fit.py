@@ -137,14 +137,19 @@ def test_schedules() -> None:
     assert rates(steps=4) == [1, 1, 1, 1]
     assert rates(steps=4, schedule="linear") == [1, 0.75, 0.5, 0.25]
     assert rates(steps=6, schedule="linear", warmup_steps=2) == [0.5, 1, 1, 0.75, 0.5, 0.25]
-    assert rates(steps=4, schedule="cosine") == pytest.approx([1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
+    assert rates(steps=4, schedule="cosine") == pytest.approx(
+        [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
+    )
     assert rates(steps=3, warmup_steps=10) == pytest.approx([0.1, 0.2, 0.3])
     assert all(r > 0 for r in rates(steps=7, schedule="cosine", warmup_steps=3))
 
 
 def test_the_rate_reaches_the_optimizer() -> None:
     reference, policy, trainer = setting(schedule="linear", warmup_steps=2)
-    seen = [(s.learning_rate, trainer.optimizer.param_groups[0]["lr"]) for s in steps(reference, policy, trainer, Dataset(PAIRS, 0))]
+    seen = [
+        (s.learning_rate, trainer.optimizer.param_groups[0]["lr"])
+        for s in steps(reference, policy, trainer, Dataset(PAIRS, 0))
+    ]
     assert [a for a, _ in seen] == [b for _, b in seen]
     assert [a for a, _ in seen] == pytest.approx([3e-3 * x for x in (0.5, 1, 1, 0.75, 0.5, 0.25)])
 
@@ -185,19 +190,23 @@ def test_a_state_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "state.writing").mkdir()
     (tmp_path / "state.writing" / "junk").write_text("torn by a kill")
     trainer.save(tmp_path / "state", stream)
-    assert sorted(f.name for f in (tmp_path / "state").iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    assert sorted(f.name for f in (tmp_path / "state").iterdir()) == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    ]
     assert json.loads((tmp_path / "state" / "state.json").read_text())["step"] == 0
 
 
 def test_nobodys_random_state_is_disturbed() -> None:
     reference, policy, trainer = setting(dropout=True)
     torch.manual_seed(7)
-    np.random.seed(7)  # noqa: NPY002 - the legacy global state is what must not move
-    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    np.random.seed(7)
+    before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].tolist()
     for _ in steps(reference, policy, trainer, OnPolicy(PROMPTS, judge(), seed=1)):
         pass
     assert torch.equal(before, torch.random.get_rng_state())
-    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
+    assert np.random.get_state()[1].tolist() == numpy_before
 
 
 def test_the_caller_owns_the_stopping_rule() -> None:

@@ -12,17 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aligngap import registry
-from aligngap.losses import DPO, IPO, BestOfTwo, Loss, PairLogps, classified_right
+from aligngap.losses import CONVEX, DPO, GPO, IPO, BestOfTwo, ChiPO, Loss, PairLogps, SLiC, classified_right
 from aligngap.types import AligngapError
 
 CONTRASTIVE: list[Loss] = [
     IPO(0.1), IPO(0.5, "target"), IPO(0.3, "beta_h", "mean"), IPO(0.3, "target", "mean"), DPO(0.1), DPO(1.0, "mean"),
+    SLiC(0.1), SLiC(0.3, "mean"), *(GPO(0.1, f) for f in CONVEX), GPO(0.3, "savage", "mean"),  # type: ignore[arg-type]
 ]  # fmt: skip
-LOSSES: list[Loss] = [*CONTRASTIVE, BestOfTwo(), BestOfTwo("mean")]
+LOSSES: list[Loss] = [*CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0)]
 
 
 def logps(
-    chosen: Any, rejected: Any, ref_chosen: Any = 0.0, ref_rejected: Any = 0.0, p: Any = 1.0, lengths: tuple[Any, Any] = (1.0, 1.0)
+    chosen: Any,
+    rejected: Any,
+    ref_chosen: Any = 0.0,
+    ref_rejected: Any = 0.0,
+    p: Any = 1.0,
+    lengths: tuple[Any, Any] = (1.0, 1.0),
 ) -> PairLogps:
     def column(value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64).reshape(-1)
@@ -53,6 +59,17 @@ def test_margin_by_hand() -> None:
         (IPO(1.0), (3 - 0.5) ** 2),
         (DPO(0.1), math.log(1 + math.exp(-0.3))),
         (DPO(0.1, "mean"), math.log(1 + math.exp(-0.1))),
+        (SLiC(0.1), 0.7),
+        (SLiC(0.5), 0.0),  # 1 - 1.5 < 0
+        (GPO(0.1, "logistic"), math.log(1 + math.exp(-0.3))),
+        (GPO(0.1, "squared"), 0.49),
+        (GPO(0.1, "hinge"), 0.7),
+        (GPO(0.1, "exponential"), math.exp(-0.3)),
+        (GPO(0.1, "truncated-quadratic"), 0.49),
+        (GPO(0.5, "truncated-quadratic"), 0.0),
+        (GPO(0.1, "savage"), (1 + math.exp(0.3)) ** -2),
+        (ChiPO(0.1), math.log(1 + math.exp(-0.1 * (math.exp(2) + 2 - math.exp(-1) + 1)))),
+        (ChiPO(0.1, 0.25), math.log(1 + math.exp(-0.5))),  # 0.1 * 10.02 is cut at 2 * 0.25
         (BestOfTwo(), 10.0),
         (BestOfTwo("mean"), 2.5),
     ],
@@ -67,6 +84,9 @@ def test_by_hand(loss: Loss, value: float) -> None:
         (IPO(0.1), 0.75 * 0.04 + 0.25 * 0.64),  # 3/4 (.3 - .5)^2 + 1/4 (-.3 - .5)^2
         (IPO(0.1, "target"), 0.75 * 4 + 0.25 * 64),
         (DPO(0.1), 0.75 * math.log(1 + math.exp(-0.3)) + 0.25 * math.log(1 + math.exp(0.3))),
+        (SLiC(0.1), 0.75 * 0.7 + 0.25 * 1.3),
+        (GPO(0.1, "exponential"), 0.75 * math.exp(-0.3) + 0.25 * math.exp(0.3)),
+        (ChiPO(0.1, 0.25), 0.75 * math.log(1 + math.exp(-0.5)) + 0.25 * math.log(1 + math.exp(0.5))),
         (BestOfTwo(), 0.75 * 10 + 0.25 * 9),
         (BestOfTwo("mean"), 0.75 * 2.5 + 0.25 * 4.5),
     ],
@@ -96,7 +116,10 @@ def test_gradients_agree_with_finite_differences(loss: Loss) -> None:
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(5, dtype=torch.float64, generator=generator) * 3 - 8  # noqa: E731
     p = torch.tensor([1.0, 0.0, 0.5, 0.9, 0.3], dtype=torch.float64)
-    lengths = (torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64), torch.tensor([5.0, 1, 2, 8, 3], dtype=torch.float64))
+    lengths = (
+        torch.tensor([1.0, 2, 3, 4, 5], dtype=torch.float64),
+        torch.tensor([5.0, 1, 2, 8, 3], dtype=torch.float64),
+    )
     chosen, rejected, ref_chosen, ref_rejected = draw().requires_grad_(), draw().requires_grad_(), draw(), draw()
     torch.autograd.gradcheck(lambda c, r: loss(logps(c, r, ref_chosen, ref_rejected, p, lengths)), (chosen, rejected))
 
@@ -167,14 +190,19 @@ def test_contrastive_losses_see_only_the_margin(loss: Loss, x: tuple[float, ...]
     """Moving both log-ratios of equally long responses by one amount changes nothing: a loss is a line in h."""
     c, r, rc, rr, p, n, _ = x
     lengths = (float(n), float(n))
-    left, right = loss(logps(c, r, rc, rr, p, lengths)).item(), loss(logps(c + shift, r + shift, rc, rr, p, lengths)).item()
+    left, right = (
+        loss(logps(c, r, rc, rr, p, lengths)).item(),
+        loss(logps(c + shift, r + shift, rc, rr, p, lengths)).item(),
+    )
     assert left == pytest.approx(right, rel=1e-6, abs=1e-6)
 
 
 @given(pairs, st.floats(-50, 50))
 def test_best_of_two_sees_no_reference_and_no_loser(x: tuple[float, ...], shift: float) -> None:
     c, r, rc, rr, *_ = x
-    assert BestOfTwo()(logps(c, r, rc, rr)).item() == BestOfTwo()(logps(c, r + shift, rc + shift, rr - shift)).item() == -c
+    assert (
+        BestOfTwo()(logps(c, r, rc, rr)).item() == BestOfTwo()(logps(c, r + shift, rc + shift, rr - shift)).item() == -c
+    )
 
 
 @given(pairs, st.floats(0.01, 2))
@@ -182,6 +210,30 @@ def test_the_two_forms_of_ipo_differ_by_beta_squared(x: tuple[float, ...], beta:
     c, r, rc, rr, p, nc, nr = x
     y = logps(c, r, rc, rr, p, (float(nc), float(nr)))
     assert IPO(beta)(y).item() == pytest.approx(beta**2 * IPO(beta, "target")(y).item(), rel=1e-9)
+
+
+@given(pairs, st.floats(0.01, 2))
+def test_gpo_holds_dpo_slic_and_ipo(x: tuple[float, ...], beta: float) -> None:
+    """IPO's (beta h - 1/2)^2 is a quarter of GPO's squared loss at twice the beta."""
+    c, r, rc, rr, p, *_ = x
+    y = logps(c, r, rc, rr, p)
+    assert GPO(beta, "logistic")(y).item() == pytest.approx(DPO(beta)(y).item(), rel=1e-12, abs=1e-12)
+    assert GPO(beta, "hinge")(y).item() == SLiC(beta)(y).item()
+    assert GPO(2 * beta, "squared")(y).item() / 4 == pytest.approx(IPO(beta)(y).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [-1e-6, 0.0, 1e-6])
+def test_chi_po_is_dpo_at_twice_the_beta_near_the_reference(ratio: float) -> None:
+    """phi(r) = r + log r has slope 2 in log r at r = 1."""
+    x = logps(-5 + ratio, -6.0, -5.0, -6.0)
+    assert ChiPO(0.1)(x).item() == pytest.approx(DPO(0.2)(x).item(), rel=1e-12)
+
+
+def test_chi_po_holds_a_large_ratio_back() -> None:
+    """At the same margin a winner far above the reference has more reward under chi-PO, so less pull is left."""
+    far, near = (logps(-5.0 + a, -6.0 - b, -5.0, -6.0) for a, b in ((4.0, 0.0), (0.0, 4.0)))
+    assert DPO(0.1)(far).item() == pytest.approx(DPO(0.1)(near).item())
+    assert ChiPO(0.1)(far).item() < ChiPO(0.1)(near).item()
 
 
 def test_losses_are_per_pair_and_keep_the_batch() -> None:
@@ -197,7 +249,7 @@ def test_large_margins_stay_finite_in_float32() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.0, -0.1, float("nan"), "0.1", None, True, float("inf")])
-@pytest.mark.parametrize("name", ["ipo", "dpo"])
+@pytest.mark.parametrize("name", ["ipo", "dpo", "slic", "gpo", "chi-po"])
 def test_a_bad_beta_is_refused(name: str, beta: Any) -> None:
     with pytest.raises(AligngapError, match="beta"):
         registry.get("losses", name)(beta=beta)
@@ -205,7 +257,15 @@ def test_a_bad_beta_is_refused(name: str, beta: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("ipo", {"form": "beta"}), ("ipo", {"reduction": "max"}), ("dpo", {"reduction": "avg"}), ("best-of-two", {"reduction": 3})],
+    [
+        ("ipo", {"form": "beta"}),
+        ("ipo", {"reduction": "max"}),
+        ("dpo", {"reduction": "avg"}),
+        ("best-of-two", {"reduction": 3}),
+        ("slic", {"reduction": "max"}),
+        ("gpo", {"f": "cubic"}),
+        ("chi-po", {"bound": -1.0}),
+    ],
 )
 def test_a_bad_choice_is_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(AligngapError, match=next(iter(options))):

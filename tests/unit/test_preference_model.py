@@ -50,8 +50,14 @@ sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6)
 rows = st.lists(st.tuples(sentences, sentences, sentences, st.booleans(), st.booleans()), min_size=1, max_size=6)
 
 
-def sides(batch: list[tuple[list[str], list[str], list[str], bool, bool]]) -> tuple[list[Prompt], list[Response], list[Response]]:
-    return [ask(p) for p, *_ in batch], [text(a, ea) for _, a, _, ea, _ in batch], [text(b, eb) for _, _, b, _, eb in batch]
+def sides(
+    batch: list[tuple[list[str], list[str], list[str], bool, bool]],
+) -> tuple[list[Prompt], list[Response], list[Response]]:
+    return (
+        [ask(p) for p, *_ in batch],
+        [text(a, ea) for _, a, _, ea, _ in batch],
+        [text(b, eb) for _, _, b, _, eb in batch],
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,7 +69,9 @@ def test_every_family_can_judge(family: str) -> None:
 
 @given(rows)
 @settings(max_examples=30)
-def test_swapping_the_responses_swaps_the_answers(judge: PreferenceModel, batch: list[tuple[list[str], list[str], list[str], bool, bool]]) -> None:
+def test_swapping_the_responses_swaps_the_answers(
+    judge: PreferenceModel, batch: list[tuple[list[str], list[str], list[str], bool, bool]]
+) -> None:
     prompts, a, b = sides(batch)
     ab, ba = judge.judge(prompts, a, b), judge.judge(prompts, b, a)
     np.testing.assert_allclose(ab.forward, ba.backward, atol=1e-6)
@@ -73,7 +81,9 @@ def test_swapping_the_responses_swaps_the_answers(judge: PreferenceModel, batch:
 
 @given(rows)
 @settings(max_examples=30)
-def test_answers_do_not_depend_on_the_batch(judge: PreferenceModel, batch: list[tuple[list[str], list[str], list[str], bool, bool]]) -> None:
+def test_answers_do_not_depend_on_the_batch(
+    judge: PreferenceModel, batch: list[tuple[list[str], list[str], list[str], bool, bool]]
+) -> None:
     prompts, a, b = sides(batch)
     together = judge.judge(prompts, a, b)
     for i in range(len(batch)):
@@ -94,7 +104,9 @@ def test_equal_responses_are_a_tie(judge: PreferenceModel, batch: list[tuple[lis
 
 def test_both_orders_are_asked_and_differ(judge: PreferenceModel) -> None:
     """The answer to (b, a) is not one minus the answer to (a, b): there is a bias, and it cancels in p_win only."""
-    judged = judge.judge([ask(["river"])] * 2, [text(["lamp", "old"]), text(["old"])], [text(["bread"]), text(["clock"])])
+    judged = judge.judge(
+        [ask(["river"])] * 2, [text(["lamp", "old"]), text(["old"])], [text(["bread"]), text(["clock"])]
+    )
     assert (np.abs(judged.forward + judged.backward - 1) > 1e-3).all()
 
 
@@ -102,7 +114,13 @@ def test_the_order_asked_for_is_the_order_answered(judge: PreferenceModel) -> No
     """Rows sorted by length inside come back in their places."""
     rng = np.random.default_rng(0)
     batch = [
-        (list(rng.choice(WORDS, rng.integers(1, 7))), list(rng.choice(WORDS, rng.integers(1, 7))), list(rng.choice(WORDS, 3)), True, bool(i % 2))
+        (
+            list(rng.choice(WORDS, rng.integers(1, 7))),
+            list(rng.choice(WORDS, rng.integers(1, 7))),
+            list(rng.choice(WORDS, 3)),
+            True,
+            bool(i % 2),
+        )
         for i in range(150)
     ]
     prompts, a, b = sides(batch)
@@ -121,7 +139,11 @@ def test_whether_a_response_ended_is_visible(judge: PreferenceModel) -> None:
 
 def test_prompt_and_both_responses_are_read(judge: PreferenceModel) -> None:
     base = judge.judge([ask(["river"])], [text(["lamp"])], [text(["bread"])]).forward[0]
-    for p, a, b in ((["old"], ["lamp"], ["bread"]), (["river"], ["clock"], ["bread"]), (["river"], ["lamp"], ["clock"])):
+    for p, a, b in (
+        (["old"], ["lamp"], ["bread"]),
+        (["river"], ["clock"], ["bread"]),
+        (["river"], ["lamp"], ["clock"]),
+    ):
         assert abs(judge.judge([ask(p)], [text(a)], [text(b)]).forward[0] - base) > 1e-5
 
 
@@ -149,7 +171,11 @@ def test_special_strings_of_a_policy_cannot_close_a_response(judge: PreferenceMo
 def test_saved_and_loaded_is_the_same_judge(judge: PreferenceModel, tmp_path: Path) -> None:
     judge.save(tmp_path)
     loaded = PreferenceModel.load(tmp_path)
-    args = ([ask(["river"])] * 3, [text(["lamp"]), text(["old", "apple"]), text(["bread"], False)], [text(["bread"])] * 3)
+    args = (
+        [ask(["river"])] * 3,
+        [text(["lamp"]), text(["old", "apple"]), text(["bread"], False)],
+        [text(["bread"])] * 3,
+    )
     left, right = judge.judge(*args), loaded.judge(*args)
     assert loaded.key == judge.key
     assert (left.forward == right.forward).all()

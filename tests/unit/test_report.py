@@ -13,9 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_records import ArmTruth, make
+from synthetic_records import ArmTruth, best_of_n_rows, make
 
 from aligngap.records import (
+    BEST_OF_N,
     FORMAT_KEY,
     read_folder,
     read_per_prompt,
@@ -26,7 +27,7 @@ from aligngap.records import (
 from aligngap.report import build_report, headline
 from aligngap.report.html import script_json
 from aligngap.report.interactive import hover_text
-from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
+from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
 
 HOSTILE = "<script>alert(1)</script> </script><img src=x onerror=alert(2)> <b>x</b> %{x} & \"'"
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -124,7 +125,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "online-golden": ArmTruth(gap=0.14),
     }
     save(folder, make(arms, prompts=120, texts=(HOSTILE, "plain")))
-    (folder / "provenance.json").write_text(json.dumps({"artifacts": {"sft-1": {"commit": "abc123", "device": HOSTILE, "seconds": 1.5}}}))
+    write_table(folder / BEST_OF_N, best_of_n_rows(), BEST_OF_N_COLUMNS)
+    (folder / "provenance.json").write_text(
+        json.dumps({"artifacts": {"sft-1": {"commit": "abc123", "device": HOSTILE, "seconds": 1.5}}})
+    )
     (folder / "study.yaml").write_text("name: opening # " + HOSTILE)
     build_report(folder, command="aligngap run opening --set seeds=3")
     return folder
@@ -135,7 +139,7 @@ def test_everything_is_there(made: Path) -> None:
     for stem in ("opening", "difference", "over-optimisation", "dynamics"):
         assert {f"{stem}.{s}" for s in ("png", "svg", "pdf", "csv")} <= names
     numbers = pd.read_csv(made / "figures" / "opening.csv")
-    assert set(numbers["what"]) == {"checkpoint", "frontier", "peak", "sft level"}
+    assert set(numbers["what"]) == {"checkpoint", "frontier", "peak", "sft level", "best-of-n"}
     assert numbers[numbers["what"] == "frontier"][["lower", "win_rate", "upper"]].notna().all().all()
     text = (made / "summary.md").read_text()
     assert "online beats offline by" in text
@@ -190,6 +194,7 @@ def test_hover_text_and_script_json_are_inert() -> None:
 def test_same_records_same_page(made: Path, tmp_path: Path) -> None:
     tables = read_folder(made)
     save(tmp_path, (tables.records, tables.per_prompt, tables.samples))
+    (tmp_path / BEST_OF_N).write_bytes((made / BEST_OF_N).read_bytes())
     for name in ("provenance.json", "study.yaml"):
         (tmp_path / name).write_text((made / name).read_text())
     build_report(tmp_path, command="aligngap run opening --set seeds=3")

@@ -10,16 +10,17 @@ import pytest
 from synthetic_records import ArmTruth, make, planted_clouds
 
 from aligngap.hypotheses.opening import CONTRADICTED, INCONCLUSIVE, SUPPORTED, decide, judge_opening
+from aligngap.stats.axes import KL
 from aligngap.stats.clouds import make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for, ranges
-from aligngap.stats.frontier import arm_curves, log_grid
+from aligngap.stats.frontier import arm_curves
 
 
 def planted(i: int, gap: float, seeds: int, seed_sd: float = 0.02, sweep: int = 1) -> Comparison:
     clouds = planted_clouds(
         np.random.default_rng([7, i]), {"online": gap, "offline": 0.0}, {"offline": sweep}, seeds, 150, 6, seed_sd
     )
-    curves = arm_curves(clouds.items, log_grid(0.45, 15), 60, i)
+    curves = arm_curves(clouds.items, KL.grid(0.45, 15), 60, i)
     return compare(curves, "online", "offline")
 
 
@@ -51,7 +52,7 @@ def test_swapping_the_arms_changes_the_sign() -> None:
     assert ab.average.value == pytest.approx(-ba.average.value)
     assert ab.average_interval == pytest.approx((-ba.average_interval[1], -ba.average_interval[0]))
     assert ab.budgets[0].difference.value == pytest.approx(-ba.budgets[0].difference.value)
-    assert [b.kl_nats for b in ab.budgets] == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert [b.x for b in ab.budgets] == [0.5, 1.0, 2.0, 4.0, 8.0]
 
 
 def test_one_seed_is_said() -> None:
@@ -102,8 +103,8 @@ def test_prompts_with_gaps_are_left_out_of_means_not_counted_as_losses() -> None
     assert c0.win_by_prompt is not None
     holes = c0.win_by_prompt.copy()
     holes[:, :20] = np.nan
-    full = arm_curves(clouds.items, log_grid(0.5, 14), 20)["online"].frontier
-    part = arm_curves([replace(c0, win_by_prompt=holes), clouds.items[1]], log_grid(0.5, 14), 20)["online"].frontier
+    full = arm_curves(clouds.items, KL.grid(0.5, 14), 20)["online"].frontier
+    part = arm_curves([replace(c0, win_by_prompt=holes), clouds.items[1]], KL.grid(0.5, 14), 20)["online"].frontier
     assert np.nanmax(np.abs(part - full)) < 0.05
 
 
@@ -153,4 +154,4 @@ def test_duplicate_rows_of_a_resumed_run_count_once() -> None:
     records, per_prompt, _ = make(prompts=30, seeds=(0,), opponents=("sft",))
     a = make_clouds(records, per_prompt, "sft")
     b = make_clouds(pd.concat([records, records.head(3)]), per_prompt, "sft")
-    assert [len(c.kl) for c in a.items] == [len(c.kl) for c in b.items]
+    assert [len(c.x) for c in a.items] == [len(c.x) for c in b.items]

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 from synthetic_records import planted_clouds
 
-from aligngap.stats.frontier import MIN_KL_NATS, arm_curves, envelope, interpolate, log_grid, peaks, smoother
+from aligngap.stats.axes import KL, MIN_KL_NATS
+from aligngap.stats.frontier import arm_curves, envelope, interpolate, peaks, smoother
 
 
 def test_grid_holds_the_powers_of_two() -> None:
-    grid = np.exp(log_grid(0.1, 20.0))
+    grid = np.exp(KL.grid(0.1, 20.0))
     assert grid[0] >= 0.1
     assert grid[-1] <= 20.0
     for budget in (0.125, 0.5, 1.0, 4.0, 16.0):
         assert np.isclose(grid, budget).any()
-    assert len(log_grid(np.nan, 3.0)) == 0
+    assert len(KL.grid(np.nan, 3.0)) == 0
 
 
 def test_interpolation_agrees_with_numpy() -> None:
@@ -27,7 +28,7 @@ def test_interpolation_agrees_with_numpy() -> None:
 
 
 def test_nothing_is_extrapolated() -> None:
-    grid = log_grid(0.1, 20.0)
+    grid = KL.grid(0.1, 20.0)
     x = np.log(np.array([[1.0, 2.0, 4.0]]))
     folds = np.ones((4, 1, 3)) * 0.5
     curve, naive = envelope(np.zeros(3, int), x, folds, grid, x[0])
@@ -39,7 +40,7 @@ def test_nothing_is_extrapolated() -> None:
 
 def test_step_zero_and_tiny_kl_stay_off_the_log_axis() -> None:
     clouds = planted_clouds(np.random.default_rng(0), {"online": 0.0}, seeds=1, prompts=40)
-    curve = arm_curves(clouds.items, log_grid(0.01, 20.0), 20)["online"]
+    curve = arm_curves(clouds.items, KL.grid(0.01, 20.0), 20)["online"]
     assert curve.support[0] >= MIN_KL_NATS
     assert curve.support == pytest.approx((0.45, 15.0), rel=0.05)
 
@@ -47,7 +48,7 @@ def test_step_zero_and_tiny_kl_stay_off_the_log_axis() -> None:
 def test_the_best_of_a_null_sweep_is_not_flattered() -> None:
     """Twelve equal configurations: the naive envelope lies above the truth, the cross-fitted one on it."""
     errors, naive_errors, peak_errors = [], [], []
-    grid = log_grid(0.5, 14.0)
+    grid = KL.grid(0.5, 14.0)
     truth = 0.3 + 0.15 * np.exp(-((grid - np.log(4.0)) ** 2) / 4.0)
     for i in range(25):
         clouds = planted_clouds(np.random.default_rng([1, i]), {"offline": 0.0}, {"offline": 12}, 1, 160, seed_sd=0.0)
@@ -84,5 +85,5 @@ def test_arms_of_a_seed_share_their_prompts() -> None:
 
     clouds = planted_clouds(np.random.default_rng(2), {"online": 0.0}, seeds=2, prompts=60)
     both = [*clouds.items, *(replace(c, arm="copy") for c in clouds.items)]
-    curves = arm_curves(both, log_grid(0.5, 14), 30)
+    curves = arm_curves(both, KL.grid(0.5, 14), 30)
     assert np.nanmax(np.abs(curves["online"].frontier_reps - curves["copy"].frontier_reps)) < 1e-12

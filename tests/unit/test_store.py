@@ -50,10 +50,14 @@ def test_work_left_by_a_kill_is_found_again(store: Store) -> None:
     class Killed(BaseException):
         pass
 
-    with pytest.raises(Killed), store.making("kind-1") as work:
-        assert work is not None
-        (work / "state").write_text("half")
-        raise Killed
+    def half() -> None:
+        with store.making("kind-1") as work:
+            assert work is not None
+            (work / "state").write_text("half")
+            raise Killed
+
+    with pytest.raises(Killed):
+        half()
     assert not store.has("kind-1")
     with store.making("kind-1") as work:
         assert work is not None
@@ -204,7 +208,7 @@ def names(study: dict[str, Any]) -> dict[str, str]:
     """Artifact of every step, by what it is for."""
     plan = expand(validate(study, "test"))
     run = {r.arm: r for r in plan.runs}
-    start = plan.start[0]
+    start = next(iter(plan.start.values()))
     found = {"data": start.data.name, "sft": start.sft.name, "golden": start.golden.name, "proxy": start.proxy.name}
     for arm, r in run.items():
         found |= {f"align {arm}": r.align.name, f"measure {arm}": r.measure.name}
@@ -253,7 +257,12 @@ def test_a_setting_moves_what_depends_on_it_and_nothing_else() -> None:
     assert moved(lambda s: s["task"].update(train_pairs=170)) == everything
     assert moved(lambda s: s["sft"].update(steps=11)) == everything - {"data"}
     assert moved(lambda s: s["golden"]["optimization"].update(steps=7)) == everything - {"data", "sft"}
-    assert moved(lambda s: s["proxy"]["optimization"].update(steps=7)) == {"proxy", "align online", "measure online", "measure offline"}
+    assert moved(lambda s: s["proxy"]["optimization"].update(steps=7)) == {
+        "proxy",
+        "align online",
+        "measure online",
+        "measure offline",
+    }
     assert moved(lambda s: s["recipe"]["loss"].update(beta=0.2)) >= runs
     assert moved(lambda s: s["recipe"]["loss"].update(beta=0.2)) == runs
     assert moved(lambda s: s["measurement"].update(prompts=17)) == {k for k in runs if k.startswith("measure")}

@@ -45,7 +45,9 @@ def ranks(k: int = 12) -> TableJudge:
 
 # ------------------------------------------------------------------------------------------------------------ orders
 
-ORDERS = st.one_of(st.sampled_from(["in-order", "reversed", "shuffled"]), st.integers(1, 9).map(lambda k: f"window:{k}"))
+ORDERS = st.one_of(
+    st.sampled_from(["in-order", "reversed", "shuffled"]), st.integers(1, 9).map(lambda k: f"window:{k}")
+)
 
 
 @given(ORDERS, st.integers(1, 70), st.integers(0, 5), st.integers(1, 9))
@@ -73,7 +75,9 @@ def test_orders_differ() -> None:
     assert order_of("window:10", 40, 0, 4) != list(range(40))
 
 
-@pytest.mark.parametrize("name", ["window:0", "window:", "window:-1", "window:x", "window:1.5", "random", "", "In-order"])
+@pytest.mark.parametrize(
+    "name", ["window:0", "window:", "window:-1", "window:x", "window:1.5", "random", "", "In-order"]
+)
 def test_an_unknown_order_is_refused(name: str) -> None:
     with pytest.raises(AligngapError, match="order"):
         order_of(name, 4, 0, 2)
@@ -203,7 +207,9 @@ def test_a_mixture_draws_the_right_share_from_each(share: float, seed: int) -> N
 
 def test_a_mixture_of_one_is_that_one() -> None:
     whole = Mixture(Dataset(PAIRS, 3), Dataset(PAIRS, 4), share=1.0, seed=0)
-    assert [whole.draw(4, Writer()) for _ in range(3)] == [d for s in [Dataset(PAIRS, 3)] for d in (s.draw(4), s.draw(4), s.draw(4))]
+    assert [whole.draw(4, Writer()) for _ in range(3)] == [
+        d for s in [Dataset(PAIRS, 3)] for d in (s.draw(4), s.draw(4), s.draw(4))
+    ]
     with pytest.raises(AligngapError, match="share"):
         Mixture(Dataset(PAIRS, 3), Dataset(PAIRS, 4), share=1.2, seed=0)
 
@@ -265,7 +271,9 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 answers = st.builds(Response, ids, st.booleans(), words)
 shares = st.floats(0, 1)
 logs = st.one_of(st.none(), st.floats(-1e6, 0))
-any_pair = st.builds(Pair, st.builds(Prompt, words, words, ids), answers, answers, shares, shares, shares, words, logs, logs)
+any_pair = st.builds(
+    Pair, st.builds(Prompt, words, words, ids), answers, answers, shares, shares, shares, words, logs, logs
+)
 
 
 @given(any_pair)

@@ -15,7 +15,8 @@ import aligngap
 
 ROOT = Path(aligngap.__file__).parent
 MODULES = {
-    ".".join(("aligngap", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p for p in ROOT.rglob("*.py")
+    ".".join(("aligngap", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p
+    for p in ROOT.rglob("*.py")
 }
 
 
@@ -67,7 +68,19 @@ def test_the_map_was_read() -> None:
 
 def test_fit_knows_no_streams_judges_tasks_or_study() -> None:
     """Wall (a), directly and through whatever it imports."""
-    rooms = ("streams", "judges", "tasks", "study", "steps", "execute", "collect", "cli", "training", "hypotheses", "report")
+    rooms = (
+        "streams",
+        "judges",
+        "tasks",
+        "study",
+        "steps",
+        "execute",
+        "collect",
+        "cli",
+        "training",
+        "hypotheses",
+        "report",
+    )
     for found in (imported("aligngap.fit"), reached("aligngap.fit")):
         assert not {m for m in found if m.startswith(tuple(f"aligngap.{r}" for r in rooms))}
 
@@ -108,7 +121,9 @@ def test_fit_and_training_do_not_look_at_a_streams_class() -> None:
                 assert "stream" not in ast.dump(node.args[0]).lower()
 
 
-@pytest.mark.parametrize("module", sorted(m for m in MODULES if m.startswith(("aligngap.stats", "aligngap.hypotheses", "aligngap.report"))))
+@pytest.mark.parametrize(
+    "module", sorted(m for m in MODULES if m.startswith(("aligngap.stats", "aligngap.hypotheses", "aligngap.report")))
+)
 def test_the_reading_side_imports_no_torch(module: str) -> None:
     """Wall (b), also through what it imports."""
     assert not tops(reached(module)) & {"torch", "transformers", "ray", "safetensors", "tokenizers"}
@@ -125,8 +140,19 @@ def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -
 
 
 def test_types_and_settings_need_no_torch() -> None:
-    for module in ("types", "settings", "registry", "study", "steps", "seeding", "store", "records", "streams", "tables"):
-        top = {m for m in imported(f"aligngap.{module}", typing_only=False)}
+    for module in (
+        "types",
+        "settings",
+        "registry",
+        "study",
+        "steps",
+        "seeding",
+        "store",
+        "records",
+        "streams",
+        "tables",
+    ):
+        top = imported(f"aligngap.{module}", typing_only=False)
         if module in ("types", "settings", "registry", "seeding", "store", "records"):
             assert not tops(top) & {"torch", "transformers", "matplotlib"}
 
@@ -173,7 +199,11 @@ def test_the_reading_side_runs_without_torch() -> None:
 def test_nothing_is_unpickled(module: str) -> None:
     """No pickle and no torch.load anywhere; YAML is read safely."""
     assert not tops(imported(module)) & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-    tokens = [t for t in tokenize.generate_tokens(io.StringIO(MODULES[module].read_text()).readline) if t.type == tokenize.NAME]
+    tokens = [
+        t
+        for t in tokenize.generate_tokens(io.StringIO(MODULES[module].read_text()).readline)
+        if t.type == tokenize.NAME
+    ]
     source = " ".join(t.string for t in tokens)
     assert "torch load" not in source
     assert "read_pickle" not in source

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["build_report", "headline"]
+__all__ = ["build_report", "headline", "planned_power"]
 
 
 def build_report(out_dir: Path, *, command: str = "") -> Path:
@@ -20,7 +20,16 @@ def build_report(out_dir: Path, *, command: str = "") -> Path:
     folder = Path(out_dir)
     tables = read_folder(folder)
     online, offline = compared(folder)
-    analysis = analyse(tables.records, tables.per_prompt, tables.samples, online, offline)
+    provenance = _json(folder / "provenance.json")
+    analysis = analyse(
+        tables.records,
+        tables.per_prompt,
+        tables.samples,
+        online,
+        offline,
+        pipeline=_pipeline(provenance),
+        best_of_n=tables.best_of_n,
+    )
     figures = make_figures(analysis, folder / "figures")
     command = command or f"aligngap report {folder}"
     write_summary(analysis, folder / "summary.md", command)
@@ -28,7 +37,7 @@ def build_report(out_dir: Path, *, command: str = "") -> Path:
         analysis,
         folder / "report.html",
         command=command,
-        provenance=_json(folder / "provenance.json"),
+        provenance=provenance,
         study=_text(folder / "study.yaml"),
         figures=figures,
     )
@@ -42,7 +51,20 @@ def headline(out_dir: Path) -> str:
 
     tables = read_folder(out_dir)
     online, offline = compared(Path(out_dir))
-    return terminal(analyse(tables.records, tables.per_prompt, None, online, offline))
+    pipeline = _pipeline(_json(Path(out_dir) / "provenance.json"))
+    found = analyse(
+        tables.records, tables.per_prompt, None, online, offline, pipeline=pipeline, best_of_n=tables.best_of_n
+    )
+    return terminal(found)
+
+
+def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, detect: float | None = None) -> str:
+    """What a planned study can see, from the variances of a finished one: its power, and the seeds it would take."""
+    from aligngap.records import read_folder
+    from aligngap.report.robust_tables import DETECT, planned
+
+    tables = read_folder(pilot)
+    return planned(tables.records, tables.per_prompt, arms, seeds, prompts, DETECT if detect is None else detect)
 
 
 def compared(folder: Path) -> tuple[str, str]:
@@ -69,6 +91,12 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise AligngapError(f"{path}: not valid JSON: {error}") from error
     return found if isinstance(found, dict) else {"provenance": found}
+
+
+def _pipeline(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the steps before the arms found, as `collect` writes it; rows of another shape are left out."""
+    rows = provenance.get("pipeline", [])
+    return [r for r in rows if isinstance(r, dict) and {"seed", "part", "what", "value"} <= set(r)]
 
 
 def _text(path: Path) -> str:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from aligngap.hypotheses.opening import judge_curves
+from aligngap import registry
+from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
+from aligngap.hypotheses.view import View
+from aligngap.records import empty
+from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.clouds import Clouds, make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.estimate import FloatArray, TwoLevel, two_level
 from aligngap.stats.frontier import ArmCurves, smoother
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
-from aligngap.types import Verdict
+from aligngap.types import BEST_OF_N_COLUMNS, Verdict
 
 #: the order in which known arms are named and coloured; others follow by first appearance
 ARM_ORDER = ("online", "offline", "online-golden", "offline-proxy")
+#: a study with more arms features those that no section of a hypothesis shows
+FEATURED = 7
+#: the place of a verdict that is about no assertion of the paper
+LAST = 1000
 OPPONENT_ORDER = ("golden_policy", "sft", "chosen")
 
 
@@ -49,10 +58,31 @@ class Analysis:
     lines: Mapping[str, Line]  # against the main opponent
     comparisons: Mapping[str, tuple[Comparison, ...]]  # by opponent
     main: Comparison
-    verdicts: tuple[Verdict, ...]
+    judged: tuple[Judged, ...]
+    untested: tuple[Hypothesis, ...]
+    robust: Robust
     gao: Mapping[tuple[str, str], Mapping[str, GaoFit]] = field(default_factory=dict)  # (arm, score) -> form -> fit
     gao_opponent: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Every verdict, those on the paper's assertions R1 to R13 first, in their order."""
+        return tuple(sorted((v for j in self.judged for v in j.verdicts), key=lambda v: assertion(v.name)))
+
+
+def assertion(name: str) -> int:
+    """The number of the paper's assertion that a verdict is about, R1 to R13: "R4 window" -> 4; `LAST` for others."""
+    head = name.split()[0]
+    return int(head[1:]) if head[:1] == "R" and head[1:].isdecimal() else LAST
+
+
+def featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[str, str]) -> tuple[str, ...]:
+    """The arms of the page's own figures: all, or, where they are many, those that no hypothesis's section shows."""
+    if len(arms) <= FEATURED:
+        return arms
+    sections = {a for j in judged for a in j.arms} - {*COMMON, *ARM_ORDER, *compared}
+    return tuple(a for a in arms if a not in sections)
 
 
 def ordered(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
@@ -89,17 +119,22 @@ def analyse(
     online: str = "online",
     offline: str = "offline",
     rng_seed: int = 0,
+    pipeline: Sequence[Mapping[str, Any]] = (),
+    best_of_n: pd.DataFrame | None = None,
 ) -> Analysis:
-    """Frontiers, comparisons, verdicts and fits of a study."""
+    """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
+    best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
     opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
     arms = ordered(list(records["arm"].unique()), ARM_ORDER)
     clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
     curves = {o: curves_for(c, rng_seed=rng_seed) for o, c in clouds.items()}
+    main_opponent = next((o for o in opponents if curves[o]), opponents[0])
+    view = View(records, per_prompt, main_opponent, online, offline, curves=curves[main_opponent], pipeline=pipeline)
+    judged, untested = judge_all((registry.get("hypotheses", n) for n in registry.names("hypotheses")), view)
+    arms = featured(arms, judged, (online, offline))
     pairs = pairs_to_compare(arms, online, offline)
     comparisons = {o: tuple(compare(curves[o], a, b, o) for a, b in pairs) for o in opponents}
-    main_opponent = next((o for o in opponents if curves[o]), opponents[0])
     main = comparisons[main_opponent][0]
-    verdicts = judge_curves(curves[main_opponent], main, records[records["opponent"] == main_opponent], online, offline)
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     return Analysis(
         study=str(records["study"].iloc[0]),
@@ -116,7 +151,9 @@ def analyse(
         lines={a: frontier_line(c) for a, c in curves[main_opponent].items()},
         comparisons=comparisons,
         main=main,
-        verdicts=tuple(verdicts),
+        judged=judged,
+        untested=untested,
+        robust=make_robust(clouds, curves, comparisons, best_of_n, main_opponent, rng_seed),
         gao=gao_fits(records[records["opponent"] == gao_opponent], arms),
         gao_opponent=gao_opponent,
         warnings=tuple(dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records))),

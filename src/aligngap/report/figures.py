@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from aligngap.hypotheses.base import Judged
 from aligngap.report.analysis import Analysis, dynamics, sft_level
+from aligngap.report.dials import draw_dial
 from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import peak_of
 
 FORMATS = ("png", "svg", "pdf")
 MAX_POINTS = 4000
+#: what the best-of-n line is called in every figure
+REFERENCE = "best-of-n of the SFT policy"
+#: figures of the page itself, so that the hypothesis of that name needs none
+OWN = ("opening",)
 
 #: column -> axis label
 DYNAMICS = {
@@ -42,6 +49,9 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "difference": difference,
         "over-optimisation": over_optimisation,
         "dynamics": dynamics_figure,
+        **{
+            j.hypothesis.name: partial(of_hypothesis, judged=j) for j in analysis.judged if j.hypothesis.name not in OWN
+        },
     }
     made = []
     style: Any = {
@@ -58,7 +68,6 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "axes.grid": True,
         "axes.axisbelow": True,
         "legend.frameon": False,
-        "savefig.bbox": "tight",
         "svg.hashsalt": "aligngap",
         "pdf.fonttype": 42,
         "figure.dpi": 100,
@@ -69,6 +78,7 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
             if drawn is None:
                 continue
             figure, numbers = drawn
+            figure.tight_layout()
             for suffix in FORMATS:
                 meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
                 figure.savefig(folder / f"{name}.{suffix}", dpi=200, metadata=meta)
@@ -79,14 +89,19 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
 
 
 def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+    """KL against win rate of the study's arms."""
+    return frontiers(analysis, plt, analysis.arms)
+
+
+def frontiers(analysis: Analysis, plt: Any, arms: tuple[str, ...]) -> tuple[Any, pd.DataFrame] | None:
     """KL against win rate: every checkpoint, each arm's frontier with its band, peaks, and the SFT level."""
     clouds = analysis.clouds[analysis.opponent]
-    if not clouds.items:
+    if not set(clouds.arms) & set(arms):
         return None
-    styles = arm_styles(analysis.arms)
+    styles = arm_styles(arms)
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     numbers = []
-    for arm in analysis.arms:
+    for arm in arms:
         style = styles[arm]
         points = cloud_points(analysis, arm)
         if not len(points):
@@ -117,13 +132,27 @@ def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
         curve = analysis.curves[analysis.opponent].get(arm)
         if curve is not None:
             best, interval = peak_of(curve)
-            x = float(np.exp(np.mean(np.log(curve.peak_kl))))
+            x = float(np.exp(np.mean(np.log(curve.peak_x))))
             axis.plot(x, best.value, style.marker, ms=8.5, mfc="white", mec=style.colour, mew=1.7, zorder=5)
             numbers.append(
                 pd.DataFrame(
                     [{"arm": arm, "kl_nats": x, "win_rate": best.value, "lower": interval[0], "upper": interval[1]}]
                 ).assign(what="peak")
             )
+    reference = analysis.robust.best_of_n
+    if len(reference):
+        axis.plot(
+            reference["kl_nats"].where(reference["kl_nats"] > 0),
+            reference["win_rate"],
+            "o:",
+            color="#555555",
+            mfc="white",
+            ms=4.5,
+            linewidth=1.3,
+            label=REFERENCE,
+            zorder=4,
+        )
+        numbers.append(reference.rename(columns={"n": "best_of_n"}).assign(arm="sft", what="best-of-n"))
     level = sft_level(analysis.records, analysis.opponent)
     if np.isfinite(level):
         axis.axhline(level, color="#555555", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -145,6 +174,11 @@ def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     return figure, pd.concat(numbers, ignore_index=True)
 
 
+def of_hypothesis(analysis: Analysis, plt: Any, judged: Judged) -> tuple[Any, pd.DataFrame] | None:
+    """A hypothesis's figure: its dial, or the frontiers of its arms."""
+    return draw_dial(judged.dial, plt) if judged.dial else frontiers(analysis, plt, judged.arms)
+
+
 def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     """Each comparison's difference against KL, with pointwise and simultaneous 95% bands; one panel a comparison."""
     found = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
@@ -158,11 +192,11 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     for axis, c in zip(axes.flat, found, strict=False):
         style = styles[c.a]
         axis.axhline(0, color="#333333", linewidth=0.9)
-        axis.fill_between(c.kl, c.lower, c.upper, color=style.colour, alpha=0.13, linewidth=0, label="simultaneous 95%")
+        axis.fill_between(c.x, c.lower, c.upper, color=style.colour, alpha=0.13, linewidth=0, label="simultaneous 95%")
         axis.fill_between(
-            c.kl, c.point_lower, c.point_upper, color=style.colour, alpha=0.22, linewidth=0, label="pointwise 95%"
+            c.x, c.point_lower, c.point_upper, color=style.colour, alpha=0.22, linewidth=0, label="pointwise 95%"
         )
-        axis.plot(c.kl, c.difference, color=style.colour, linewidth=1.7)
+        axis.plot(c.x, c.difference, color=style.colour, linewidth=1.7)
         axis.set_title(f"{c.a} − {c.b}")
         log_axis(axis)
         numbers.append(
@@ -171,7 +205,7 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
                     "a": c.a,
                     "b": c.b,
                     "opponent": c.opponent,
-                    "kl_nats": c.kl,
+                    "kl_nats": c.x,
                     "difference": c.difference,
                     "lower_simultaneous": c.lower,
                     "upper_simultaneous": c.upper,
@@ -185,7 +219,6 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     small_legend(axes[0, 0])
     for row in axes:
         row[0].set_ylabel("difference in win rate")
-    figure.tight_layout()
     return figure, pd.concat(numbers, ignore_index=True)
 
 
@@ -235,7 +268,6 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
     small_legend(axes[0, 0])
     for row in axes:
         row[0].set_ylabel(f"win rate against {opponent_words(analysis.gao_opponent)}")
-    figure.tight_layout()
     return figure, pd.concat(numbers, ignore_index=True)
 
 
@@ -258,7 +290,6 @@ def dynamics_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | 
     for axis in list(axes.flat)[len(columns) :]:
         axis.set_visible(False)
     small_legend(axes[0, 0])
-    figure.tight_layout()
     return figure, table
 
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from aligngap.hypotheses.opening import CLAIMS
 from aligngap.report import words
-from aligngap.report.analysis import Analysis, samples_at_equal_kl
+from aligngap.report.analysis import LAST, Analysis, assertion, samples_at_equal_kl
 from aligngap.report.figures import SCORES
-from aligngap.report.interactive import difference_figure, opening_figure
-from aligngap.report.panels import SCORE_COLOURS, dynamics_panels, over_optimisation_panels
+from aligngap.report.interactive import difference_figure, frontier_figure
+from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
+from aligngap.report.robust_tables import first_screen, tables
+from aligngap.report.sections import HEADER as SECTION_HEADER
+from aligngap.report.sections import not_tested, section, told, untested
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.stats.scaling_law import GaoFit, better_form
@@ -62,7 +64,7 @@ def page(
     target, seed, texts = samples_at_equal_kl(analysis)
     main = analysis.main
     charts = Charts()
-    chart_opening = charts.add(opening_figure(analysis))
+    chart_opening = charts.add(frontier_figure(analysis, analysis.arms))
     defined = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
     low = min((float(np.nanmin(c.lower)) for c in defined), default=-0.1)
     high = max((float(np.nanmax(c.upper)) for c in defined), default=0.1)
@@ -71,13 +73,18 @@ def page(
     chart_difference = [
         (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour, limits))) for c in defined
     ]
+    sections = [
+        section(j, len(analysis.seeds))
+        | {"chart": charts.add(dial_figure(j.dial) if j.dial else frontier_figure(analysis, j.arms))}
+        for j in told(analysis)
+    ]
     chart_gao = [(title, charts.add(f)) for title, f in over_optimisation_panels(analysis)]
     chart_dynamics = [(title, charts.add(f)) for title, f in dynamics_panels(analysis)]
     return environment.from_string(source).render(
         study_name=analysis.study,
         answer=words.answer(main),
         state=words.verdict(main),
-        details=words.details(main),
+        details=[*words.details(main), *first_screen(analysis)],
         tiles=tiles(analysis),
         opponent=words.opponent(analysis.opponent),
         arms=[{"name": a, "colour": styles[a].colour, "what": what(analysis, a)} for a in analysis.arms],
@@ -90,10 +97,12 @@ def page(
         comparison_rows=rows(analysis),
         budgets=main.budgets,
         main=main,
+        robust=tables(analysis),
+        best_of_n_drawn=len(analysis.robust.best_of_n) > 0,
         verdicts=[
             {
                 "name": v.name,
-                "claim": CLAIMS.get(v.name.split()[0], ""),
+                "claim": v.claim,
                 "outcome": v.outcome,
                 "effect": words.number(v.effect.value, 3, True),
                 "interval": words.span(v.interval),
@@ -101,7 +110,12 @@ def page(
                 "rule": v.rule,
             }
             for v in analysis.verdicts
+            if assertion(v.name) < LAST
         ],
+        sections=sections,
+        section_header=SECTION_HEADER,
+        untested=untested(analysis),
+        not_tested=not_tested(analysis),
         gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
         gao_opponent=words.opponent(analysis.gao_opponent),
         samples_kl=target,

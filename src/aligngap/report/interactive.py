@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from aligngap.report.analysis import Analysis, sft_level
-from aligngap.report.figures import cloud_points
+from aligngap.report.figures import REFERENCE, cloud_points
 from aligngap.report.style import arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import Comparison, peak_of
@@ -33,14 +33,14 @@ def hover_text(text: str, limit: int = MAX_TEXT, width: int = 46) -> str:
     return "<br>".join(html.escape(line, quote=True).replace("%{", "%&#123;") for line in lines)
 
 
-def opening_figure(analysis: Analysis) -> Any:
+def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
     """KL against win rate, every checkpoint with its run, step, configuration and a sample on hover."""
     import plotly.graph_objects as go
 
-    styles = arm_styles(analysis.arms)
+    styles = arm_styles(arms)
     figure = go.Figure()
     texts = first_texts(analysis.samples)
-    for arm in analysis.arms:
+    for arm in arms:
         style = styles[arm]
         line = analysis.lines.get(arm)
         if line is not None and len(line.kl):
@@ -82,7 +82,7 @@ def opening_figure(analysis: Analysis) -> Any:
         if curve is not None:
             best, _ = peak_of(curve)
             figure.add_scatter(
-                x=rounded([float(np.exp(np.mean(np.log(curve.peak_kl))))]),
+                x=rounded([float(np.exp(np.mean(np.log(curve.peak_x))))]),
                 y=rounded([best.value]),
                 mode="markers",
                 marker={
@@ -96,6 +96,23 @@ def opening_figure(analysis: Analysis) -> Any:
                 legendgroup=arm,
                 showlegend=False,
             )
+    reference = analysis.robust.best_of_n
+    reference = reference[reference["kl_nats"] > 0]
+    if len(reference):
+        figure.add_scatter(
+            x=rounded(reference["kl_nats"]),
+            y=rounded(reference["win_rate"]),
+            mode="lines+markers",
+            name=REFERENCE,
+            line={"color": "#777777", "width": 1.6, "dash": "dot"},
+            marker={"symbol": "circle-open", "size": 7, "color": "#777777"},
+            text=[
+                f"best of {p['n']:.0f} of the SFT policy<br>KL at most {p['kl_nats']:.3g} nats<br>"
+                f"win rate {p['win_rate']:.3f} ± {p['win_rate_se']:.3f}"
+                for p in reference.to_dict("records")
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
     level = sft_level(analysis.records, analysis.opponent)
     if np.isfinite(level):
         figure.add_hline(
@@ -120,7 +137,7 @@ def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float,
         (c.point_lower, c.point_upper, 0.22, "pointwise 95% band"),
     ):
         figure.add_scatter(
-            x=[*rounded(c.kl), *rounded(c.kl[::-1])],
+            x=[*rounded(c.x), *rounded(c.x[::-1])],
             y=[*rounded(upper), *rounded(lower[::-1])],
             fill="toself",
             mode="lines",
@@ -130,7 +147,7 @@ def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float,
             name=name,
         )
     figure.add_scatter(
-        x=rounded(c.kl),
+        x=rounded(c.x),
         y=rounded(c.difference),
         mode="lines",
         line={"color": colour, "width": 2.4},

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from aligngap.hypotheses.base import Dial
 from aligngap.report.analysis import Analysis, dynamics, sft_level
+from aligngap.report.dials import styles_of
 from aligngap.report.figures import DYNAMICS, SCORES, thin
 from aligngap.report.interactive import hover_text, layout, rgba, rounded
 from aligngap.report.style import arm_styles
@@ -128,3 +130,33 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
         )
         out.append((DYNAMICS[column], figure))
     return out
+
+
+def dial_figure(dial: Dial) -> Any:
+    """The dial as an interactive figure."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, style in styles_of(dial).items():
+        points = dial.series[name]
+        figure.add_scatter(
+            x=rounded([p.x for p in points]),
+            y=rounded([p.value for p in points]),
+            error_y={
+                "type": "data",
+                "array": rounded([p.upper - p.value for p in points]),
+                "arrayminus": rounded([p.value - p.lower for p in points]),
+                "thickness": 1.2,
+            },
+            mode="lines+markers" if dial.joined else "markers",
+            name=hover_text(name),
+            line={"color": style.colour, "width": 2, "dash": style.dash},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 8},
+            text=[hover_text(p.label) for p in points],
+            hovertemplate="%{text}: %{y:.3f} at %{x:.3g}<extra></extra>",
+        )
+    if dial.reference is not None:
+        figure.add_hline(y=dial.reference, line={"color": "#888", "width": 1})
+    layout(figure, dial.y)
+    figure.update_xaxes(type="log" if dial.log_x else "linear", title_text=dial.x, tickvals=None, ticktext=None)
+    return figure

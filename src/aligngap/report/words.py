@@ -64,7 +64,7 @@ def answer(c: Comparison) -> str:
     if not c.defined:
         return f"{a} and {b} cannot be compared at equal KL here. {' '.join(c.warnings)}"
     size = f"{number(abs(c.average.value))} in win rate"
-    between = f"from {kl(c.common_kl[0])} to {kl(c.common_kl[1])} nats"
+    between = f"from {kl(c.common[0])} to {kl(c.common[1])} nats"
     low, high = c.average_interval
     state = verdict(c)
     if state == "ahead":
@@ -90,10 +90,10 @@ def details(c: Comparison) -> list[str]:
     """What stands under the first sentence."""
     out: list[str] = []
     if c.budgets:
-        middle = math.sqrt(c.common_kl[0] * c.common_kl[1])
-        at = min(c.budgets, key=lambda x: abs(math.log(x.kl_nats / middle)))
+        middle = math.sqrt(c.common[0] * c.common[1])
+        at = min(c.budgets, key=lambda x: abs(math.log(x.x / middle)))
         out.append(
-            f"At {kl(at.kl_nats)} nats {c.a} wins {pm(at.a)} against {opponent(c.opponent)}, {c.b} {pm(at.b)} "
+            f"At {kl(at.x)} nats {c.a} wins {pm(at.a)} against {opponent(c.opponent)}, {c.b} {pm(at.b)} "
             f"(difference {number(at.difference.value, 3, True)}, 95% interval {span(at.interval)})."
         )
     if c.defined:

@@ -1,18 +1,22 @@
-"""From tables to arrays: one `Cloud` an arm and seed, its checkpoints' KL and win rate, prompt by prompt if recorded.
+"""From tables to arrays: one `Cloud` an arm and seed, its checkpoints' x and win rate, prompt by prompt if recorded.
 
-A checkpoint at KL 0 (the SFT policy) is kept out: it has no place on a log axis; its win rate is the SFT level.
+x is KL until `on_axis` puts the same checkpoints on another axis. A checkpoint at KL 0 (the SFT policy) is kept out: it
+has no place on a log axis; its win rate is the SFT level.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from aligngap.stats.axes import AXES, KL, Axis
 from aligngap.stats.estimate import FloatArray
 
+Matrix = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
 #: score name in per_prompt -> column in records
@@ -33,13 +37,21 @@ class Cloud:
     configs: tuple[str, ...]
     run: IntArray  # [C] index into runs
     step: IntArray  # [C]
-    kl: FloatArray  # [C] nats, > 0
-    kl_se: FloatArray  # [C]
+    x: FloatArray  # [C] on `axis`
+    x_se: FloatArray  # [C] 0 where it is exact
     win: FloatArray  # [C]
     win_se: FloatArray  # [C]
     prompt_ids: tuple[str, ...] = ()
-    win_by_prompt: npt.NDArray[np.float32] | None = None  # [C, P]
-    kl_by_prompt: npt.NDArray[np.float32] | None = None  # [C, P], or None where KL was not recorded by prompt
+    win_by_prompt: Matrix | None = None  # [C, P]
+    x_by_prompt: Matrix | None = None  # [C, P], or None where x was not recorded by prompt
+    axis: Axis = KL
+    columns: Mapping[str, FloatArray] = field(default_factory=dict)  # [C] what the other axes need, by record column
+    by_prompt: Mapping[str, Matrix] = field(default_factory=dict)  # [C, P] by per-prompt column
+
+    @property
+    def usable(self) -> np.ndarray:
+        """[C] which checkpoints have a place on the axis."""
+        return self.axis.usable(self.x)
 
 
 @dataclass(frozen=True)
@@ -84,20 +96,19 @@ def make_clouds(
         frame = frame.sort_values(["run", "step"], kind="stable")
         codes, runs = pd.factorize(frame["run"])
         configs = frame.drop_duplicates("run").set_index("run")["config"]
-        kl: FloatArray = frame["kl_nats"].to_numpy(np.float64)
+        x: FloatArray = frame["kl_nats"].to_numpy(np.float64)
         win: FloatArray = frame[column].to_numpy(np.float64)
         part = groups.get(key)
         found = _by_prompt(part, frame, score) if part is not None else None
         ids: tuple[str, ...] = ()
-        wins = kls = None
+        by_prompt: dict[str, Matrix] = {}
         if found is None:
             unpaired.append(f"{arm} (seed {seed})")
         else:
-            ids, wins, kls = found
-            with np.errstate(invalid="ignore"):
-                win = np.asarray(np.nanmean(wins, axis=1, dtype=np.float64))
-                if kls is not None:
-                    kl = np.asarray(np.nanmean(kls, axis=1, dtype=np.float64))
+            ids, by_prompt = found
+            win = mean_of(by_prompt[score])
+            if "kl_nats" in by_prompt:
+                x = mean_of(by_prompt["kl_nats"])
         clouds.append(
             Cloud(
                 arm=arm,
@@ -106,13 +117,15 @@ def make_clouds(
                 configs=tuple(str(configs.get(r, "")) for r in runs),
                 run=codes.astype(np.int64),
                 step=frame["step"].to_numpy(np.int64),
-                kl=np.maximum(kl, min_kl),
-                kl_se=_se(frame, "kl_nats_se"),
+                x=np.maximum(x, min_kl),
+                x_se=_se(frame, KL.se),
                 win=win,
                 win_se=_se(frame, f"{column}_se"),
                 prompt_ids=ids,
-                win_by_prompt=wins,
-                kl_by_prompt=kls,
+                win_by_prompt=by_prompt.get(score),
+                x_by_prompt=by_prompt.get(KL.by_prompt),
+                columns={c: frame[c].to_numpy(np.float64) for a in AXES for c in (a.column, a.se) if c},
+                by_prompt=by_prompt,
             )
         )
     if unpaired and len(unpaired) == len(clouds):
@@ -123,6 +136,45 @@ def make_clouds(
     elif unpaired:
         warnings.append(f"Wins prompt by prompt are incomplete for {', '.join(unpaired[:6])}: not paired there.")
     return Clouds(tuple(clouds), tuple(warnings))
+
+
+def on_axis(clouds: Clouds, axis: Axis) -> Clouds:
+    """The same checkpoints on another x-axis, with a sentence for arms that have no place on it."""
+    items, absent = [], []
+    for cloud in clouds.items:
+        by_prompt = cloud.by_prompt.get(axis.by_prompt)
+        x = cloud.columns[axis.column] if by_prompt is None else mean_of(by_prompt)
+        se = np.nan_to_num(cloud.columns[axis.se]) if axis.se else np.zeros(len(x))
+        moved = replace(cloud, x=x, x_se=se, x_by_prompt=by_prompt, axis=axis)
+        ok = moved.usable
+        if not ok.any():
+            absent.append(cloud.arm)
+            continue
+        items.append(moved if ok.all() else keep(moved, ok))
+    said = [f"{', '.join(dict.fromkeys(absent))}: no {axis.name} above zero is recorded."] if absent else []
+    return Clouds(tuple(items), tuple(said))
+
+
+def keep(cloud: Cloud, mask: np.ndarray) -> Cloud:
+    """A cloud of some of its checkpoints; its runs keep their numbers."""
+
+    def cut(values: Matrix | None) -> Matrix | None:
+        return None if values is None else values[mask]
+
+    return replace(
+        cloud,
+        **{name: getattr(cloud, name)[mask] for name in ("run", "step", "x", "x_se", "win", "win_se")},
+        win_by_prompt=cut(cloud.win_by_prompt),
+        x_by_prompt=cut(cloud.x_by_prompt),
+        columns={k: v[mask] for k, v in cloud.columns.items()},
+        by_prompt={k: v[mask] for k, v in cloud.by_prompt.items()},
+    )
+
+
+def mean_of(values: Matrix) -> FloatArray:
+    """Mean [C] over prompts, nan entries left out."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nanmean(values, axis=1, dtype=np.float64))
 
 
 def thin(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -149,10 +201,12 @@ def thin(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return rows, said
 
 
-def _by_prompt(
-    part: pd.DataFrame, frame: pd.DataFrame, score: str
-) -> tuple[tuple[str, ...], npt.NDArray[np.float32], npt.NDArray[np.float32] | None] | None:
-    """Matrices [C, P] of wins and KL aligned to the rows of `frame`, or None when they do not cover them."""
+#: what is kept prompt by prompt beside the score: an x-axis each, and the lengths
+BY_PROMPT = ("kl_nats", "proxy_win", "length_tokens", "opponent_length_tokens")
+
+
+def _by_prompt(part: pd.DataFrame, frame: pd.DataFrame, score: str) -> tuple[tuple[str, ...], dict[str, Matrix]] | None:
+    """Matrices [C, P] of the score, KL and lengths aligned to the rows of `frame`; None when they do not cover them."""
     index = pd.MultiIndex.from_arrays([frame["run"], frame["step"]])
     row_of = dict(zip(index, range(len(index)), strict=True))
     run_codes, run_names = pd.factorize(part["run"])
@@ -163,16 +217,15 @@ def _by_prompt(
     target = np.array([row_of.get((run_names[int(k) // span], int(k) % span), -1) for k in keys], dtype=np.int64)
     row = target[inverse]
     prompt_codes, prompts = pd.factorize(part["prompt_id"])
-    keep = row >= 0
-    shape = (len(frame), len(prompts))
-    wins = np.full(shape, np.nan, dtype=np.float32)
-    kls = np.full(shape, np.nan, dtype=np.float32)
-    wins[row[keep], prompt_codes[keep]] = part[score].to_numpy(np.float32)[keep]
-    kls[row[keep], prompt_codes[keep]] = part["kl_nats"].to_numpy(np.float32)[keep]
-    if np.isnan(wins).all(axis=1).any():
-        return None
-    has_kl = not np.isnan(kls).all(axis=1).any()
-    return tuple(map(str, prompts)), wins, kls if has_kl else None
+    there = row >= 0
+    place = (row[there], prompt_codes[there])
+    out: dict[str, Matrix] = {}
+    for name in dict.fromkeys((score, *BY_PROMPT)):
+        values = np.full((len(frame), len(prompts)), np.nan, dtype=np.float32)
+        values[place] = part[name].to_numpy(np.float32)[there]
+        if not np.isnan(values).all(axis=1).any():
+            out[name] = values
+    return (tuple(map(str, prompts)), out) if score in out else None
 
 
 def _se(frame: pd.DataFrame, column: str) -> FloatArray:

@@ -1,33 +1,32 @@
-"""Two arms at equal KL: the difference of their frontiers with its error, its band, and the doubts in words.
+"""Two arms at equal KL (or another axis): the difference of their frontiers, its error, its band, the doubts in words.
 
 Differences are taken within a seed (the arms share its prompts, judges and SFT policy) and then averaged over seeds;
 the interval is `two_level` (seeds, then prompts), the band simultaneous over the common KL range. Declared choices:
-averages run over ln KL with equal weight, from 0.1 nats up, where both arms are defined in every compared seed.
+averages run over ln KL (u of the axis) with equal weight, from 0.1 nats up, where both arms are defined in every
+compared seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from aligngap.stats.axes import KL, Axis
 from aligngap.stats.clouds import Cloud, Clouds
 from aligngap.stats.estimate import NAN, FloatArray, simultaneous_factor, two_level
-from aligngap.stats.frontier import MIN_KL_NATS, ArmCurves, arm_curves, log_grid
+from aligngap.stats.frontier import ArmCurves, arm_curves
 from aligngap.types import Estimate
 
-BUDGETS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 LEVEL = 0.95
-#: narrower than this ratio of KL (a tenth of an octave) is no range to compare on
-MIN_RATIO = 2.0**0.25
 
 
 @dataclass(frozen=True)
 class AtBudget:
-    """The two arms and their difference at one KL budget."""
+    """The two arms and their difference at one budget (of KL)."""
 
-    kl_nats: float
+    x: float
     a: Estimate
     b: Estimate
     difference: Estimate
@@ -36,14 +35,16 @@ class AtBudget:
 
 @dataclass(frozen=True)
 class Comparison:
-    """a - b at equal KL against one opponent. Undefined numbers are nan; `warnings` say why."""
+    """a - b at equal x against one opponent. Undefined numbers are nan; `warnings` say why."""
 
     a: str
     b: str
     opponent: str
+    axis: Axis
     seeds: tuple[int, ...]
-    common_kl: tuple[float, float]
-    overlap: float  # length of the common ln KL range over that of the union
+    prompts: int  # behind each seed; 0 where wins were not recorded prompt by prompt
+    common: tuple[float, float]  # range of x
+    overlap: float  # length of the common range in u over that of the union
     average: Estimate
     average_interval: tuple[float, float]
     average_naive: float  # with the sweeps' best scored on the prompts that chose it
@@ -52,16 +53,18 @@ class Comparison:
     peak: Estimate
     peak_interval: tuple[float, float]
     budgets: tuple[AtBudget, ...]
-    kl: FloatArray  # [K] nats
+    x: FloatArray  # [K]
     difference: FloatArray  # [K]
     lower: FloatArray  # [K] simultaneous
     upper: FloatArray  # [K]
     point_lower: FloatArray  # [K] pointwise
     point_upper: FloatArray  # [K]
-    share_a_ahead: float  # share of the common ln KL range with the whole band above 0
+    share_a_ahead: float  # share of the common range in u with the whole band above 0
     share_b_ahead: float
-    a_ahead: tuple[tuple[float, float], ...]  # KL ranges in nats
+    a_ahead: tuple[tuple[float, float], ...]  # ranges of x
     b_ahead: tuple[tuple[float, float], ...]
+    by_seed: FloatArray  # [S] the average difference of each seed, and its replicates [S, B]: what `stats.power` needs
+    by_seed_reps: FloatArray
     warnings: tuple[str, ...] = field(default=())
 
     @property
@@ -69,29 +72,47 @@ class Comparison:
         return bool(np.isfinite(self.average.value))
 
 
-def curves_for(clouds: Clouds, replicates: int = 400, rng_seed: int = 0) -> dict[str, ArmCurves]:
-    """Frontiers of all arms on one grid; the number of replicates is cut so that a large study stays quick."""
-    items = clouds.items
+def curves_for(
+    clouds: Clouds, replicates: int = 400, rng_seed: int = 0, effort: float = 6e9, least: int = 60
+) -> dict[str, ArmCurves]:
+    """Frontiers of all arms on one grid; replicates are cut, to `least` at worst, so that a large study stays quick."""
+    items = [c for c in clouds.items if c.usable.any()]
     if not items:
         return {}
-    grid = log_grid(max(MIN_KL_NATS, min(float(c.kl.min()) for c in items)), max(float(c.kl.max()) for c in items))
+    axis = items[0].axis
+    grid = axis.grid(min(float(c.x[c.usable].min()) for c in items), max(float(c.x[c.usable].max()) for c in items))
     work = sum(_size(c, len(grid)) for c in items)
-    replicates = int(np.clip(6e9 / max(work, 1.0), 60, replicates))
+    replicates = int(np.clip(effort / max(work, 1.0), least, replicates))
     return arm_curves(items, grid, replicates, rng_seed)
 
 
 def _size(c: Cloud, k: int) -> float:
     """Rough number of operations per replicate."""
-    return 4.0 * len(c.kl) * max(len(c.prompt_ids), 1) + 30.0 * k * (len(c.kl) + 6 * len(c.runs))
+    return 4.0 * len(c.x) * max(len(c.prompt_ids), 1) + 30.0 * k * (len(c.x) + 6 * len(c.runs))
 
 
 def compare(
-    curves: dict[str, ArmCurves], a: str, b: str, opponent: str = "", level: float = LEVEL, rng_seed: int = 0
+    curves: Mapping[str, ArmCurves],
+    a: str,
+    b: str,
+    opponent: str = "",
+    level: float = LEVEL,
+    rng_seed: int = 0,
+    band: bool = True,
+    axis: Axis = KL,
 ) -> Comparison:
-    """Compare arm a with arm b. Never raises for thin data: what cannot be concluded is nan and in the warnings."""
+    """Compare arm a with arm b. Never raises for thin data: what cannot be concluded is nan and in the warnings.
+
+    Without `band` the simultaneous band, the costly part, and what follows from it are left undefined. `axis` names the
+    axis where no curve does.
+    """
+    axis = next((c.axis for c in curves.values()), axis)
     missing = [name for name in (a, b) if name not in curves]
     if missing:
-        return _undefined(a, b, opponent, (), [f"No usable checkpoint of {' or '.join(missing)} against {opponent}."])
+        said = f"No usable checkpoint of {' or '.join(missing)} against {opponent}."
+        if axis != KL:
+            said = f"No {axis.name} is recorded for {' and '.join(missing)}."
+        return _undefined(a, b, opponent, axis, (), [said])
     ca, cb = curves[a], curves[b]
     seeds = tuple(s for s in ca.seeds if s in cb.seeds)
     warnings: list[str] = []
@@ -99,52 +120,52 @@ def compare(
     if left_out:
         warnings.append(f"Seed(s) {', '.join(map(str, left_out))} exist in only one of the two arms and are left out.")
     if not seeds:
-        return _undefined(a, b, opponent, (), [*warnings, f"{a} and {b} share no seed, so nothing can be paired."])
+        said = f"{a} and {b} share no seed, so nothing can be paired."
+        return _undefined(a, b, opponent, axis, (), [*warnings, said])
     ia, ib = [ca.seeds.index(s) for s in seeds], [cb.seeds.index(s) for s in seeds]
     point = ca.frontier[ia] - cb.frontier[ib]
     both = np.asarray(np.isfinite(point))
     usable = np.asarray(both.any(axis=1))
     if not usable.any():
-        return _undefined(a, b, opponent, seeds, [*warnings, _no_overlap(ca, cb)], _peaks(ca, cb, ia, ib))
+        return _undefined(a, b, opponent, axis, seeds, [*warnings, _no_overlap(ca, cb)], _peaks(ca, cb, ia, ib))
     if not usable.all():
         dropped = [str(s) for s, u in zip(seeds, usable, strict=True) if not u]
-        warnings.append(f"The arms' KL ranges do not overlap in seed(s) {', '.join(dropped)}: left out.")
+        warnings.append(f"The arms' {axis.name} ranges do not overlap in seed(s) {', '.join(dropped)}: left out.")
         seeds = tuple(s for s, u in zip(seeds, usable, strict=True) if u)
         ia, ib = [ca.seeds.index(s) for s in seeds], [cb.seeds.index(s) for s in seeds]
         point, both = point[usable], both[usable]
     inside = np.asarray(both.all(axis=0))
-    kl = np.exp(ca.grid)
-    if not inside.any() or kl[inside][-1] / kl[inside][0] < MIN_RATIO:
-        text = "No KL was reached by both arms in every seed" if not inside.any() else "The common KL range is a point"
-        return _undefined(
-            a,
-            b,
-            opponent,
-            seeds,
-            [*warnings, f"{text}, so the arms are not compared at equal KL."],
-            _peaks(ca, cb, ia, ib),
-        )
+    x = ca.grid[inside]
+    if not inside.any() or x[-1] - x[0] < axis.narrow:
+        what = axis.name
+        text = f"The common {what} range is a point"
+        if not inside.any():
+            text = f"No {what} was reached by both arms in every seed"
+        said = f"{text}, so the arms are not compared at equal {what}."
+        return _undefined(a, b, opponent, axis, seeds, [*warnings, said], _peaks(ca, cb, ia, ib))
     point = point[:, inside]
     reps = ca.frontier_reps[ia][:, :, inside] - cb.frontier_reps[ib][:, :, inside]
-    x = ca.grid[inside]
     how = f"paired by seed and prompt, {_seeds(len(seeds))}, two-level interval"
     mean = two_level(point.mean(axis=1), reps.mean(axis=2), level)
-    by_kl = two_level(point, reps, level)
-    wider = simultaneous_factor(point, reps, level, np.random.default_rng([rng_seed, 11]))
-    half = wider * (by_kl.upper - by_kl.value)
-    lower, upper = by_kl.value - half, by_kl.value + half
+    by_x = two_level(point, reps, level)
+    wider = simultaneous_factor(point, reps, level, np.random.default_rng([rng_seed, 11])) if band else NAN
+    half = wider * (by_x.upper - by_x.value)
+    lower, upper = by_x.value - half, by_x.value + half
     naive = float((ca.frontier_naive[ia] - cb.frontier_naive[ib])[:, inside].mean())
     peak_a, peak_b, peak, peak_interval = _peaks(ca, cb, ia, ib, level)
     warnings += _doubts(ca, cb, len(seeds), x)
     union = [np.isfinite(np.vstack([ca.frontier, cb.frontier])).any(axis=0)]
+    at = axis.x(x)
     return Comparison(
         a=a,
         b=b,
         opponent=opponent,
+        axis=axis,
         seeds=seeds,
-        common_kl=(float(np.exp(x[0])), float(np.exp(x[-1]))),
+        prompts=min(ca.prompts, cb.prompts),
+        common=(float(at[0]), float(at[-1])),
         overlap=float(inside.sum() / max(int(union[0].sum()), 1)),
-        average=mean.estimate(f"a - b averaged over the common ln KL range; {how}"),
+        average=mean.estimate(f"a - b averaged over the common {axis.name} range; {how}"),
         average_interval=mean.interval(),
         average_naive=naive,
         peak_a=peak_a,
@@ -152,24 +173,26 @@ def compare(
         peak=peak,
         peak_interval=peak_interval,
         budgets=_at_budgets(ca, cb, ia, ib, inside, level),
-        kl=np.exp(x),
-        difference=by_kl.value,
+        x=at,
+        difference=by_x.value,
         lower=lower,
         upper=upper,
-        point_lower=by_kl.lower,
-        point_upper=by_kl.upper,
-        share_a_ahead=float((lower > 0).mean()),
-        share_b_ahead=float((upper < 0).mean()),
-        a_ahead=ranges(np.exp(x), lower > 0),
-        b_ahead=ranges(np.exp(x), upper < 0),
+        point_lower=by_x.lower,
+        point_upper=by_x.upper,
+        share_a_ahead=float((lower > 0).mean()) if band else NAN,
+        share_b_ahead=float((upper < 0).mean()) if band else NAN,
+        a_ahead=ranges(at, lower > 0),
+        b_ahead=ranges(at, upper < 0),
+        by_seed=point.mean(axis=1),
+        by_seed_reps=reps.mean(axis=2),
         warnings=tuple(warnings),
     )
 
 
-def ranges(kl: FloatArray, mask: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """Runs of true positions as (from, to) in nats."""
+def ranges(x: FloatArray, mask: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Runs of true positions as (from, to)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
-    return tuple((float(kl[i]), float(kl[j - 1])) for i, j in zip(edges[::2], edges[1::2], strict=True))
+    return tuple((float(x[i]), float(x[j - 1])) for i, j in zip(edges[::2], edges[1::2], strict=True))
 
 
 def hump(c: ArmCurves, level: float = LEVEL) -> tuple[Estimate, tuple[float, float]]:
@@ -193,8 +216,8 @@ def _at_budgets(
     ca: ArmCurves, cb: ArmCurves, ia: list[int], ib: list[int], inside: np.ndarray, level: float
 ) -> tuple[AtBudget, ...]:
     out = []
-    for budget in BUDGETS:
-        hits = np.flatnonzero(inside & np.isclose(ca.grid, np.log(budget), atol=1e-6))
+    for budget in ca.axis.budgets:
+        hits = np.flatnonzero(inside & np.isclose(ca.grid, ca.axis.u(budget), atol=1e-6))
         if not len(hits):
             continue
         k = int(hits[0])
@@ -234,56 +257,63 @@ def _doubts(ca: ArmCurves, cb: ArmCurves, seeds: int, x: FloatArray) -> list[str
     for c in (ca, cb):
         if c.checkpoints / max(len(c.seeds), 1) < 4:
             out.append(f"{c.arm} has fewer than four checkpoints a seed: its curve between them is a straight line.")
-    if x[-1] - x[0] < np.log(2.0):
-        out.append(
-            f"The KL ranges overlap only from {np.exp(x[0]):.2g} to {np.exp(x[-1]):.2g} nats, less than a doubling."
-        )
+    axis, (enough, how) = ca.axis, ca.axis.short
+    if x[-1] - x[0] < enough:
+        low, high = (axis.shown(float(v)) for v in axis.x(x[[0, -1]]))
+        out.append(f"The {axis.name} ranges overlap only from {low} to {high}, {how}.")
     return out
 
 
 def _no_overlap(ca: ArmCurves, cb: ArmCurves) -> str:
+    axis = ca.axis
+
     def span(c: ArmCurves) -> str:
-        x = np.exp(c.grid[np.isfinite(c.frontier).any(axis=0)])
-        return f"{x[0]:.2g} to {x[-1]:.2g} nats" if len(x) else "a single KL"
+        x = axis.x(c.grid[np.isfinite(c.frontier).any(axis=0)])
+        return f"{axis.shown(float(x[0]))} to {axis.shown(float(x[-1]))}" if len(x) else "a single value"
 
     return (
-        f"The KL ranges do not overlap ({ca.arm} reached {span(ca)}, {cb.arm} {span(cb)}), so nothing can be said "
-        "about the arms at equal KL."
+        f"The {axis.name} ranges do not overlap ({ca.arm} reached {span(ca)}, {cb.arm} {span(cb)}), so nothing can be "
+        f"said about the arms at equal {axis.name}."
     )
 
 
 def _undefined(
-    a: str, b: str, opponent: str, seeds: tuple[int, ...], warnings: list[str], peaks: Peaks | None = None
+    a: str,
+    b: str,
+    opponent: str,
+    axis: Axis,
+    seeds: tuple[int, ...],
+    warnings: list[str],
+    peaks: Peaks | None = None,
 ) -> Comparison:
     nothing = Estimate(NAN, NAN, 0, "undefined")
     pa, pb, peak, interval = peaks or (nothing, nothing, nothing, (NAN, NAN))
-    none = np.zeros(0)
+    curves = dict.fromkeys(("x", "difference", "lower", "upper", "point_lower", "point_upper"), np.zeros(0))
     return Comparison(
-        a,
-        b,
-        opponent,
-        seeds,
-        (NAN, NAN),
-        0.0,
-        nothing,
-        (NAN, NAN),
-        NAN,
-        pa,
-        pb,
-        peak,
-        interval,
-        (),
-        none,
-        none,
-        none,
-        none,
-        none,
-        none,
-        NAN,
-        NAN,
-        (),
-        (),
-        tuple(warnings),
+        a=a,
+        b=b,
+        opponent=opponent,
+        axis=axis,
+        seeds=seeds,
+        prompts=0,
+        common=(NAN, NAN),
+        overlap=0.0,
+        average=nothing,
+        average_interval=(NAN, NAN),
+        average_naive=NAN,
+        peak_a=pa,
+        peak_b=pb,
+        peak=peak,
+        peak_interval=interval,
+        budgets=(),
+        share_a_ahead=NAN,
+        share_b_ahead=NAN,
+        a_ahead=(),
+        b_ahead=(),
+        by_seed=np.zeros(0),
+        by_seed_reps=np.zeros((0, 0)),
+        warnings=tuple(warnings),
+        **curves,
     )
 
 

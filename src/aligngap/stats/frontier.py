@@ -1,12 +1,12 @@
-"""Win rate as a function of KL: one arm's frontier, per seed, with its bootstrap replicates.
+"""Win rate as a function of KL, or of another axis: one arm's frontier, per seed, with its bootstrap replicates.
 
-A run is a piecewise-linear curve through its checkpoints in ln KL; an arm's frontier is the upper envelope over the
+A run is a piecewise-linear curve through its checkpoints in u (ln KL); an arm's frontier is the upper envelope over the
 runs of its sweep. Taking the best of a sweep on the data that then score it flatters the sweep, so the prompts are
 split into four folds: the run is chosen on three and scored on the fourth, every fold in turn (sample splitting, Cox
 1975, Biometrika 62: 441-444; cross-fitting, Chernozhukov et al. 2018, Econometrics J. 21: C1-C68). Two halves would
 choose on fewer prompts, hence worse, and so understate a sweep more. The same for an arm's peak, which chooses a
 checkpoint. `frontier_naive` scores on the choosing prompts: the truth lies between it and `frontier`.
-Nothing is extrapolated: beyond a run's own KL range its curve is undefined (nan).
+Nothing is extrapolated: beyond a run's own range its curve is undefined (nan).
 Leaves out: choosing on other seeds (a sweep's luck in the *training* noise is part of what that pipeline reached).
 """
 
@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from scipy.interpolate import BSpline
 
-from aligngap.stats.clouds import Cloud
+from aligngap.stats.axes import Axis
+from aligngap.stats.clouds import Cloud, Matrix
 from aligngap.stats.estimate import FloatArray, bootstrap_weights
 
-#: the grid: 16 points an octave of KL, so that budgets of 2^k nats lie on it
-STEPS_PER_OCTAVE = 16
-#: below this KL both arms are the SFT policy for every purpose; averaging there would only dilute a difference
-MIN_KL_NATS = 0.1
 #: folds of the cross-fitting, and how many random partitions the point estimate is averaged over
 FOLDS = 4
 SPLITS = 4
@@ -33,94 +32,117 @@ SPLITS = 4
 
 @dataclass(frozen=True)
 class ArmCurves:
-    """One arm's frontier on a grid: S seeds, B replicates, K positions. nan outside the KL that was reached."""
+    """One arm's frontier on a grid: S seeds, B replicates, K positions. nan outside what was reached."""
 
     arm: str
     seeds: tuple[int, ...]
-    grid: FloatArray  # [K] ln KL
+    axis: Axis
+    grid: FloatArray  # [K] u, positions on the axis
     frontier: FloatArray  # [S, K]
     frontier_reps: FloatArray  # [S, B, K]
     frontier_naive: FloatArray  # [S, K] chosen and scored on the same prompts
     peak: FloatArray  # [S]
     peak_reps: FloatArray  # [S, B]
-    peak_kl: FloatArray  # [S] nats
-    end: FloatArray  # [S] win rate at the largest KL
+    peak_x: FloatArray  # [S] where the peak lies
+    end: FloatArray  # [S] win rate at the largest x
     end_reps: FloatArray  # [S, B]
-    end_kl: FloatArray  # [S]
+    end_x: FloatArray  # [S]
     configs: int
     checkpoints: int
+    prompts: int  # shared by the arms of a seed, fewest over seeds; 0 where not recorded
 
     @property
     def support(self) -> tuple[float, float]:
-        """KL range in nats on which every seed's frontier is defined; (nan, nan) if there is none."""
+        """Range of x on which every seed's frontier is defined; (nan, nan) if there is none."""
         inside = np.isfinite(self.frontier).all(axis=0) if len(self.seeds) else np.zeros(len(self.grid), bool)
         if not inside.any():
             return float("nan"), float("nan")
-        x = np.exp(self.grid[inside])
+        x = self.axis.x(self.grid[inside])
         return float(x[0]), float(x[-1])
 
 
-def log_grid(low: float, high: float) -> FloatArray:
-    """ln KL positions inside [low, high] nats, at multiples of ln 2 / 16."""
-    step = np.log(2.0) / STEPS_PER_OCTAVE
-    if not (np.isfinite(low) and np.isfinite(high) and 0 < low <= high):
-        return np.zeros(0)
-    first, last = int(np.ceil(np.log(low) / step - 1e-9)), int(np.floor(np.log(high) / step + 1e-9))
-    return np.asarray(step * np.arange(first, last + 1), dtype=np.float64)
-
-
 def interpolate(x: FloatArray, y: FloatArray, grid: FloatArray) -> FloatArray:
-    """Piecewise-linear curves [B, K] through nodes x, y [B, C] sorted along C, held constant beyond the last node."""
-    if x.shape[1] == 1:
-        return np.repeat(y, len(grid), axis=1)
-    at = np.clip((x[:, None, :] <= grid[None, :, None]).sum(axis=2) - 1, 0, x.shape[1] - 2)
-    x0, x1 = np.take_along_axis(x, at, 1), np.take_along_axis(x, at + 1, 1)
-    y0, y1 = np.take_along_axis(y, at, 1), np.take_along_axis(y, at + 1, 1)
+    """Piecewise-linear curves [..., B, K] through nodes x [B, C], y [..., B, C], held constant beyond the last node.
+
+    Nodes are sorted along C. Where every row has the same x, the places are looked up once.
+    """
+    last = x.shape[1] - 1
+    if last == 0:
+        return np.repeat(y, len(grid), axis=-1)
+    if (x == x[:1]).all():
+        at = np.clip(np.searchsorted(x[0], grid, side="right") - 1, 0, last - 1)
+        x0, x1, y0, y1 = x[:1, at], x[:1, at + 1], y[..., at], y[..., at + 1]
+    else:
+        at = np.zeros((x.shape[0], len(grid)), dtype=np.int64)
+        for node in range(1, last):
+            at += x[:, node, None] <= grid
+        x0, x1 = np.take_along_axis(x, at, 1), np.take_along_axis(x, at + 1, 1)
+        at = at.reshape((1,) * (y.ndim - 2) + at.shape)
+        y0, y1 = np.take_along_axis(y, at, -1), np.take_along_axis(y, at + 1, -1)
     share = np.clip((grid - x0) / np.maximum(x1 - x0, 1e-12), 0.0, 1.0)
     return np.asarray(y0 + share * (y1 - y0), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Rows of prompt weights [rows, P], cut into the blocks that score: per split and fold its prompts and weights."""
+
+    weights: Matrix
+    blocks: tuple[tuple[int, int, npt.NDArray[np.int64], Matrix], ...]  # split, fold, prompts, weights[split::SPLITS]
+
+    @classmethod
+    def of(cls, weights: Matrix, partition: np.ndarray) -> Draws:
+        """partition [SPLITS, P] holds each prompt's fold; row i uses partition i mod SPLITS."""
+        blocks = []
+        for split, folds in enumerate(partition):
+            for f in range(FOLDS):
+                mine = np.flatnonzero(folds == f)
+                blocks.append((split, f, mine, np.ascontiguousarray(weights[split :: len(partition), mine])))
+        return cls(weights, tuple(blocks))
+
+
 def replicate_means(
-    cloud: Cloud, prompts: Sequence[str], weights: FloatArray, partition: np.ndarray, rng: np.random.Generator
+    cloud: Cloud, prompts: Sequence[str], draws: Draws, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """ln KL [rows, C] and each fold's win rates [FOLDS, rows, C] under rows of prompt weights.
+    """u [rows, C] and each fold's win rates [FOLDS, rows, C] under rows of prompt weights.
 
-    partition [SPLITS, P] holds each prompt's fold; row i uses partition i mod SPLITS.
+    What is not known prompt by prompt is drawn from its standard error; wins with one draw for all checkpoints, since
+    they share their prompts: independent draws would average out over the axis, and understate an average's error.
     """
-    rows = weights.shape[0]
+    rows, axis = draws.weights.shape[0], cloud.axis
+    drawn = cloud.x + rng.normal(size=(rows, len(cloud.x))) * cloud.x_se
+    drawn[:SPLITS] = cloud.x
+    u = axis.u(np.maximum(drawn, 0.05 * cloud.x) if axis.log else drawn)
     if cloud.win_by_prompt is None:
-        noise = rng.normal(size=(FOLDS, rows, len(cloud.win))) * cloud.win_se * np.sqrt(FOLDS)
-        kl_noise = rng.normal(size=(rows, len(cloud.kl))) * cloud.kl_se
+        noise = rng.normal(size=(FOLDS, rows, 1)) * cloud.win_se * np.sqrt(FOLDS)
         noise[:, :SPLITS] = 0.0
-        kl_noise[:SPLITS] = 0.0
-        return np.log(np.maximum(cloud.kl + kl_noise, 0.05 * cloud.kl)), cloud.win + noise
-    position = {p: i for i, p in enumerate(cloud.prompt_ids)}
-    columns = np.array([position[p] for p in prompts], dtype=np.int64)
-    wins, weights = cloud.win_by_prompt[:, columns], weights.astype(np.float32)
-    by_fold = np.empty((FOLDS, rows, len(wins)))
-    for split, folds in enumerate(partition):
-        for f in range(FOLDS):
-            mine = np.flatnonzero(folds == f)
-            by_fold[f, split :: len(partition)] = _weighted(wins[:, mine], weights[split :: len(partition), mine])
+        return u, cloud.win + noise
+    columns = pd.Index(cloud.prompt_ids).get_indexer(pd.Index(prompts))
+    wins = np.ascontiguousarray(cloud.win_by_prompt[:, columns].T)
+    holes = np.isnan(wins)
+    there = (~holes).astype(np.float32) if holes.any() else None
+    if there is not None:
+        wins = np.where(holes, np.float32(0), wins)
+    by_fold = np.empty((FOLDS, rows, wins.shape[1]))
+    for split, f, mine, block in draws.blocks:
+        by_fold[f, split::SPLITS] = _weighted(wins[mine], block, None if there is None else there[mine])
     if np.isnan(by_fold).any():  # very few prompts: a fold may be empty
-        by_fold = np.where(np.isnan(by_fold), _weighted(wins, weights), by_fold)
-    if cloud.kl_by_prompt is None:
-        return np.tile(np.log(cloud.kl), (rows, 1)), by_fold
-    return np.log(np.maximum(_weighted(cloud.kl_by_prompt[:, columns], weights), 1e-9)), by_fold
+        by_fold = np.where(np.isnan(by_fold), _weighted(wins, draws.weights, there), by_fold)
+    if cloud.x_by_prompt is not None:
+        x = cloud.x_by_prompt[:, columns].T
+        known = ~np.isnan(x)
+        whole = bool(known.all())
+        u = axis.u(
+            _weighted(np.where(known, x, np.float32(0)), draws.weights, None if whole else known.astype(np.float32))
+        )
+    return u, by_fold
 
 
-def _weighted(values: np.ndarray, weights: FloatArray) -> FloatArray:
-    """Weighted means [rows, C] of values [C, P], nan entries left out."""
-    w = np.asarray(weights, dtype=np.float32)
-    bad = np.isnan(values)
-    if bad.any():
-        total = w @ (~bad).astype(np.float32).T
-        top = w @ np.where(bad, np.float32(0), values).T
-    else:
-        total = w.sum(axis=1, keepdims=True)
-        top = w @ values.T
+def _weighted(values: Matrix, weights: Matrix, there: Matrix | None) -> FloatArray:
+    """Weighted means [rows, C] of values [P, C] under weights [rows, P]; `there` is 0 where a value (set 0) is missing."""
+    total = weights.sum(axis=1, keepdims=True) if there is None else weights @ there
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(top / np.where(total > 0, total, np.nan), dtype=np.float64)
+        return np.asarray((weights @ values) / np.where(total > 0, total, np.nan), dtype=np.float64)
 
 
 def envelope(
@@ -128,8 +150,8 @@ def envelope(
 ) -> tuple[FloatArray, FloatArray]:
     """Upper envelope over runs [rows, K], cross-fitted, and the naive one that scores on the choosing prompts.
 
-    x [rows, C] ln KL, folds [F, rows, C] win rates by fold. `observed` [C] is the ln KL of the point estimate: it fixes
-    where each run is defined, in every row alike.
+    x [rows, C] u, folds [F, rows, C] win rates by fold. `observed` [C] is the u of the point estimate: it fixes where
+    each run is defined, in every row alike.
     """
     f, rows, _ = folds.shape
     best = np.full((f, rows, len(grid)), -np.inf)
@@ -142,7 +164,7 @@ def envelope(
             continue
         order = np.argsort(x[:, mine], axis=1, kind="stable")
         nodes = np.take_along_axis(x[:, mine], order, 1)
-        judge = np.stack([interpolate(nodes, np.take_along_axis(y[:, mine], order, 1), grid[inside]) for y in folds])
+        judge = interpolate(nodes, np.take_along_axis(folds[:, :, mine], order[None], 2), grid[inside])
         total = judge.sum(axis=0)
         choose = (total - judge) / (f - 1)
         better = choose > best[:, :, inside]
@@ -153,7 +175,7 @@ def envelope(
 
 
 def peaks(folds: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Cross-fitted best checkpoint [rows]: its win rate, and its ln KL (mean of the folds' choices)."""
+    """Cross-fitted best checkpoint [rows]: its win rate, and its u (mean of the folds' choices)."""
     choose = (folds.sum(axis=0) - folds) / (folds.shape[0] - 1)
     chosen = np.argmax(choose, axis=2)[:, :, None]
     value = np.take_along_axis(folds, chosen, 2)[:, :, 0].mean(axis=0)
@@ -162,15 +184,15 @@ def peaks(folds: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def arm_curves(
-    clouds: Sequence[Cloud], grid: FloatArray, replicates: int = 400, rng_seed: int = 0, min_kl: float = MIN_KL_NATS
+    clouds: Sequence[Cloud], grid: FloatArray, replicates: int = 400, rng_seed: int = 0
 ) -> dict[str, ArmCurves]:
     """Frontiers of every arm on one grid. All arms of a seed are resampled on the same prompts (that is the pairing),
     and seeds that hold the same prompts share their draws, so that what they share is not counted as independent."""
     by_seed: dict[int, list[Cloud]] = {}
     for cloud in clouds:
-        if (cloud.kl >= min_kl).any():
+        if cloud.usable.any():
             by_seed.setdefault(cloud.seed, []).append(cloud)
-    found: dict[str, list[tuple[Cloud, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float]]] = {}
+    found: dict[str, list[tuple[Cloud, int, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float]]] = {}
     for seed in sorted(by_seed):
         group = by_seed[seed]
         shared = [set(c.prompt_ids) for c in group if c.win_by_prompt is not None]
@@ -178,40 +200,46 @@ def arm_curves(
         tag = zlib.crc32("\n".join(prompts).encode()) if prompts else seed
         rng = np.random.default_rng([rng_seed, tag])
         n = max(len(prompts), 2)
-        weights = np.vstack([np.ones((SPLITS, n)), bootstrap_weights(n, replicates, rng)])
+        weights = np.vstack([np.ones((SPLITS, n)), bootstrap_weights(n, replicates, rng)]).astype(np.float32)
         partition = np.stack([rng.permutation(n) % FOLDS for _ in range(SPLITS)])
+        draws = Draws.of(weights, partition)
         for number, cloud in enumerate(group):
             if cloud.win_by_prompt is not None and not prompts:
                 continue
             noise = np.random.default_rng([rng_seed, seed, number, zlib.crc32(cloud.arm.encode())])
-            x, folds = replicate_means(cloud, prompts, weights, partition, noise)
-            keep = cloud.kl >= min_kl
+            x, folds = replicate_means(cloud, prompts, draws, noise)
+            keep = cloud.usable
             x, folds, run = x[:, keep], folds[:, :, keep], cloud.run[keep]
             curve, naive = envelope(run, x, folds, grid, x[0])
             top, top_x = peaks(folds, x)
             last = int(np.argmax(x[0]))
-            found.setdefault(cloud.arm, []).append(
-                (cloud, curve, naive[0], top, folds[:, :, last].mean(axis=0), top_x, float(np.exp(x[0, last])))
-            )
+            end, used = folds[:, :, last].mean(axis=0), len(prompts) if cloud.win_by_prompt is not None else 0
+            found.setdefault(cloud.arm, []).append((cloud, used, curve, naive[0], top, end, top_x, float(x[0, last])))
     out: dict[str, ArmCurves] = {}
     for arm, items in found.items():
-        curve = np.stack([i[1] for i in items])
-        top, end = np.stack([i[3] for i in items]), np.stack([i[4] for i in items])
+        curve, top, end = (
+            np.stack([i[2] for i in items]),
+            np.stack([i[4] for i in items]),
+            np.stack([i[5] for i in items]),
+        )
+        axis = items[0][0].axis
         out[arm] = ArmCurves(
             arm=arm,
             seeds=tuple(i[0].seed for i in items),
+            axis=axis,
             grid=grid,
             frontier=curve[:, :SPLITS].mean(axis=1),
             frontier_reps=curve[:, SPLITS:],
-            frontier_naive=np.stack([i[2] for i in items]),
+            frontier_naive=np.stack([i[3] for i in items]),
             peak=top[:, :SPLITS].mean(axis=1),
             peak_reps=top[:, SPLITS:],
-            peak_kl=np.exp(np.stack([i[5] for i in items])[:, :SPLITS].mean(axis=1)),
+            peak_x=axis.x(np.stack([i[6] for i in items])[:, :SPLITS].mean(axis=1)),
             end=end[:, :SPLITS].mean(axis=1),
             end_reps=end[:, SPLITS:],
-            end_kl=np.array([i[6] for i in items]),
+            end_x=axis.x([i[7] for i in items]),
             configs=len({c for i in items for c in i[0].configs}),
-            checkpoints=sum(int((i[0].kl >= min_kl).sum()) for i in items),
+            checkpoints=sum(int(i[0].usable.sum()) for i in items),
+            prompts=min(i[1] for i in items),
         )
     return out
 

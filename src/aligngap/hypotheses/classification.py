@@ -1,0 +1,207 @@
+"""H3, classification: does who classifies better also generate better?
+
+arXiv 2405.08448, section 5.3: on held-out D_golden at every checkpoint (Figures 7, 8), and along the online run's own
+pairs (Figure 6, self-classification), which needs a study whose `probe` is not 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import rankdata
+
+from aligngap.hypotheses.base import COMMON, Dial, Hypothesis, Point
+from aligngap.hypotheses.rules import Rule, own
+from aligngap.hypotheses.verdicts import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    SUPPORTED,
+    Ends,
+    alike,
+    arms_difference,
+    decide,
+    one_seed,
+    over_seeds,
+)
+from aligngap.hypotheses.view import View
+from aligngap.stats.estimate import FloatArray, two_level
+from aligngap.types import Verdict
+
+#: a rank correlation below this explains less than a tenth of the variance: "almost none"
+WEAK = 0.3
+#: five points: the paper calls 45 to 55% chance (64 pairs a checkpoint, 95% half-width 12 points)
+CHANCE = 0.05
+NO_PROBE = "The classifiers were not held along the online run: the study's `probe` is 0, in `classification` it is not."
+RULE_R6 = (
+    "Accuracy against the golden model on the online run's own pairs, mean over its checkpoints. Supported if the 95% "
+    "two-level intervals of the proxy minus the final online and minus the final offline policy lie above 0; "
+    "contradicted if either lies below 0; else inconclusive."
+)
+RULE_DECAY = (
+    "The same of the proxy, first checkpoint minus last. Supported if the 95% two-level interval lies above 0; "
+    "contradicted if below 0; else inconclusive."
+)
+RULE_R13 = (
+    "The same of the online policy at each checkpoint on the pairs it writes there. Supported if the 95% two-level "
+    f"interval lies within {CHANCE} of one half; contradicted if it lies wholly outside; else inconclusive."
+)
+RULE_PROXY = (
+    "Accuracy on held-out D_golden: the proxy's minus that of the offline policy at each run's last checkpoint (mean "
+    "over its runs). Supported if the 95% two-level interval lies above 0; contradicted if below 0; else inconclusive."
+)
+RULE_H3 = (
+    "Two intervals, 95% two-level: online - offline win rate at equal KL, and online - offline accuracy at the last "
+    "checkpoint. Supported if both lie on the same side of 0 (the better classifier generates better); contradicted if "
+    "on opposite sides; else inconclusive."
+)
+RULE_R9 = (
+    "Rank correlation of accuracy and win rate over offline's checkpoints beyond 0.1 nats, per seed. Supported (no "
+    f"positive correlation) if its 95% two-level interval lies below {WEAK}; contradicted if above {WEAK}; else "
+    "inconclusive."
+)
+
+
+def proxy_first(view: View, rule: Rule) -> Verdict:
+    known, pairs = view.part("proxy judge", "held out accuracy"), view.part("proxy judge", "held out pairs")
+    judge = {s: (p, float(np.sqrt(p * (1 - p) / pairs[s]))) for s, p in known.items() if pairs.get(s)}
+    policy = view.last("offline", "accuracy")
+    found = arms_difference(judge, policy)
+    if found is None:
+        return rule.unknown("The proxy's accuracy is not in the provenance of these records.")
+    a, b = (float(np.mean([v for v, _ in e.values()])) for e in (judge, policy))
+    interval = found.interval()
+    effect = found.estimate("proxy - offline policy, accuracy, as independent samples of pairs")
+    reason = f"The proxy classifies {a:.3f} of held-out D_golden, the offline policy {b:.3f}."
+    return rule.found(decide(interval), effect, interval, reason + one_seed(found.n))
+
+
+def explains(view: View, rule: Rule) -> Verdict:
+    wins = view.contrast({"online": 1.0, "offline": -1.0})
+    accuracy = arms_difference(view.last("online", "accuracy"), view.last("offline", "accuracy"))
+    if not wins.defined or accuracy is None:
+        return rule.unknown(wins.why or "No accuracy on held-out D_golden.")
+    sides = [{SUPPORTED: 1, CONTRADICTED: -1}.get(decide(i), 0) for i in (wins.interval, accuracy.interval())]
+    product = sides[0] * sides[1]
+    outcome = SUPPORTED if product > 0 else CONTRADICTED if product < 0 else INCONCLUSIVE
+    gap, ahead = wins.effect.value, accuracy.value[0]
+    reason = f"Online is {gap:+.3f} in win rate at equal KL and {ahead:+.3f} in accuracy at the end."
+    effect = accuracy.estimate("online - offline accuracy at the end")
+    return rule.found(outcome, effect, accuracy.interval(), reason + one_seed(accuracy.n))
+
+
+def ranks_correlate(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Spearman's correlation of x [C, B] with y [C, B], column by column [B]."""
+    a, b = rankdata(x, axis=0), rankdata(y, axis=0)
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0)))
+
+
+def correlation(view: View, rule: Rule) -> Verdict:
+    point, reps = [], []
+    for seed, (rows, wins, draws) in view.wins("offline").items():
+        keep = ((rows["kl_nats"] > 0.1) & rows["accuracy"].notna()).to_numpy()
+        if keep.sum() < 4:
+            continue
+        accuracy = rows["accuracy"].to_numpy(np.float64)[keep, None]
+        error = rows["accuracy_se"].fillna(0.0).to_numpy(np.float64)[keep, None]
+        noise = np.random.default_rng([seed, 3]).normal(size=(1, draws.shape[1]))  # the pairs are the same at each
+        point.append(float(ranks_correlate(accuracy, wins[keep, None])[0]))
+        reps.append(ranks_correlate(accuracy + error * noise, draws[keep]))
+    if not point or not np.isfinite(point).all():
+        return rule.unknown("Fewer than four offline checkpoints, or none that differ.")
+    found = two_level(np.array(point), np.array(reps))
+    low, high = found.interval()
+    outcome = decide((WEAK - high, WEAK - low))
+    reason = f"Over offline's checkpoints accuracy and win rate correlate by {found.value[0]:+.2f}."
+    return rule.found(outcome, found.estimate("rank correlation"), (low, high), reason + one_seed(found.n))
+
+
+def positions(view: View, who: str) -> dict[int, dict[int, tuple[float, float]]]:
+    """Per seed, per step of the online run: accuracy on its own pairs near there, and its standard error."""
+    out: dict[int, dict[int, tuple[float, float]]] = {}
+    for row in view.pipeline:
+        name, _, step = str(row["what"]).partition(" at step ")
+        if row["part"] == "probe" and name == who:
+            pairs = view.part("probe", f"pairs at step {step}")[int(row["seed"])]
+            p = float(row["value"])
+            out.setdefault(int(row["seed"]), {})[int(step)] = (p, float(np.sqrt(p * (1 - p) / max(pairs, 1))))
+    return out
+
+
+def along_run(view: View, who: str) -> Ends:
+    """Per seed a classifier's accuracy over the run: mean over the steps, as independent pairs."""
+    return {
+        seed: (float(np.mean([p for p, _ in at.values()])), float(np.sqrt(sum(e**2 for _, e in at.values())) / len(at)))
+        for seed, at in positions(view, who).items()
+    }
+
+
+def along(view: View, rule: Rule) -> Verdict:
+    proxy = along_run(view, "proxy")
+    found = {arm: arms_difference(proxy, along_run(view, arm)) for arm in COMMON}
+    both = [f for f in found.values() if f is not None]
+    if len(both) < len(COMMON):
+        return rule.unknown(NO_PROBE)
+    outcomes = [decide(f.interval()) for f in both]
+    outcome = CONTRADICTED if CONTRADICTED in outcomes else SUPPORTED if set(outcomes) == {SUPPORTED} else INCONCLUSIVE
+    reason = ", ".join(f"the proxy is {f.value[0]:+.3f} above {arm}" for arm, f in zip(found, both, strict=True))
+    least = min(both, key=lambda f: float(f.value[0]))
+    effect = least.estimate("proxy minus the better policy, accuracy along the online run")
+    return rule.found(outcome, effect, least.interval(), f"Along the run {reason}.{one_seed(least.n)}")
+
+
+def decay(view: View, rule: Rule) -> Verdict:
+    at = positions(view, "proxy")
+    if not at:
+        return rule.unknown(NO_PROBE)
+    found = arms_difference({s: p[min(p)] for s, p in at.items()}, {s: p[max(p)] for s, p in at.items()})
+    assert found is not None
+    reason = f"From the first checkpoint to the last the proxy loses {found.value[0]:+.3f} of accuracy."
+    effect = found.estimate("proxy's accuracy at the first checkpoint minus the last")
+    return rule.found(decide(found.interval()), effect, found.interval(), reason + one_seed(found.n))
+
+
+def itself(view: View, rule: Rule) -> Verdict:
+    ends = along_run(view, "writer")
+    if not ends:
+        return rule.unknown(NO_PROBE)
+    found = over_seeds(ends)
+    low, high = found.interval()
+    reason = f"On its own pairs the online policy classifies {found.value[0]:.3f}."
+    outcome = alike((low - 0.5, high - 0.5), CHANCE)
+    return rule.found(outcome, found.estimate("accuracy along the run"), (low, high), reason + one_seed(found.n))
+
+
+def cloud(view: View) -> Dial | None:
+    """Figure 7: win rate against accuracy, a point a checkpoint."""
+    series = {}
+    for arm in ("online", "offline", "shuffled"):
+        rows = view.records[(view.records["arm"] == arm) & (view.records["step"] > 0)]
+        rows = rows.dropna(subset=["accuracy", "win_rate"])
+        points = [
+            Point(float(r["accuracy"]), float(r["win_rate"]), float("nan"), float("nan"), f"step {r['step']}")
+            for r in rows.to_dict("records")
+        ]
+        if points:
+            series[arm] = tuple(points)
+    return Dial("accuracy on held-out D_golden", "win rate", series, joined=False) if series else None
+
+
+CLASSIFICATION = Hypothesis(
+    name="classification",
+    question="Is who classifies better also who generates better? Does accuracy explain the gap?",
+    claim="The proxy classifies best, but accuracy does not explain the gap: offline classifies better, online wins.",
+    study="classification",
+    rules=(
+        own("H3 proxy", "The proxy is a better classifier than a policy of its size (section 5.3.1).", RULE_PROXY,
+            ("offline",), proxy_first),
+        own("H3", "Accuracy does not explain the gap: online has the worst accuracy and wins (Fig. 7).", RULE_H3,
+            COMMON, explains),
+        own("R6", "Along the online data the proxy classifies best (Fig. 6).", RULE_R6, COMMON, along),
+        own("R6 decay", "And its accuracy falls along the run (Fig. 6).", RULE_DECAY, ("online",), decay),
+        own("R13", "On pairs it writes itself a policy is at chance (5.3.3).", RULE_R13, ("online",), itself),
+        own("R9", "Inside offline, accuracy and win rate hardly correlate (Fig. 7).", RULE_R9, ("offline",),
+            correlation),
+    ),
+    dial=cloud,
+)  # fmt: skip

@@ -1,0 +1,26 @@
+"""H1, data coverage: does offline training close the gap once it has the online run's own data?
+
+arXiv 2405.08448, section 5.1, Figures 3, 4 and 13 (App. G). Beside the paper's arms stands the cell it lacks: the
+shuffled online data relabelled by the golden model.
+"""
+
+from __future__ import annotations
+
+from aligngap.hypotheses.base import Hypothesis
+from aligngap.hypotheses.rules import ahead, same, share
+
+COVERAGE = Hypothesis(
+    name="coverage",
+    question="Is online ahead because its data cover more? Does offline training on the same pairs close the gap?",
+    claim="Rejected for IPO: with the online data, shuffled, offline training stays far behind online (Fig. 4).",
+    study="coverage",
+    rules=(
+        share("H1", ("shuffled", "offline"), "The same coverage closes little of the gap (Fig. 4)."),
+        same("R3", "twin", "online", "The online data in their order reproduce the online run (App. F).", matched=True),
+        ahead("R4 shuffled", "online", "shuffled", "Uniformly shuffled online data stay far below online (Fig. 4)."),
+        same("R4 window", "window-2", "online", "Shuffled in small windows they equal online (Fig. 13).", matched=True),
+        ahead("order reversed", "shuffled", "reversed", matched=True),
+        ahead("labels shuffled", "shuffled-golden", "shuffled", matched=True),
+    ),
+    shows=("window-8", "window-32"),
+)

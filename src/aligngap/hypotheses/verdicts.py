@@ -1,0 +1,107 @@
+"""What every verdict is made from: three outcomes, an interval's decision, and values at the end of an arm's runs."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from aligngap.stats.estimate import NAN, FloatArray, TwoLevel, two_level
+from aligngap.types import Estimate, Verdict
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+
+#: per seed (value, standard error)
+Ends = dict[int, tuple[float, float]]
+
+
+def decide(interval: tuple[float, float], below: float = 0.0, above: float = 0.0) -> str:
+    """Supported above `above`, contradicted below `below`, inconclusive otherwise or when undefined."""
+    low, high = interval
+    if not defined(interval):
+        return INCONCLUSIVE
+    if low > above:
+        return SUPPORTED
+    return CONTRADICTED if high < below else INCONCLUSIVE
+
+
+def alike(interval: tuple[float, float], margin: float) -> str:
+    """Supported inside +-margin, contradicted wholly outside it, else inconclusive: a test of equivalence."""
+    low, high = interval
+    if not defined(interval):
+        return INCONCLUSIVE
+    if -margin < low and high < margin:
+        return SUPPORTED
+    return CONTRADICTED if low > margin or high < -margin else INCONCLUSIVE
+
+
+def defined(interval: tuple[float, float]) -> bool:
+    """Whether both ends are numbers; an end at infinity is one."""
+    return not (np.isnan(interval[0]) or np.isnan(interval[1]))
+
+
+def last_values(records: pd.DataFrame, arm: str, column: str) -> Ends:
+    """Per seed (value, standard error) at the last checkpoint of an arm's runs, mean over its runs.
+
+    The runs share the held-out pairs, so the standard error of their mean is taken as their mean standard error.
+    """
+    rows = records[(records["arm"] == arm) & records[column].notna() & (records["step"] > 0)]
+    if not len(rows):
+        return {}
+    rows = rows.sort_values("step", kind="stable").drop_duplicates("run", keep="last")
+    grouped = rows.groupby("seed")[[column, f"{column}_se"]].mean()
+    seeds, values = grouped.index.to_numpy(np.int64), grouped[column].to_numpy(np.float64)
+    errors = grouped[f"{column}_se"].to_numpy(np.float64)
+    return {int(s): (float(v), float(e)) for s, v, e in zip(seeds, values, errors, strict=True)}
+
+
+def over_seeds(ends: Ends) -> TwoLevel:
+    """Mean over seeds of `last_values` with a two-level interval; the pairs' noise from the standard errors."""
+    point = np.array([v for v, _ in ends.values()])
+    return two_level(point, noise(point, np.array([e for _, e in ends.values()]), tuple(ends)))
+
+
+def arms_difference(a: Ends, b: Ends) -> TwoLevel | None:
+    """a - b over the seeds that both have; None if they share none."""
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        return None
+    point = np.array([a[s][0] - b[s][0] for s in seeds])
+    error = np.array([float(np.hypot(a[s][1], b[s][1])) for s in seeds])
+    return two_level(point, noise(point, error, tuple(seeds)))
+
+
+def noise(point: FloatArray, error: FloatArray, seeds: tuple[int, ...], draws: int = 2000) -> FloatArray:
+    """Replicates [S, B] with exactly the given standard errors; an undefined error leaves the interval undefined."""
+    rng = np.random.default_rng(zlib.crc32(repr(seeds).encode()))
+    z = rng.normal(size=(len(point), draws))
+    z = (z - z.mean(axis=1, keepdims=True)) / z.std(axis=1, ddof=1, keepdims=True)
+    return np.asarray(point[:, None] + error[:, None] * z)
+
+
+def no_values(what: str, ends: Mapping[str, Ends]) -> str:
+    empty = [arm for arm, values in ends.items() if not values]
+    return f"No {what} for {' and '.join(empty)}." if empty else "The arms share no seed."
+
+
+def verdict(
+    name: str, outcome: str, rule: str, effect: Estimate, interval: tuple[float, float], reason: str
+) -> Verdict:
+    """A verdict whose negative numbers have a minus sign."""
+    return Verdict(name, outcome, rule, effect, interval, minus(reason))
+
+
+def undefined(name: str, rule: str, reason: str) -> Verdict:
+    return Verdict(name, INCONCLUSIVE, rule, Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), reason)
+
+
+def minus(text: str) -> str:
+    """Text whose negative numbers have a minus sign, not a hyphen."""
+    return re.sub(r"(?<![\w−])-(?=\d)", "−", text)
+
+
+def one_seed(n: int) -> str:
+    return " One seed: run-to-run variation is not covered." if n == 1 else ""

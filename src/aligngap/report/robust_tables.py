@@ -1,0 +1,278 @@
+"""What stands beside equal KL, as sentences and tables: one list of sections for the page and for `summary.md`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from aligngap.report import words
+from aligngap.report.analysis import OPPONENT_ORDER, Analysis, ordered
+from aligngap.stats.clouds import make_clouds
+from aligngap.stats.compare import Comparison, compare, curves_for
+from aligngap.stats.power import MAX_SEEDS, Spread, power, seeds_needed, spread_of
+from aligngap.types import Estimate
+
+Row = tuple[str, ...]
+#: the difference in win rate that a study should be able to see, unless another is asked for
+DETECT = 0.05
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table; `more` holds rows that only some readers want."""
+
+    name: str
+    title: str
+    notes: tuple[str, ...]
+    header: Row
+    rows: tuple[Row, ...]
+    more_title: str = ""
+    more: tuple[Row, ...] = ()
+
+
+def tables(analysis: Analysis) -> list[Table]:
+    """Every section that the records allow."""
+    return [t for t in (ranking(analysis), length(analysis), best_of_n(analysis), seeds_and_prompts(analysis)) if t]
+
+
+def first_screen(analysis: Analysis) -> list[str]:
+    """What the first screen must not leave out: best-of-n unbeaten, and what an open question would take."""
+    out = unbeaten(analysis)
+    if words.verdict(analysis.main) == "undecided" and analysis.robust.spread is not None:
+        out.append(needed(analysis.robust.spread))
+    return out
+
+
+# --------------------------------------------------------------------------------------------------- other axes
+
+CHI_SQUARED = (
+    "The chi-squared divergence is not among them: its sampled estimator averages exp(log-ratio) over whole responses, "
+    "with a variance that has no bound, so it is not estimated here (why it would matter: Huang et al. 2024, arXiv "
+    "2407.13399)."
+)
+
+
+def ranking(analysis: Analysis) -> Table | None:
+    """x-axis by opponent: the difference, its interval, and who is ahead."""
+    main = analysis.main
+    found = analysis.robust.axes
+    mine = [c for c in found if (c.a, c.b) == (main.a, main.b)]
+    others = [c for c in found if (c.a, c.b) != (main.a, main.b)]
+    notes = (
+        f"{main.a} − {main.b} in win rate at equal KL, and at equal everything else that could have been the budget, "
+        "averaged over the range both reached. Optimisers spend KL differently (Gao et al. 2023), so a ranking that "
+        "holds on one axis need not hold on another.",
+        survives(main, [c for c in mine if c is not main]),
+        CHI_SQUARED,
+    )
+    header = ("x-axis", "opponent", "difference ± se", "95% interval", "common range", "who is ahead", "seeds")
+    more = tuple((f"{c.a} − {c.b}, {c.axis.name}", *axis_row(c)[1:]) for c in sort(others))
+    rows = tuple(axis_row(c) for c in sort(mine))
+    return Table("ranking", "Does the ranking survive?", notes, header, rows, "The other pairs of arms", more)
+
+
+def sort(found: list[Comparison]) -> list[Comparison]:
+    """By axis, then by opponent, in the order they came."""
+    names = list(dict.fromkeys(c.axis.name for c in found))
+    return sorted(found, key=lambda c: names.index(c.axis.name))
+
+
+def axis_row(c: Comparison) -> Row:
+    ahead = {"ahead": c.a, "behind": c.b, "undecided": "undecided"}.get(words.verdict(c), "not comparable")
+    opponent = words.SHORT.get(c.opponent, c.opponent)
+    if not c.defined:
+        return (c.axis.name, opponent, "–", "–", c.warnings[-1] if c.warnings else "none in common", ahead, "–")
+    low, high = c.axis.shown(c.common[0]), c.axis.shown(c.common[1])
+    return (
+        c.axis.name,
+        opponent,
+        difference(c),
+        words.span(c.average_interval),
+        f"{low} to {high}",
+        ahead,
+        str(len(c.seeds)),
+    )
+
+
+def survives(first: Comparison, rest: list[Comparison]) -> str:
+    """One sentence: how often the other axes and opponents say the same as KL against the main opponent."""
+    states = [words.verdict(c) for c in rest]
+    a, b, open_, none = (states.count(s) for s in ("ahead", "behind", "undecided", "undefined"))
+    said = {"ahead": f"{first.a} is ahead", "behind": f"{first.b} is ahead", "undecided": "neither arm is surely ahead"}
+    start = f"At equal {first.axis.name} {said.get(words.verdict(first), 'the arms cannot be compared')}."
+    tail = f"; {none} cannot be compared" if none else ""
+    return (
+        f"{start} Of the {len(rest)} other combinations of axis and opponent, {first.a} is ahead in {a} and {first.b} "
+        f"in {b}; {open_} do not decide{tail}."
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- length
+
+
+def length(analysis: Analysis) -> Table | None:
+    """Plain and length-controlled win rate of each arm at its best checkpoint."""
+    if not any(p.controlled for p in analysis.robust.peaks):
+        return None
+    notes = (
+        "The win rate a policy would have if its responses were as long as the opponent's: a logistic regression of "
+        "the win on the difference in length, at no difference (Dubois et al. 2024, arXiv 2404.04475, without their "
+        "term for the prompt). Each arm at its best checkpoint, chosen on three quarters of the prompts and scored on "
+        f"the rest, against {words.opponent(analysis.opponent)}. The control also removes what longer responses "
+        "deserve.",
+        *analysis.robust.warnings,
+    )
+    header = ("arm", "win rate ± se", "length-controlled ± se", "change")
+    rows = []
+    for p in analysis.robust.peaks:
+        change = words.number(p.controlled.value - p.plain.value, 3, True) if p.controlled else "–"
+        rows.append((p.arm, words.pm(p.plain), words.pm(p.controlled) if p.controlled else "–", change))
+    return Table("length", "At equal length", notes, header, tuple(rows))
+
+
+def controlled_cells(analysis: Analysis) -> Iterator[str]:
+    """The length-controlled difference and interval for each row of the comparison table, in its order."""
+    for opponent in analysis.opponents:
+        for c in analysis.robust.length[opponent]:
+            known = math.isfinite(c.average_interval[0])
+            yield f"{words.number(c.average.value, 3, True)} ({words.span(c.average_interval)})" if known else "–"
+
+
+# ---------------------------------------------------------------------------------------------------- best-of-n
+
+
+def best_of_n(analysis: Analysis) -> Table | None:
+    """Best-of-n of the SFT policy for each n, and each arm against it at equal KL."""
+    points = analysis.robust.best_of_n
+    if not len(points):
+        return None
+    notes = (
+        "The SFT policy answers n times and the proxy picks: no training. KL is the analytic ln n − (n − 1)/n, an "
+        "upper bound. Win rates are averages over all subsets of n of the sampled responses, mean over seeds, against "
+        f"{words.opponent(analysis.opponent)}.",
+        *unbeaten(analysis),
+    )
+    rows = []
+    for p in points.to_dict("records"):
+        golden = Estimate(p["win_rate"], p["win_rate_se"], int(p["seeds"]))
+        proxy = Estimate(p["proxy_win_rate"], p["proxy_win_rate_se"], int(p["seeds"]))
+        rows.append(
+            (f"best of {p['n']:.0f}", words.kl(p["kl_nats"]), words.pm(golden), words.pm(proxy), str(int(p["seeds"])))
+        )
+    header = ("", "KL, nats", "win rate ± se", "proxy's win rate ± se", "seeds")
+    more = tuple(
+        (
+            f"{c.a} − {c.b}, {words.SHORT.get(c.opponent, c.opponent)}",
+            f"{words.kl(c.common[0])} to {words.kl(c.common[1])}" if c.defined else "none in common",
+            difference(c) if c.defined else "–",
+            words.span(c.average_interval) if c.defined else " ".join(c.warnings),
+            str(len(c.seeds)),
+        )
+        for c in analysis.robust.against
+    )
+    more_title = "Arms minus best-of-n at equal KL (range, difference ± se, 95% interval, seeds)"
+    return Table("best-of-n", "Best-of-n of the SFT policy", notes, header, tuple(rows), more_title, more)
+
+
+def unbeaten(analysis: Analysis) -> list[str]:
+    """A sentence if no arm is shown to beat best-of-n at equal KL against the main opponent; [] otherwise."""
+    found = [c for c in analysis.robust.against if c.opponent == analysis.opponent and c.defined]
+    if not found or any(words.verdict(c) == "ahead" for c in found):
+        return []
+    worse = [c.a for c in found if words.verdict(c) == "behind"]
+    low, high = min(c.common[0] for c in found), max(c.common[1] for c in found)
+    tail = f" {', '.join(worse)} {'is' if len(worse) == 1 else 'are'} behind it." if worse else ""
+    return [
+        "No arm is shown to beat best-of-n of the SFT policy, which needs no training, at equal KL "
+        f"({words.kl(low)} to {words.kl(high)} nats, where both exist).{tail}"
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------- power
+
+
+def seeds_and_prompts(analysis: Analysis) -> Table | None:
+    """How large a study would have to be to see a difference of a stated size."""
+    s = analysis.robust.spread
+    if s is None:
+        return None
+    a, b = analysis.main.a, analysis.main.b
+    intro = (
+        f"From this study's variances of {a} − {b}, averaged over the KL range both reached: seeds needed to find a "
+        "difference with 80% power by the report's own rule. In brackets the number if the seeds differ as much as the "
+        "upper 80% limit of what these few can tell (Browne 1995)."
+    )
+    if not math.isfinite(s.between):
+        return Table("power", "What it would take", (intro, needed(s)), ("",), ())
+    counts = sorted({max(s.prompts // 2, 2), s.prompts, 2 * s.prompts, 4 * s.prompts})
+    header = ("difference to see", *(f"{p:,} prompts" for p in counts), f"power of this study, {words.seeds(s.seeds)}")
+    rows = tuple(
+        (
+            f"{d:g}",
+            *(f"{count(s, d, p)} ({count(s, d, p, True)})" for p in counts),
+            f"{power(s, d, s.seeds, s.prompts):.0%}",
+        )
+        for d in (0.02, DETECT, 0.1)
+    )
+    return Table("power", "What it would take", (intro,), header, rows)
+
+
+def count(s: Spread, difference: float, prompts: int, cautious: bool = False) -> str:
+    n = seeds_needed(s, difference, prompts, cautious)
+    return f"> {MAX_SEEDS}" if n is None else str(n)
+
+
+def needed(s: Spread, detect: float = DETECT) -> str:
+    """One sentence for the first screen and for `aligngap plan`."""
+    if not math.isfinite(s.between):
+        return "One seed cannot tell how much seeds differ, so it cannot say how many would be needed; run two or more."
+    n, cautious = (seeds_needed(s, detect, s.prompts, c) for c in (False, True))
+    if n is None:
+        return (
+            f"More than {MAX_SEEDS} seeds of {s.prompts:,} prompts would be needed to see a difference of {detect:g} "
+            "with 80% power."
+        )
+    upper = f"up to {cautious}" if cautious else f"or more than {MAX_SEEDS}"
+    return (
+        f"About {n} seeds × {s.prompts:,} prompts would be needed to see a difference of {detect:g} with 80% power "
+        f"({upper}, if seeds differ as much as these {s.seeds} leave possible)."
+    )
+
+
+def planned(
+    records: pd.DataFrame, per_prompt: pd.DataFrame, arms: tuple[str, str], seeds: int, prompts: int, detect: float
+) -> str:
+    """For `aligngap plan --pilot`: the power of a study of this size, and what the difference would take."""
+    opponents = ordered([str(o) for o in records["opponent"].unique()], OPPONENT_ORDER)
+    curves = {o: curves_for(make_clouds(records, per_prompt, o)) for o in opponents}
+    opponent = next((o for o in opponents if curves[o]), opponents[0])
+    c = compare(curves[opponent], *arms, opponent, band=False)
+    s = spread_of(c)
+    if s is None:
+        why = " ".join(c.warnings) if not c.defined else "The pilot's wins are not recorded prompt by prompt."
+        return f"The pilot cannot say what a study would see. {why}"
+    said = [
+        f"pilot: {arms[0]} − {arms[1]} against {words.opponent(opponent)}, {words.seeds(s.seeds)} × {s.prompts:,} "
+        f"prompts; standard deviation {words.number(math.sqrt(s.prompt / s.prompts))} from the prompts of a seed, "
+        + (
+            f"{words.number(math.sqrt(s.between))} between seeds"
+            if math.isfinite(s.between)
+            else "between seeds unknown"
+        )
+    ]
+    if seeds > 1 and math.isfinite(s.between):
+        sure, careful = (power(s, detect, seeds, prompts, c) for c in (False, True))
+        said.append(
+            f"this study, {words.seeds(seeds)} × {prompts:,} prompts: {sure:.0%} power to see a difference of "
+            f"{detect:g} ({careful:.0%} if seeds differ as much as the pilot leaves possible)"
+        )
+    elif seeds == 1:
+        said.append("this study has one seed: whatever it sees, it cannot tell from one training run's luck")
+    return "\n".join([*said, needed(replace(s, prompts=prompts), detect)])
+
+
+def difference(c: Comparison) -> str:
+    return f"{words.number(c.average.value, 3, True)} ± {words.number(c.average.se)}"

@@ -1,0 +1,71 @@
+"""The sections of the hypotheses: question, the paper's claim, rules, verdicts with their share of the opening gap."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from aligngap.hypotheses.base import Judged
+from aligngap.report import words
+from aligngap.report.analysis import LAST, Analysis, assertion
+from aligngap.types import Verdict
+
+HEADER = ("", "paper", "here", "effect (95%)", "share of the opening gap (95%)", "in words")
+
+
+def told(analysis: Analysis) -> list[Judged]:
+    """The hypotheses that get a section: all but the opening one, which is the page itself."""
+    return [j for j in analysis.judged if j.hypothesis.name != "opening"]
+
+
+def effect(v: Verdict) -> str:
+    return f"{words.number(v.effect.value, 3, True)} ({words.span(v.interval)})"
+
+
+def share(v: Verdict) -> str:
+    """The effect as a share of the opening gap; a dash where it was not asked, `undefined` where it has no meaning."""
+    if v.share is None:
+        return "–"
+    if not math.isfinite(v.share.value):
+        return "undefined"
+    ends = (words.number(100 * x, 0) + "%" if math.isfinite(x) else "unbounded" for x in v.share_interval)
+    return f"{words.number(100 * v.share.value, 0)}% ({' to '.join(ends)})"
+
+
+def cells(v: Verdict) -> tuple[str, ...]:
+    return (v.name, v.claim or "–", v.outcome, effect(v), share(v), v.reason)
+
+
+def lacking(judged: Judged, seeds: int) -> str:
+    """Which runs are missing and the command that makes them; "" if none are."""
+    if not judged.missing:
+        return ""
+    return f"Not run: {', '.join(judged.missing)}. To make them: {judged.hypothesis.command(seeds)}"
+
+
+def untested(analysis: Analysis) -> list[str]:
+    """One line for each hypothesis that these records say nothing of."""
+    seeds = len(analysis.seeds)
+    return [f"{h.name}: {h.question} To test it: {h.command(seeds)}" for h in analysis.untested]
+
+
+def section(judged: Judged, seeds: int) -> dict[str, Any]:
+    """What the page's template needs of one hypothesis."""
+    h = judged.hypothesis
+    return {
+        "name": h.name,
+        "question": h.question,
+        "claim": h.claim,
+        "rows": [cells(v) for v in judged.verdicts],
+        "rules": [(v.name, v.rule) for v in judged.verdicts],
+        "lacking": lacking(judged, seeds),
+    }
+
+
+def not_tested(analysis: Analysis) -> list[tuple[str, str, str]]:
+    """The paper's assertions that no verdict here is about: name, claim, and the command that makes the runs."""
+    known = {v.name for v in analysis.verdicts}
+    hypotheses = [*analysis.untested, *(j.hypothesis for j in analysis.judged)]
+    seeds = len(analysis.seeds)
+    rows = [(r.name, r.claim, h.command(seeds)) for h in hypotheses for r in h.rules if r.name not in known]
+    return sorted((row for row in rows if assertion(row[0]) < LAST), key=lambda row: assertion(row[0]))

@@ -1,0 +1,167 @@
+"""Studies that extend others: sections merge, arms are replaced or taken out, circles and unknown names are told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from aligngap import study
+from aligngap.study import expand, load
+from aligngap.types import AligngapError
+
+HYPOTHESES = [
+    "classification", "coverage", "quality", "which-data", "noncontrastive", "losses", "scaling", "staleness",
+    "proxy-dial",
+]  # fmt: skip
+
+
+class Text:
+    """A packaged file that is not there."""
+
+    def __init__(self, raw: dict[str, Any]) -> None:
+        self.raw = raw
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return yaml.safe_dump(self.raw)
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_study_of_ones_own_extends_a_packaged_one(tmp_path: Path) -> None:
+    mine = load(
+        write(
+            tmp_path,
+            """
+extends: opening
+name: mine
+question: What if the data were fewer?
+task: {train_pairs: 8000}
+recipe: {optimization: {steps: 100}}
+arms:
+  online: {behavior: policy, judge: golden}
+  online-golden: null
+  offline-proxy: null
+sweep: []
+""",
+        ),
+        ["seeds=2"],
+    )
+    opening = load("opening")
+    assert mine.task == {"name": "sandbox", "train_pairs": 8000}
+    assert mine.recipe.optimization.steps == 100
+    assert mine.recipe.optimization.batch == opening.recipe.optimization.batch
+    assert set(mine.arms) == {"online", "offline"}
+    assert mine.arms["online"].judge == "golden"
+    assert (mine.sft, mine.golden, mine.measurement) == (opening.sft, opening.golden, opening.measurement)
+    assert mine.seed_list == [0, 1]
+
+
+def test_an_arm_of_the_same_name_is_replaced_whole(tmp_path: Path) -> None:
+    text = "extends: coverage\nname: mine\nquestion: q\narms: {reversed: {behavior: dataset, judge: proxy}}\n"
+    assert load(write(tmp_path, text)).arms["reversed"].of is None
+
+
+def test_several_bases_and_chains(tmp_path: Path) -> None:
+    text = "extends: [which-data, noncontrastive]\nname: mine\nquestion: q\n"
+    mine = load(write(tmp_path, text))
+    assert {"online", "sft-vs-mid", "final-vs-final", "shuffled"} <= set(mine.arms)  # quality's through which-data
+    assert set(mine.variants) == {"best-of-two"}
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("extends: openning\nname: a\nquestion: q\n", ["extends", "openning", "opening"]),
+        ("extends: 3\nname: a\nquestion: q\n", ["extends", "list"]),
+        ("extends: opening\nquestion: q\n", ["name"]),
+        ("extends: opening\nname: a\n", ["question"]),
+        ("extends: other.yaml\nname: a\nquestion: q\n", ["extends", "other.yaml"]),
+        ("extends: opening\nname: a\nquestion: q\narms: {online: null}\n", ["online"]),
+    ],
+)
+def test_bad_extends(tmp_path: Path, text: str, named: list[str]) -> None:
+    with pytest.raises(AligngapError) as error:
+        load(write(tmp_path, text))
+    assert "\n" not in str(error.value)
+    for name in ("mine.yaml", *named):
+        assert name in str(error.value)
+
+
+def test_a_circle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"a": Text({"extends": "b", "name": "a"}), "b": Text({"extends": ["a"], "name": "b"})}
+    monkeypatch.setattr(study, "packaged", lambda: files)
+    with pytest.raises(AligngapError, match="a circle, a -> b -> a"):
+        load("a")
+
+
+@pytest.mark.parametrize("name", HYPOTHESES)
+def test_packaged_studies_share_the_opening_pipeline(name: str) -> None:
+    """Data, SFT policy, judges, D_golden, golden policy and the online run are made once for all of them."""
+    plan, opening = expand(load(name)), expand(load("opening"))
+    base = next(r for r in plan.runs if r.arm == "online")
+    theirs = next(r for r in opening.runs if r.arm == "online")
+    assert base.align.name == theirs.align.name
+    assert base.measure.name == theirs.measure.name
+    kinds = [s.kind for s in plan.steps() if s.name not in {o.name for o in opening.steps()}]
+    assert "data" not in kinds
+    assert kinds.count("sft") == {"scaling": 2, "proxy-dial": 2}.get(name, 0)
+    assert kinds.count("judge") == {"proxy-dial": 5}.get(name, 0)
+
+
+def test_scaling_holds_judges_and_opponent_fixed() -> None:
+    plan = expand(load("scaling"))
+    at = {v: next(r for r in plan.runs if r.arm == f"online{v}").measure for v in ("", "[small]", "[large]")}
+    for measured in at.values():
+        assert measured.golden.name == at[""].golden.name
+        assert measured.opponents["golden_policy"].name == at[""].opponents["golden_policy"].name
+        assert measured.proxy.name == at[""].proxy.name
+    assert len({m.sft.name for m in at.values()}) == 3
+
+
+def test_all_holds_every_study_and_does_nothing_twice() -> None:
+    plan = expand(load("all"))
+    made = {s.name for s in plan.steps()}
+    for name in ("opening", *HYPOTHESES):
+        part = expand(load(name))
+        assert {s.name for s in part.steps()} <= made, name
+        assert {r.name for r in part.runs} <= {r.name for r in plan.runs}, name
+    counts = Counter(s.kind for s in plan.steps())
+    assert (counts["data"], counts["sft"]) == (1, 3)  # three sizes: of policies, and of proxies' backbones
+    assert counts["judge"] == 1 + 6  # the golden model, and proxies: as opened, three by labels, two by size
+    assert counts["align"] == len({r.align.name for r in plan.runs} | {golden_policy(plan)})
+
+
+def golden_policy(plan: Any) -> str:
+    [found] = {m.opponents["golden_policy"].policy.name for m in plan.start.values()}
+    return str(found)
+
+
+def test_a_sweep_may_name_an_arm_under_a_variant(tmp_path: Path) -> None:
+    text = """
+extends: opening
+name: mine
+question: q
+variants: {dpo: {set: {recipe.loss: {name: dpo, beta: 0.1}}, arms: [online, offline]}}
+sweep:
+  - {axes: {beta: [0.01, 0.1]}, arms: [offline], why: x}
+  - {axes: {learning_rate: [1.0e-4, 2.0e-4, 3.0e-4]}, arms: ["offline[dpo]"], why: y}
+"""
+    runs = Counter(r.arm for r in expand(load(write(tmp_path, text))).runs)
+    assert runs == {
+        "online": 1,
+        "offline": 2,
+        "offline-proxy": 1,
+        "online-golden": 1,
+        "online[dpo]": 1,
+        "offline[dpo]": 3,
+    }
+    with pytest.raises(AligngapError, match="no such variant"):
+        load(write(tmp_path, text.replace("offline[dpo]", "offline[ipo]")))

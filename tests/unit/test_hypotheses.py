@@ -1,0 +1,420 @@
+"""Hypotheses against planted truths: verdicts recover each world, and say nothing sure where nothing is planted."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_records import ArmTruth, make, same_as
+
+from aligngap import registry
+from aligngap.hypotheses.base import Hypothesis, judge_all
+from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
+from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
+from aligngap.hypotheses.view import View, under
+from aligngap.records import write_table
+from aligngap.report import build_report, headline
+from aligngap.stats.ratio import ratio, slope_weights
+from aligngap.study import expand, load
+from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, Verdict
+
+EXTRAS = Path(__file__).resolve().parents[2] / "examples" / "aligngap-extras"
+ALL: list[Hypothesis] = [registry.get("hypotheses", name) for name in registry.SHELVES["hypotheses"]]
+Parts = list[dict[str, Any]]
+
+
+#: five seeds and many prompts: what it takes to say that two arms are alike to within two points
+SHARP: dict[str, Any] = {"prompts": 1000, "seeds": range(5), "seed_sd": 0.002}
+
+
+def world(gaps: Mapping[str, float], parts: Parts | None = None, **more: Any) -> View:
+    """A view of records in which each arm's win rate at equal KL is the opening curve plus its gap."""
+    truth = {arm: ArmTruth(gap=gap) for arm, gap in gaps.items()}
+    options = {"prompts": 300, "opponents": ("golden_policy",), "seed_sd": 0.005} | more
+    records, per_prompt, _ = make(truth, **options)
+    return View(records, per_prompt, pipeline=parts or [])
+
+
+def verdicts(name: str, view: View) -> dict[str, Verdict]:
+    return {v.name: v for v in registry.get("hypotheses", name).judge(view)}
+
+
+def outcomes(name: str, view: View) -> dict[str, str]:
+    return {n: v.outcome for n, v in verdicts(name, view).items()}
+
+
+# ---------------------------------------------------------------------------------------------------- declarations
+
+
+def test_every_hypothesis_is_whole() -> None:
+    assert len(ALL) == 11
+    for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
+        assert h.name == name
+        assert h.question.endswith("?")
+        assert h.claim
+        assert h.rules
+        assert len({r.name for r in h.rules}) == len(h.rules)
+        for rule in h.rules:
+            assert re.search(r"Supported (\([a-z ]+\) )?if|supported if", rule.text)
+            assert "ontradicted if" in rule.text
+            assert "inconclusive" in rule.text
+
+
+@pytest.mark.parametrize("h", ALL, ids=lambda h: h.name)
+def test_the_named_study_makes_every_arm(h: Hypothesis) -> None:
+    made = {run.arm for run in expand(load(h.study)).runs}
+    assert set(h.arms) <= made
+    assert h.command(1) == f"aligngap run {h.study}"
+
+
+# -------------------------------------------------------------------------------------------------- planted truths
+
+
+def test_coverage_is_the_cause() -> None:
+    gaps = {
+        "online": 0.12,
+        "offline": 0.0,
+        "shuffled": 0.12,
+        "window-2": 0.12,
+        "reversed": 0.12,
+        "shuffled-golden": 0.12,
+    }
+    view = world(gaps)
+    found = verdicts("coverage", view)
+    assert found["H1"].outcome == SUPPORTED
+    assert found["R4 shuffled"].outcome != SUPPORTED
+    part, (low, high) = found["H1"].share, found["H1"].share_interval
+    assert part is not None
+    assert low < 1 < high
+    assert part.value == pytest.approx(1, abs=0.2)
+    assert "R3" not in found  # no arm `twin` in these records: the rule is not judged
+    assert registry.get("hypotheses", "coverage").touched(view)
+
+
+def test_coverage_is_not_the_cause() -> None:
+    gaps = {
+        "online": 0.12,
+        "offline": 0.0,
+        "shuffled": 0.01,
+        "window-2": 0.12,
+        "reversed": -0.08,
+        "shuffled-golden": 0.08,
+    }
+    records, per_prompt, _ = make({a: ArmTruth(gap=g) for a, g in gaps.items()}, opponents=("golden_policy",), **SHARP)
+    records, per_prompt = same_as("online", "twin", records, per_prompt)
+    found = outcomes("coverage", View(records, per_prompt))
+    assert found == {
+        "H1": CONTRADICTED, "R3": SUPPORTED, "R4 shuffled": SUPPORTED, "R4 window": SUPPORTED,
+        "order reversed": SUPPORTED, "labels shuffled": SUPPORTED,
+    }  # fmt: skip
+
+
+def test_a_window_that_harms_is_not_alike() -> None:
+    found = outcomes("coverage", world({"online": 0.12, "offline": 0.0, "window-2": 0.04}))
+    assert found["R4 window"] == CONTRADICTED
+
+
+def test_quality_is_the_cause_and_is_not() -> None:
+    good = outcomes("quality", world({"online": 0.12, "offline": 0.0, "final-vs-final": 0.12, "final-and-data": 0.12}))
+    poor = outcomes("quality", world({"online": 0.12, "offline": 0.0, "final-vs-final": -0.1, "final-and-data": 0.0}))
+    assert good["H2"] == SUPPORTED
+    assert good["R5"] == CONTRADICTED
+    assert poor == {"H2": CONTRADICTED, "R5": SUPPORTED, "support": SUPPORTED}
+
+
+def test_nearness_helps_or_harms() -> None:
+    names = ("sft-vs-sft", "sft-vs-mid", "mid-vs-final", "final-vs-final")
+    for sign, outcome in ((1, SUPPORTED), (-1, CONTRADICTED)):
+        gaps = dict(zip(names, (0.05 * sign, 0.05 * sign, -0.05 * sign, -0.05 * sign), strict=True))
+        found = verdicts("which-data", world({"online": 0.1, "offline": 0.0, "final-and-data": 0.0, **gaps}))
+        assert found["R12"].outcome == outcome
+        assert found["R12"].effect.value == pytest.approx(0.1 * sign, abs=0.02)
+
+
+def test_the_loss_is_the_cause_and_is_not() -> None:
+    base = {"online": 0.12, "offline": 0.0}
+    closed = world({**base, "online[best-of-two]": 0.1, "offline[best-of-two]": 0.1, "shuffled[best-of-two]": 0.1})
+    gap = {"online[best-of-two]": 0.1, "offline[best-of-two]": -0.02, "shuffled[best-of-two]": 0.1}
+    stays = world({**base, **gap}, **SHARP)
+    assert outcomes("noncontrastive", closed)["H4"] == SUPPORTED
+    assert outcomes("noncontrastive", closed)["R10 coverage"] == INCONCLUSIVE  # of a gap that is not there
+    assert outcomes("noncontrastive", stays) == {
+        "H4": CONTRADICTED, "R10 gap": SUPPORTED, "R10 shuffled": SUPPORTED, "R10 coverage": SUPPORTED
+    }  # fmt: skip
+
+
+def test_the_gap_under_each_loss() -> None:
+    gaps = {"online": 0.1, "offline": 0.0}
+    gaps |= {"online[dpo]": 0.1, "offline[dpo]": 0.0, "online[slic]": 0.0, "offline[slic]": 0.1}
+    view = world(gaps)
+    assert outcomes("losses", view) == {"gap dpo": SUPPORTED, "gap slic": CONTRADICTED}
+    dial = registry.get("hypotheses", "losses").dial(view)
+    assert [p.label for p in dial.series["online − offline"]] == ["as opened", "dpo", "slic"]
+
+
+def test_staleness_moves_the_frontier_or_does_not() -> None:
+    moves = {"online": 0.1, "offline": 0.0, "sync-4": 0.1, "sync-16": 0.1, "sync-500": 0.02, "window-2": 0.1}
+    view = world(moves, **SHARP)
+    found = outcomes("staleness", view)
+    assert (found["frontier"], found["semi-online"]) == (SUPPORTED, SUPPORTED)
+    dial = registry.get("hypotheses", "staleness").dial(view)
+    assert [p.x for p in dial.series["sync interval"]] == [4, 16, 500]
+    assert [p.value for p in dial.series["sync interval"]] == pytest.approx([0, 0, -0.08], abs=0.02)
+    assert [p.x for p in dial.series["shuffle window"]] == [2]
+    rests = world({"online": 0.1, "offline": 0.0, "sync-16": 0.1, "sync-500": 0.1})
+    assert outcomes("staleness", rests)["frontier"] != SUPPORTED
+
+
+def test_stale_pairs_are_slower() -> None:
+    truth = {"online": ArmTruth(kl_range=(0.5, 14.0)), "sync-500": ArmTruth(kl_range=(0.5, 7.0)), "offline": ArmTruth()}
+    records, per_prompt, _ = make(truth, prompts=200, opponents=("golden_policy",))
+    found = verdicts("staleness", View(records, per_prompt))["speed"]
+    assert found.outcome == SUPPORTED
+    assert found.effect.value == pytest.approx(7, abs=1)
+
+
+def test_the_proxy_is_the_bottleneck() -> None:
+    found = verdicts(
+        "bottleneck", world({"online": 0.05, "offline": 0.0, "online-golden": 0.15, "offline-proxy": -0.05})
+    )
+    assert {n: v.outcome for n, v in found.items()} == {
+        "proxy online": SUPPORTED, "writing": SUPPORTED, "labels offline": SUPPORTED, "writer, proxy labels": SUPPORTED
+    }  # fmt: skip
+    value = found["proxy online"].share
+    assert value is not None
+    assert value.value == pytest.approx(2, abs=0.8)  # 0.10 lost to the proxy, of a gap of 0.05
+
+
+def proxies(seeds: tuple[int, ...] = (0, 1, 2)) -> tuple[dict[str, float], Parts]:
+    """Six proxies' accuracies and the provenance that states them."""
+    accuracy = dict(zip(("labels-1000", "labels-4000", "labels-16000", "", "proxy-small", "proxy-large"),
+                        (0.62, 0.7, 0.78, 0.82, 0.74, 0.85), strict=True))  # fmt: skip
+    rows = [{"seed": s, "part": under("proxy judge", v), "what": "held out accuracy", "value": a + 0.01 * s}
+            for v, a in accuracy.items() for s in seeds]  # fmt: skip
+    return accuracy, rows
+
+
+def test_the_proxys_dial() -> None:
+    accuracy, parts = proxies()
+    for per_point, outcome in ((0.8, SUPPORTED), (-0.8, CONTRADICTED)):
+        gaps = {under("online", v): per_point * (a - 0.72) for v, a in accuracy.items()}
+        view = world({**gaps, "offline": 0.0}, parts)
+        found = verdicts("proxy-dial", view)
+        assert found["dial"].outcome == outcome
+        assert found["dial"].effect.value == pytest.approx(0.1 * per_point, abs=0.03)  # per ten points
+        assert found["weak proxy"].outcome == outcome
+    dial = registry.get("hypotheses", "proxy-dial").dial(view)
+    assert len(dial.series["on held-out D_golden"]) == 6
+    assert outcomes("proxy-dial", world({**gaps, "offline": 0.0}))["dial"] == INCONCLUSIVE  # no accuracy recorded
+
+
+def sizes(seeds: tuple[int, ...] = (0, 1, 2)) -> Parts:
+    return [{"seed": s, "part": under("SFT policy", v), "what": "parameters", "value": n}
+            for v, n in (("small", 60_000), ("", 240_000), ("large", 960_000)) for s in seeds]  # fmt: skip
+
+
+def test_size_closes_the_gap_slowly() -> None:
+    gaps = {"small": (0.0, -0.12, -0.12), "": (0.05, -0.04, -0.02), "large": (0.1, 0.03, 0.09)}
+    names = ("online", "offline", "shuffled")
+    planted = {under(n, v): g for v, row in gaps.items() for n, g in zip(names, row, strict=True)}
+    view = world(planted, sizes(tuple(range(5))), **SHARP)
+    assert outcomes("scaling", view) == {
+        "H5": SUPPORTED, "R11 peak": SUPPORTED, "R11 gap": SUPPORTED, "R11 tandem": SUPPORTED
+    }  # fmt: skip
+    dial = registry.get("hypotheses", "scaling").dial(view)
+    assert [p.x for p in dial.series["offline"]] == pytest.approx([0, 2, 4])
+    assert [p.value for p in dial.series["online"]] == [1, 1, 1]
+    flat = {under(n, v): g for v in ("small", "", "large") for n, g in zip(names, (0.1, 0.0, 0.0), strict=True)}
+    assert outcomes("scaling", world(flat, sizes()))["R11 gap"] == INCONCLUSIVE
+    assert "parameters" in verdicts("scaling", world(flat))["R11 gap"].reason
+
+
+def classified(online: float, offline: float, gap: float) -> dict[str, Verdict]:
+    truth = {"online": ArmTruth(gap=gap, accuracy_end=online), "offline": ArmTruth(accuracy_end=offline)}
+    records, per_prompt, _ = make(truth, prompts=300, opponents=("golden_policy",), seed_sd=0.0)
+    parts = [{"seed": s, "part": "proxy judge", "what": w, "value": v}
+             for s in range(3) for w, v in (("held out accuracy", 0.8), ("held out pairs", 1024))]  # fmt: skip
+    return verdicts("classification", View(records, per_prompt, pipeline=parts))
+
+
+def test_classification() -> None:
+    paper = classified(online=0.52, offline=0.68, gap=0.1)
+    assert (paper["H3 proxy"].outcome, paper["H3"].outcome) == (SUPPORTED, CONTRADICTED)
+    assert paper["R6"].outcome == paper["R13"].outcome == INCONCLUSIVE  # no probe
+    assert "probe" in paper["R6"].reason
+    assert classified(online=0.68, offline=0.52, gap=0.1)["H3"].outcome == SUPPORTED
+    assert classified(online=0.6, offline=0.6, gap=0.1)["H3"].outcome == INCONCLUSIVE
+
+
+def probed(proxy: tuple[float, float], online: float, offline: float, writer: float) -> dict[str, str]:
+    """Outcomes from a probe: the proxy's accuracy at the first and last checkpoint, the others' throughout."""
+    rows: Parts = []
+    for seed in range(3):
+        for step, first in ((10, True), (100, False)):
+            found = {"proxy": proxy[0] if first else proxy[1], "online": online, "offline": offline, "writer": writer}
+            rows += [{"seed": seed, "part": "probe", "what": f"{who} at step {step}", "value": value + 0.002 * seed}
+                     for who, value in found.items()]  # fmt: skip
+            rows.append({"seed": seed, "part": "probe", "what": f"pairs at step {step}", "value": 1024})
+    return outcomes("classification", world({"online": 0.1, "offline": 0.0}, rows, prompts=40))
+
+
+def test_classifiers_along_the_online_run() -> None:
+    paper = probed(proxy=(0.8, 0.65), online=0.55, offline=0.6, writer=0.5)
+    assert (paper["R6"], paper["R6 decay"], paper["R13"]) == (SUPPORTED, SUPPORTED, SUPPORTED)
+    other = probed(proxy=(0.65, 0.8), online=0.55, offline=0.85, writer=0.7)
+    assert (other["R6"], other["R6 decay"], other["R13"]) == (CONTRADICTED, CONTRADICTED, CONTRADICTED)
+
+
+# ------------------------------------------------------------------------------------------------- nothing planted
+
+
+def test_with_nothing_planted_verdicts_are_rarely_sure() -> None:
+    """Three seeds of equal arms: a difference is called at most as often as its interval misses, about 5%; a share of a
+    gap that is not there is undefined just as often as the gap is not called."""
+    called = {"ahead": 0, "share": 0}
+    worlds = 60
+    for i in range(worlds):
+        view = world({"online": 0.0, "offline": 0.0, "shuffled": 0.0}, prompts=80, checkpoints=6, rng_seed=i)
+        called["ahead"] += ahead("x", "shuffled", "offline").judge(view).outcome != INCONCLUSIVE
+        called["share"] += share("x", ("shuffled", "offline")).judge(view).outcome != INCONCLUSIVE
+    assert called["ahead"] <= 8  # 5% of 60 is 3; P(more than 8) < 0.3%
+    assert called["share"] <= 8
+
+
+def test_one_of_the_arms_is_missing() -> None:
+    view = world({"online": 0.1, "offline": 0.0})
+    rule = registry.get("hypotheses", "coverage").rules[0]
+    assert rule.judge(view).outcome == INCONCLUSIVE
+    assert "shuffled" in rule.judge(view).reason
+    judged, untested = judge_all(ALL, view)
+    assert [j.hypothesis.name for j in judged] == ["opening", "classification"]
+    assert len(untested) == len(ALL) - 2
+
+
+def test_arms_that_never_meet_in_kl() -> None:
+    truth = {"online": ArmTruth(kl_range=(3.0, 9.0)), "offline": ArmTruth(), "shuffled": ArmTruth(kl_range=(0.2, 0.9))}
+    records, per_prompt, _ = make(truth, prompts=60, opponents=("golden_policy",))
+    found = verdicts("coverage", View(records, per_prompt))
+    assert found["R4 shuffled"].outcome == INCONCLUSIVE
+    assert "KL" in found["R4 shuffled"].reason
+    assert found["H1"].share is None
+
+
+def test_matched_arms_share_their_hyper_parameters() -> None:
+    """A pooled arm whose first configuration is poor: matched to a one-configuration arm only that one is compared."""
+    truth = {"online": ArmTruth(), "offline": ArmTruth(configs=4, spread=-0.2)}  # later configurations are better
+    records, per_prompt, _ = make(truth, prompts=300, opponents=("golden_policy",), seed_sd=0.0)
+    view = View(records, per_prompt)
+    assert view.contrast({"offline": 1.0, "online": -1.0}, matched=True).effect.value == pytest.approx(0, abs=0.02)
+    assert view.contrast({"offline": 1.0, "online": -1.0}).effect.value > 0.1
+    compared = view.compare("offline", "online", matched=True)
+    assert compared.average.value == pytest.approx(
+        view.contrast({"offline": 1.0, "online": -1.0}, matched=True).effect.value
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+
+def test_thresholds_decide() -> None:
+    assert decide((0.51, 2.0), HALF, HALF) == SUPPORTED
+    assert decide((-1.0, 0.49), HALF, HALF) == CONTRADICTED
+    assert decide((-np.inf, 0.4), HALF, HALF) == CONTRADICTED
+    assert decide((0.4, np.inf), HALF, HALF) == INCONCLUSIVE
+    assert decide((np.nan, 1.0)) == INCONCLUSIVE
+    assert [alike(i, MARGIN) for i in ((0, 0), (-0.019, 0.019), (0.0, 0.03), (0.021, 0.05), (-0.3, -0.03))] == [
+        SUPPORTED, SUPPORTED, INCONCLUSIVE, CONTRADICTED, CONTRADICTED
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("seeds", "truth"), [(1, 0.3), (3, 0.3), (5, 1.0)])
+def test_the_ratios_interval_covers(seeds: int, truth: float) -> None:
+    """300 studies with noise of prompts and seeds: the Fieller interval holds the share 93% of the time or more."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for _ in range(300):
+        bottom, top = (m + rng.normal(0, 0.01, seeds) for m in (0.1, 0.1 * truth))
+        reps = [x[:, None] + rng.normal(0, 0.01, (seeds, 200)) for x in (top, bottom)]
+        _, (low, high) = ratio(top, reps[0], bottom, reps[1])
+        held += low <= truth <= high
+    assert held >= 0.93 * 300
+
+
+def test_a_share_of_nothing_is_undefined() -> None:
+    rng = np.random.default_rng(0)
+    top, bottom = rng.normal(0.1, 0.01, 3), rng.normal(0.0, 0.02, 3)
+    value, interval = ratio(
+        top, top[:, None] + rng.normal(0, 0.01, (3, 200)), bottom, bottom[:, None] + rng.normal(0, 0.01, (3, 200))
+    )
+    assert np.isnan([value.value, *interval]).all()
+
+
+def test_slope_weights() -> None:
+    x = np.array([1.0, 2.0, 4.0])
+    assert slope_weights(x) @ (3 * x + 7) == pytest.approx(3)
+    assert np.isnan(slope_weights([2.0, 2.0])).all()
+
+
+# ---------------------------------------------------------------------------------------------------- in the report
+
+
+def save(folder: Path, frames: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]) -> Path:
+    tables = zip(
+        ("records", "per_prompt", "samples"), frames, (RECORD_COLUMNS, PER_PROMPT_COLUMNS, SAMPLE_COLUMNS), strict=True
+    )
+    for name, frame, columns in tables:
+        write_table(folder / f"{name}.parquet", frame, columns)
+    return folder
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
+    gaps = {"online": 0.1, "offline": 0.0, "shuffled": 0.02, "window-2": 0.1, "sync-16": 0.1, "sync-500": 0.0,
+            "online[dpo]": 0.1, "offline[dpo]": 0.0, "my own": 0.0}  # fmt: skip
+    records, per_prompt, samples = make(
+        {a: ArmTruth(gap=g) for a, g in gaps.items()}, prompts=60, opponents=("golden_policy",)
+    )
+    records, per_prompt = same_as("online", "twin", records, per_prompt)
+    page = build_report(save(tmp_path, (records, per_prompt, samples))).read_text()
+    text = (tmp_path / "summary.md").read_text()
+    for name in ("coverage", "staleness", "losses", "classification"):
+        assert f"## {name}: " in text
+        assert f'id="why-{name}"' in page
+        assert (tmp_path / "figures" / f"{name}.png").exists()
+        assert (tmp_path / "figures" / f"{name}.csv").exists()
+    assert "Not run: reversed, shuffled-golden. To make them: aligngap run coverage --set seeds=3" in text
+    assert "aligngap run scaling --set seeds=3" in text
+    assert "share of the opening gap" in page
+    assert "R4 shuffled" in headline(tmp_path)
+    opening = pd.read_csv(tmp_path / "figures" / "opening.csv")
+    assert set(opening["arm"]) == {"online", "offline", "my own", "sft"}  # the others stand in their sections
+
+
+def test_a_hypothesis_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The example package as if it were installed: one file, one line, a section in the report."""
+    monkeypatch.syspath_prepend(str(EXTRAS))
+    declared = tomllib.loads((EXTRAS / "pyproject.toml").read_text())["project"]["entry-points"]
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: [EntryPoint(n, v, group) for n, v in declared.get(group, {}).items()]
+    )
+    frames = make(prompts=60, opponents=("golden_policy",))
+    build_report(save(tmp_path, frames))
+    text = (tmp_path / "summary.md").read_text()
+    assert "## length: Does online win by writing more?" in text
+    assert "| longer |" in text
+    sys.modules.pop("aligngap_extras_length", None)
+
+
+def test_hypotheses_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        ALL[0].name = "x"  # type: ignore[misc]
+    assert replace(ALL[0], name="x").name == "x"

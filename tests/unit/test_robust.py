@@ -1,0 +1,212 @@
+"""Beside equal KL: other axes, equal length, best-of-n, and how large a study would have to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY_STUDY
+from synthetic_records import ArmTruth, best_of_n_rows, make, planted_clouds
+
+from aligngap.cli import main
+from aligngap.records import BEST_OF_N, write_table
+from aligngap.report import build_report, planned_power
+from aligngap.report.analysis import Analysis, analyse
+from aligngap.report.robust_tables import first_screen, needed, ranking, seeds_and_prompts, survives, tables
+from aligngap.stats.axes import AXES, KL
+from aligngap.stats.clouds import make_clouds, on_axis
+from aligngap.stats.compare import compare, curves_for
+from aligngap.stats.power import spread
+from aligngap.stats.reference import against_best_of_n, reference_table
+from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS
+
+BY_NAME = {a.name: a for a in AXES}
+
+
+def made(arms: dict[str, ArmTruth] | None = None, best_of_n: pd.DataFrame | None = None, **options: object) -> Analysis:
+    world = {"online": ArmTruth(gap=0.12), "offline": ArmTruth()} if arms is None else arms
+    records, per_prompt, _ = make(world, **{"prompts": 120, "opponents": ("golden_policy", "sft"), **options})  # type: ignore[arg-type]
+    return analyse(records, per_prompt, best_of_n=best_of_n)
+
+
+# -------------------------------------------------------------------------------------------------------- axes
+
+
+def test_an_axis_is_a_grid_with_a_floor() -> None:
+    assert KL.grid(0.1, 20.0)[0] >= np.log(0.1) - 1e-9
+    assert np.isclose(KL.x(KL.grid(0.1, 20.0)), 4.0).any()
+    plain = BY_NAME["proxy win rate"]
+    grid = plain.grid(0.213, 0.4)
+    assert (grid[0], grid[-1]) == (pytest.approx(0.215), pytest.approx(0.4))
+    assert list(KL.usable(np.array([0.0, 0.05, 0.2, np.nan]))) == [False, False, True, False]
+    assert list(BY_NAME["fresh samples"].usable(np.array([0.0, 64.0]))) == [False, True]
+    assert KL.shown(12.34) == "12 nats"
+    assert plain.shown(0.3456) == "0.35"
+    assert BY_NAME["pairs trained on"].shown(32000.0) == "32,000 pairs"
+
+
+def test_the_gap_at_equal_steps_is_another_gap_and_is_found() -> None:
+    """Equal win rate at equal KL, but one arm is twice as far at every step: level on KL, ahead on steps."""
+    rng = np.random.default_rng(0)
+    clouds = planted_clouds(rng, {"online": 0.0, "offline": 0.0}, seeds=4, prompts=400, seed_sd=0.0)
+    items = []
+    for c in clouds.items:
+        steps = 100.0 * c.x / (2.0 if c.arm == "online" else 1.0)
+        win = 0.2 + 0.1 * np.log(np.maximum(c.x, 0.5) / 0.4)  # rising in KL
+        draws = (rng.random((len(win), len(c.prompt_ids))) < win[:, None]).astype(np.float32)
+        columns = {"step": steps}
+        items.append(c.__class__(**{**c.__dict__, "win": draws.mean(1), "win_by_prompt": draws, "columns": columns}))
+    clouds = clouds.__class__(tuple(items))
+    at_kl = compare(curves_for(clouds, 100), "online", "offline", band=False)
+    at_steps = compare(curves_for(on_axis(clouds, BY_NAME["steps"]), 100), "online", "offline", band=False)
+    assert at_kl.average.value == pytest.approx(0.0, abs=0.02)
+    assert at_steps.average.value == pytest.approx(0.1 * np.log(2.0), abs=0.02)
+    assert at_steps.average_interval[0] > 0
+    assert at_steps.axis.name == "steps"
+
+
+def test_no_gap_is_rarely_declared_on_the_proxy_axis() -> None:
+    """The proxy's win rate is measured on the same prompts as the win rate it is the axis of."""
+    wrong = []
+    for i in range(30):
+        records, per_prompt, _ = make(
+            {"online": ArmTruth(), "offline": ArmTruth()}, prompts=150, opponents=("sft",), rng_seed=i, checkpoints=6
+        )
+        clouds = on_axis(make_clouds(records, per_prompt, "sft"), BY_NAME["proxy win rate"])
+        c = compare(curves_for(clouds, 60), "online", "offline", band=False)
+        wrong.append(c.average_interval[0] > 0 or c.average_interval[1] < 0)
+    assert np.mean(wrong) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 30)
+
+
+def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None:
+    a = made()
+    table = ranking(a)
+    assert table is not None
+    assert len(table.rows) == len(AXES) * 2
+    assert {r[0] for r in table.rows} == set(BY_NAME)
+    by = {(r[0], r[1]): r for r in table.rows}
+    assert by["KL", "golden policy"][5] == "online"
+    assert by["steps", "SFT policy"][5] == "online"
+    fresh = by["fresh samples", "golden policy"]
+    assert fresh[5] == "not comparable"
+    assert "No fresh samples is recorded for offline" in fresh[4]
+    assert "chi-squared" in " ".join(table.notes)
+    said = survives(a.main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not a.main])
+    assert said.startswith("At equal KL online is ahead. Of the 11 other combinations")
+    assert "2 cannot be compared" in said
+
+
+def test_rows_without_a_value_on_an_axis_leave_the_other_axes_alone() -> None:
+    records, per_prompt, _ = make(prompts=60, opponents=("sft",))
+    records["forward_kl_nats"] = np.nan
+    clouds = make_clouds(records, per_prompt, "sft")
+    assert on_axis(clouds, BY_NAME["forward KL"]).items == ()
+    assert "forward KL" in on_axis(clouds, BY_NAME["forward KL"]).warnings[0]
+    assert len(on_axis(clouds, BY_NAME["steps"]).items) == len(clouds.items)
+    c = compare(curves_for(on_axis(clouds, BY_NAME["forward KL"])), "online", "offline", axis=BY_NAME["forward KL"])
+    assert not c.defined
+    assert c.warnings == ("No forward KL is recorded for online and offline.",)
+
+
+# --------------------------------------------------------------------------------------------------- best-of-n
+
+
+def test_an_arm_is_held_against_best_of_n_at_equal_kl() -> None:
+    """Best-of-n at the arm's own level is not told apart from it; at half of it, it is beaten."""
+    records, per_prompt, _ = make({"online": ArmTruth(), "offline": ArmTruth(gap=-0.2)}, prompts=300, height=0.0)
+    curves = curves_for(make_clouds(records, per_prompt, "golden_policy"), 100)
+    same = {c.a: c for c in against_best_of_n(curves, best_of_n_rows(0.2, 0.0), "golden_policy")}
+    assert same["online"].average.value == pytest.approx(0.0, abs=0.03)
+    assert same["online"].average_interval[0] < 0 < same["online"].average_interval[1]
+    assert same["offline"].average_interval[1] < 0
+    low, high = same["online"].common
+    assert low >= 0.35
+    assert high <= 1.84
+    beaten = {c.a: c for c in against_best_of_n(curves, best_of_n_rows(0.1, 0.0), "golden_policy")}
+    assert beaten["online"].average_interval[0] > 0
+    assert against_best_of_n(curves, best_of_n_rows(), "nobody") == ()
+
+
+def test_its_points_are_means_over_seeds_with_an_honest_error() -> None:
+    rows = best_of_n_rows(0.2, 0.05, seeds=(0, 1, 2, 3), se=0.02)
+    table = reference_table(rows, "sft")
+    assert list(table["n"]) == [1, 2, 4, 8, 16]
+    assert set(table["seeds"]) == {4}
+    one = rows[(rows["opponent"] == "sft") & (rows["n"] == 4)]
+    assert table["win_rate"].iloc[2] == pytest.approx(one["win_rate"].mean())
+    assert table["win_rate_se"].iloc[2] >= 0.02 / 2 - 1e-12
+    alone = reference_table(rows[rows["seed"] == 0], "sft")
+    assert alone["win_rate_se"].iloc[0] == pytest.approx(0.02)
+
+
+def test_the_first_screen_says_when_nothing_beats_best_of_n() -> None:
+    strong = made(best_of_n=best_of_n_rows(0.4, 0.1))
+    assert any("No arm is shown to beat best-of-n" in s for s in first_screen(strong))
+    assert any("online, offline are behind it" in s for s in first_screen(strong))
+    weak = made(best_of_n=best_of_n_rows(0.05, 0.0))
+    assert not any("best-of-n" in s for s in first_screen(weak))
+    assert "best-of-n" in [t.name for t in tables(weak)]
+    assert "best-of-n" not in [t.name for t in tables(made())]
+
+
+# ------------------------------------------------------------------------------------------------------- power
+
+
+def test_an_open_question_says_what_it_would_take() -> None:
+    a = made({"online": ArmTruth(), "offline": ArmTruth()}, seed_sd=0.04)
+    assert a.main.average_interval[0] < 0 < a.main.average_interval[1]
+    [said] = first_screen(a)
+    assert "seeds × 120 prompts would be needed to see a difference of 0.05 with 80% power" in said
+    table = seeds_and_prompts(a)
+    assert table is not None
+    assert [r[0] for r in table.rows] == ["0.02", "0.05", "0.1"]
+    assert not any("would be needed" in s for s in first_screen(made()))
+
+
+def test_one_seed_cannot_say() -> None:
+    point, reps = np.array([0.1]), np.random.default_rng(0).normal(0.1, 0.02, (1, 50))
+    assert "One seed cannot tell" in needed(spread(point, reps, 100))
+    a = made(seeds=(0,))
+    assert [t.rows for t in tables(a) if t.name == "power"] == [()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("pilot")
+    records, per_prompt, _ = make(prompts=100, opponents=("golden_policy",), seed_sd=0.03)
+    write_table(out / "records.parquet", records, RECORD_COLUMNS)
+    write_table(out / "per_prompt.parquet", per_prompt, PER_PROMPT_COLUMNS)
+    write_table(out / BEST_OF_N, best_of_n_rows(0.5, 0.0), BEST_OF_N_COLUMNS)
+    return out
+
+
+def test_plan_prints_the_power_of_the_planned_study(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY_STUDY)
+    words = ["plan", str(tmp_path / "tiny.yaml"), "--out", str(folder / "out"), "--pilot", str(folder)]
+    assert main([*words, "--set", "seeds=3", "--detect", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "pilot: online − offline against the golden policy, 3 seeds × 100 prompts" in said
+    assert "this study, 3 seeds × 16 prompts" in said
+    assert "a difference of 0.1" in said
+    assert main([*words[:4], "--detect", "0.1"]) == 2
+    assert main([*words, "--detect", "7"]) == 2
+    assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_pilot_that_cannot_say_says_why(folder: Path) -> None:
+    assert "No usable checkpoint of absent" in planned_power(folder, ("absent", "offline"), 3, 100)
+
+
+def test_the_page_and_the_summary_hold_the_tables(folder: Path) -> None:
+    page = build_report(folder).read_text()
+    body, text = page[: page.index("<script>")], (folder / "summary.md").read_text()
+    for title in ("Does the ranking survive?", "At equal length", "Best-of-n of the SFT policy", "What it would take"):
+        assert title in body
+        assert f"## {title}" in text
+    assert "No arm is shown to beat best-of-n" in page[page.index("</h1>") : page.index('class="tiles"')]
+    assert "length-controlled" in body
+    assert "best-of-n of the SFT policy" in page[page.index("<script>") :]
