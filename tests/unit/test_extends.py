@@ -165,3 +165,11 @@ sweep:
     }
     with pytest.raises(AligngapError, match="no such variant"):
         load(write(tmp_path, text.replace("offline[dpo]", "offline[ipo]")))
+
+
+def test_quick_holds_every_arm_of_all() -> None:
+    """Smaller in everything but the question: the same hypotheses can be judged."""
+    quick, whole = expand(load("quick")), expand(load("all"))
+    assert {r.arm for r in quick.runs} == {r.arm for r in whole.runs}
+    assert len(quick.runs) < 0.7 * len(whole.runs)
+    assert {s.name for s in quick.steps()}.isdisjoint(s.name for s in whole.steps())

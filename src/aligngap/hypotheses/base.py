@@ -38,6 +38,7 @@ class Dial:
     log_x: bool = False
     joined: bool = True
     reference: float | None = None  # a horizontal line
+    named: bool = False  # positions are names, the points' labels, and not numbers
 
 
 @dataclass(frozen=True)

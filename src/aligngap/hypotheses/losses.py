@@ -16,14 +16,18 @@ CLAIM = "Expected to carry over to other contrastive losses; not tested (App. B)
 
 def gaps(view: View) -> Dial | None:
     """The gap under each loss; the study's own loss first."""
-    points = []
-    for position, variant in enumerate(view.variants("online")):
+    points: list[Point] = []
+    for variant in ("", *VARIANTS, "best-of-two"):
         found = view.contrast({under("online", variant): 1.0, under("offline", variant): -1.0})
         if found.defined:
             name = variant or "as opened"
-            points.append(Point(float(position), found.effect.value, *found.interval, name))
+            points.append(Point(float(len(points)), found.effect.value, *found.interval, name))
     series = {"online − offline": tuple(points)}
-    return Dial("loss", "online − offline at equal KL", series, joined=False, reference=0.0) if points else None
+    return (
+        Dial("loss", "online − offline at equal KL", series, joined=False, reference=0.0, named=True)
+        if points
+        else None
+    )
 
 
 LOSSES = Hypothesis(

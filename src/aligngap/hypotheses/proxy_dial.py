@@ -49,8 +49,7 @@ def slope(view: View, rule: Rule) -> Verdict:
 def gaps(view: View) -> Dial | None:
     """The gap against the proxy's accuracy on its own distribution and on the policy's samples."""
     on, off = [], []
-    for variant in view.variants("online"):
-        arm = under("online", variant)
+    for variant, arm in zip(VARIANTS, ARMS, strict=True):
         found = view.contrast({arm: 1.0, "offline": -1.0})
         known = list(accuracy(view, variant).values())
         if not found.defined or not known:

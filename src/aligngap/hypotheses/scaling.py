@@ -109,7 +109,8 @@ def fix(view: View, rule: Rule) -> Verdict:
 def ratios(view: View) -> Dial | None:
     """Figure 11: ratio to online against log2 of the relative number of parameters."""
     sizes = {s: parameters(view, s) for s in view.variants("online")}
-    sizes = {s: n for s, n in sorted(sizes.items(), key=lambda item: item[1]) if np.isfinite(n)}
+    known = [(s, n) for s, n in sizes.items() if np.isfinite(n)]
+    sizes = dict(sorted(known, key=lambda item: item[1]))
     series: dict[str, tuple[Point, ...]] = {}
     for arm in ("online", "shuffled", "offline"):
         points = []

@@ -10,6 +10,9 @@ import pandas as pd
 from aligngap.hypotheses.base import Dial
 from aligngap.report.style import ArmStyle, arm_styles
 
+#: a cloud of more points is not labelled one by one
+FEW = 10
+
 
 def dial_table(dial: Dial) -> pd.DataFrame:
     """The numbers of a dial, one row a point."""
@@ -24,6 +27,7 @@ def styles_of(dial: Dial) -> dict[str, ArmStyle]:
 def draw_dial(dial: Dial, plt: Any) -> tuple[Any, pd.DataFrame]:
     """The dial as a static figure, and its numbers."""
     figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    plain = not dial.joined and not dial.named and all(len(points) <= FEW for points in dial.series.values())
     for name, style in styles_of(dial).items():
         points = dial.series[name]
         x, y = [p.x for p in points], [p.value for p in points]
@@ -34,7 +38,7 @@ def draw_dial(dial: Dial, plt: Any) -> tuple[Any, pd.DataFrame]:
         axis.plot(x, y, style.marker, color=style.colour, ms=6, label=name, alpha=0.85, zorder=3)
         if dial.joined:
             axis.plot(x, y, style.line, color=style.colour, linewidth=1.5, zorder=2)
-        for p in points if len(points) <= 10 else ():
+        for p in points if name == next(iter(dial.series)) and plain else ():
             axis.annotate(
                 p.label, (p.x, p.value), xytext=(5, 4), textcoords="offset points", fontsize=7, color="#555555"
             )
@@ -43,6 +47,9 @@ def draw_dial(dial: Dial, plt: Any) -> tuple[Any, pd.DataFrame]:
     if dial.log_x:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    if dial.named:
+        places = {p.x: p.label for points in dial.series.values() for p in points}
+        axis.set_xticks(list(places), list(places.values()), rotation=30, ha="right")
     axis.set_xlabel(dial.x)
     axis.set_ylabel(dial.y)
     axis.legend(loc="best", fontsize=8)

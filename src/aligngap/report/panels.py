@@ -158,5 +158,11 @@ def dial_figure(dial: Dial) -> Any:
     if dial.reference is not None:
         figure.add_hline(y=dial.reference, line={"color": "#888", "width": 1})
     layout(figure, dial.y)
-    figure.update_xaxes(type="log" if dial.log_x else "linear", title_text=dial.x, tickvals=None, ticktext=None)
+    places = {p.x: hover_text(p.label) for points in dial.series.values() for p in points} if dial.named else {}
+    figure.update_xaxes(
+        type="log" if dial.log_x else "linear",
+        title_text=dial.x,
+        tickvals=list(places) or None,
+        ticktext=list(places.values()) or None,
+    )
     return figure

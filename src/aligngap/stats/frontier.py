@@ -139,7 +139,7 @@ def replicate_means(
 
 
 def _weighted(values: Matrix, weights: Matrix, there: Matrix | None) -> FloatArray:
-    """Weighted means [rows, C] of values [P, C] under weights [rows, P]; `there` is 0 where a value (set 0) is missing."""
+    """Weighted means [rows, C] of values [P, C] under weights [rows, P]; `there` is 0 where a value (0) is missing."""
     total = weights.sum(axis=1, keepdims=True) if there is None else weights @ there
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((weights @ values) / np.where(total > 0, total, np.nan), dtype=np.float64)
