@@ -178,6 +178,7 @@ def cloud(view: View) -> Dial | None:
     for arm in ("online", "offline", "shuffled"):
         rows = view.records[(view.records["arm"] == arm) & (view.records["step"] > 0)]
         rows = rows.dropna(subset=["accuracy", "win_rate"])
+        rows = rows.iloc[:: max(len(rows) // 1000, 1)]  # a picture: of very many checkpoints, every so many
         points = [
             Point(float(r["accuracy"]), float(r["win_rate"]), float("nan"), float("nan"), f"step {r['step']}")
             for r in rows.to_dict("records")

@@ -137,7 +137,8 @@ def share(
             return rule.unknown(contrast.why)
         value, interval, why = view.share(weights, {gap[0]: 1.0, gap[1]: -1.0} if of else None, matched=matched)
         if why:
-            return rule.found(INCONCLUSIVE, contrast.effect, contrast.interval, f"{words(a, b, contrast)} {why}")
+            reason = f"{words(a, b, contrast)} {why}"
+            return rule.found(INCONCLUSIVE, contrast.effect, contrast.interval, reason, (value, interval))
         outcome = decide(interval, HALF, HALF)
         if less:
             outcome = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}.get(outcome, outcome)

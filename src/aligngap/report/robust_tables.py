@@ -18,6 +18,8 @@ from aligngap.types import Estimate
 Row = tuple[str, ...]
 #: the difference in win rate that a study should be able to see, unless another is asked for
 DETECT = 0.05
+#: and a smaller one, for studies that are large enough for that
+SMALL = 0.02
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,17 @@ def first_screen(analysis: Analysis) -> list[str]:
     """What the first screen must not leave out: best-of-n unbeaten, and what an open question would take."""
     out = unbeaten(analysis)
     if words.verdict(analysis.main) == "undecided" and analysis.robust.spread is not None:
-        out.append(needed(analysis.robust.spread))
+        out.append(open_question(analysis.robust.spread))
     return out
+
+
+def open_question(s: Spread) -> str:
+    """What an undecided study would take; if it was large enough for DETECT, what it would have seen, and for less."""
+    n = seeds_needed(s, DETECT, s.prompts)
+    if n is None or n > s.seeds:
+        return needed(s)
+    seen = power(s, DETECT, s.seeds, s.prompts)
+    return f"A study of this size sees a difference of {DETECT:g} with {seen:.0%} power. {needed(s, SMALL)}"
 
 
 # --------------------------------------------------------------------------------------------------- other axes
@@ -85,13 +96,12 @@ def axis_row(c: Comparison) -> Row:
     opponent = words.SHORT.get(c.opponent, c.opponent)
     if not c.defined:
         return (c.axis.name, opponent, "–", "–", c.warnings[-1] if c.warnings else "none in common", ahead, "–")
-    low, high = c.axis.shown(c.common[0]), c.axis.shown(c.common[1])
     return (
         c.axis.name,
         opponent,
         difference(c),
         words.span(c.average_interval),
-        f"{low} to {high}",
+        c.axis.span(*c.common),
         ahead,
         str(len(c.seeds)),
     )
@@ -215,7 +225,7 @@ def seeds_and_prompts(analysis: Analysis) -> Table | None:
             *(f"{count(s, d, p)} ({count(s, d, p, True)})" for p in counts),
             f"{power(s, d, s.seeds, s.prompts):.0%}",
         )
-        for d in (0.02, DETECT, 0.1)
+        for d in (SMALL, DETECT, 0.1)
     )
     return Table("power", "What it would take", (intro,), header, rows)
 

@@ -76,6 +76,10 @@ class Axis:
         text = f"{x:.2g}" if abs(x) < 10 else f"{x:,.0f}"
         return f"{text} {self.unit}".strip()
 
+    def span(self, low: float, high: float) -> str:
+        """A range for reading: the unit stands once."""
+        return f"{self.shown(low).removesuffix(self.unit).strip()} to {self.shown(high)}"
+
 
 def multiples(step: float, low: float, high: float) -> FloatArray:
     """The multiples of `step` in [low, high]."""

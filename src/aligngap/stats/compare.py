@@ -111,7 +111,7 @@ def compare(
     if missing:
         said = f"No usable checkpoint of {' or '.join(missing)} against {opponent}."
         if axis != KL:
-            said = f"No {axis.name} is recorded for {' and '.join(missing)}."
+            said = f"{axis.name}: nothing recorded for {' and '.join(missing)}."
         return _undefined(a, b, opponent, axis, (), [said])
     ca, cb = curves[a], curves[b]
     seeds = tuple(s for s in ca.seeds if s in cb.seeds)
@@ -259,8 +259,8 @@ def _doubts(ca: ArmCurves, cb: ArmCurves, seeds: int, x: FloatArray) -> list[str
             out.append(f"{c.arm} has fewer than four checkpoints a seed: its curve between them is a straight line.")
     axis, (enough, how) = ca.axis, ca.axis.short
     if x[-1] - x[0] < enough:
-        low, high = (axis.shown(float(v)) for v in axis.x(x[[0, -1]]))
-        out.append(f"The {axis.name} ranges overlap only from {low} to {high}, {how}.")
+        low, high = (float(v) for v in axis.x(x[[0, -1]]))
+        out.append(f"The {axis.name} ranges overlap only from {axis.span(low, high)}, {how}.")
     return out
 
 
@@ -269,7 +269,7 @@ def _no_overlap(ca: ArmCurves, cb: ArmCurves) -> str:
 
     def span(c: ArmCurves) -> str:
         x = axis.x(c.grid[np.isfinite(c.frontier).any(axis=0)])
-        return f"{axis.shown(float(x[0]))} to {axis.shown(float(x[-1]))}" if len(x) else "a single value"
+        return axis.span(float(x[0]), float(x[-1])) if len(x) else "a single value"
 
     return (
         f"The {axis.name} ranges do not overlap ({ca.arm} reached {span(ca)}, {cb.arm} {span(cb)}), so nothing can be "
