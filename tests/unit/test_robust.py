@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,19 @@ from aligngap.cli import main
 from aligngap.records import BEST_OF_N, write_table
 from aligngap.report import build_report, planned_power
 from aligngap.report.analysis import Analysis, analyse
-from aligngap.report.robust_tables import first_screen, needed, ranking, seeds_and_prompts, survives, tables
+from aligngap.report.robust_tables import (
+    first_screen,
+    needed,
+    open_question,
+    ranking,
+    seeds_and_prompts,
+    survives,
+    tables,
+)
 from aligngap.stats.axes import AXES, KL
 from aligngap.stats.clouds import make_clouds, on_axis
 from aligngap.stats.compare import compare, curves_for
-from aligngap.stats.power import spread
+from aligngap.stats.power import Spread, spread
 from aligngap.stats.reference import against_best_of_n, reference_table
 from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS
 
@@ -44,6 +53,7 @@ def test_an_axis_is_a_grid_with_a_floor() -> None:
     assert list(BY_NAME["fresh samples"].usable(np.array([0.0, 64.0]))) == [False, True]
     assert KL.shown(12.34) == "12 nats"
     assert plain.shown(0.3456) == "0.35"
+    assert KL.span(0.42, 12.3) == "0.42 to 12 nats"
     assert BY_NAME["pairs trained on"].shown(32000.0) == "32,000 pairs"
 
 
@@ -91,7 +101,7 @@ def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None
     assert by["steps", "SFT policy"][5] == "online"
     fresh = by["fresh samples", "golden policy"]
     assert fresh[5] == "not comparable"
-    assert "No fresh samples is recorded for offline" in fresh[4]
+    assert "nothing recorded for offline" in fresh[4]
     assert "chi-squared" in " ".join(table.notes)
     said = survives(a.main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not a.main])
     assert said.startswith("At equal KL online is ahead. Of the 11 other combinations")
@@ -107,7 +117,7 @@ def test_rows_without_a_value_on_an_axis_leave_the_other_axes_alone() -> None:
     assert len(on_axis(clouds, BY_NAME["steps"]).items) == len(clouds.items)
     c = compare(curves_for(on_axis(clouds, BY_NAME["forward KL"])), "online", "offline", axis=BY_NAME["forward KL"])
     assert not c.defined
-    assert c.warnings == ("No forward KL is recorded for online and offline.",)
+    assert c.warnings == ("forward KL: nothing recorded for online and offline.",)
 
 
 # --------------------------------------------------------------------------------------------------- best-of-n
@@ -163,6 +173,14 @@ def test_an_open_question_says_what_it_would_take() -> None:
     assert table is not None
     assert [r[0] for r in table.rows] == ["0.02", "0.05", "0.1"]
     assert not any("would be needed" in s for s in first_screen(made()))
+
+
+def test_a_study_that_was_large_enough_says_so() -> None:
+    s = Spread(0.0001, 0.0002, 0.05, 0.0, 5, 500)
+    said = open_question(s)
+    assert said.startswith("A study of this size sees a difference of 0.05 with ")
+    assert "would be needed to see a difference of 0.02" in said
+    assert open_question(replace(s, between=0.01)).startswith("About ")
 
 
 def test_one_seed_cannot_say() -> None:

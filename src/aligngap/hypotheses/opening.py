@@ -38,7 +38,8 @@ NO_FALL = 0.02
 RULE_R1 = (
     "Fall = win rate of the arm's best checkpoint (chosen on three quarters of the prompts, scored on the rest) minus "
     "that of its largest-KL checkpoint. Supported if the 95% two-level interval of the fall lies above 0; contradicted "
-    f"if it lies below {NO_FALL}; else inconclusive."
+    f"if it lies below {NO_FALL}; else inconclusive. An arm that is best where its runs end, in every seed, is "
+    "inconclusive: it was stopped before it could fall."
 )
 RULE_R2 = (
     "Supported if the 95% two-level interval of the difference online - offline, averaged over the common log-KL range "
@@ -79,13 +80,16 @@ def _r1(curve: ArmCurves | None, arm: str) -> Verdict:
     if curve is None:
         return undefined(name, RULE_R1, f"No usable checkpoint of {arm}.")
     effect, interval = hump(curve)
-    outcome = decide(interval, NO_FALL)
+    rising = bool(np.allclose(curve.peak_x, curve.end_x))
+    outcome = INCONCLUSIVE if rising else decide(interval, NO_FALL)
     largest, top = float(np.mean(curve.end_x)), float(np.exp(np.mean(np.log(curve.peak_x))))
     text = (
         f"{arm} peaks near {top:.2g} nats; at its largest KL ({largest:.3g} nats) the win rate is {effect.value:.3f} "
         f"below that peak."
     )
-    if outcome != SUPPORTED:
+    if rising:
+        text = f"{arm} is best at its largest KL ({largest:.3g} nats): longer runs would show whether it falls."
+    elif outcome != SUPPORTED:
         text += " A fall beyond the KL that was reached is not excluded."
     return verdict(name, outcome, RULE_R1, effect, interval, text + one_seed(len(curve.seeds)))
 

@@ -263,7 +263,7 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
         axis.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0)), np.square))
         axis.set_xlim(left=0)
         top = float(mine["kl_nats"].max())
-        axis.set_xticks([v for v in (1, 4, 9, 16, 25, 49, 100, 144, 225) if v <= top] or [round(top, 2)])
+        axis.set_xticks([v for v in (1.0, 4.0, 9.0, 16.0, 25.0, 49.0, 100.0, 225.0) if v <= top] or [round(top, 2)])
         axis.set_xlabel("KL, nats (square-root axis)")
     for axis in list(axes.flat)[len(arms) :]:
         axis.set_visible(False)

@@ -54,7 +54,7 @@ def open_question(s: Spread) -> str:
     if n is None or n > s.seeds:
         return needed(s)
     seen = power(s, DETECT, s.seeds, s.prompts)
-    return f"A study of this size sees a difference of {DETECT:g} with {seen:.0%} power. {needed(s, SMALL)}"
+    return f"A study of this size sees a difference of {DETECT:g} with {percent(seen)} power. {needed(s, SMALL)}"
 
 
 # --------------------------------------------------------------------------------------------------- other axes
@@ -223,11 +223,16 @@ def seeds_and_prompts(analysis: Analysis) -> Table | None:
         (
             f"{d:g}",
             *(f"{count(s, d, p)} ({count(s, d, p, True)})" for p in counts),
-            f"{power(s, d, s.seeds, s.prompts):.0%}",
+            f"{percent(power(s, d, s.seeds, s.prompts))}",
         )
         for d in (SMALL, DETECT, 0.1)
     )
     return Table("power", "What it would take", (intro,), header, rows)
+
+
+def percent(p: float) -> str:
+    """A power for reading; never quite certain."""
+    return "–" if not math.isfinite(p) else "over 99%" if p > 0.99 else f"{p:.0%}"
 
 
 def count(s: Spread, difference: float, prompts: int, cautious: bool = False) -> str:
@@ -276,8 +281,8 @@ def planned(
     if seeds > 1 and math.isfinite(s.between):
         sure, careful = (power(s, detect, seeds, prompts, c) for c in (False, True))
         said.append(
-            f"this study, {words.seeds(seeds)} × {prompts:,} prompts: {sure:.0%} power to see a difference of "
-            f"{detect:g} ({careful:.0%} if seeds differ as much as the pilot leaves possible)"
+            f"this study, {words.seeds(seeds)} × {prompts:,} prompts: {percent(sure)} power to see a difference of "
+            f"{detect:g} ({percent(careful)} if seeds differ as much as the pilot leaves possible)"
         )
     elif seeds == 1:
         said.append("this study has one seed: whatever it sees, it cannot tell from one training run's luck")
