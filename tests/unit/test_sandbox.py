@@ -62,7 +62,8 @@ def test_default_data_are_as_promised() -> None:
     assert all(c.chosen != c.rejected for c in rows)
     texts = [text for c in rows for text in (c.chosen, c.rejected)]
     lengths = [len(text.split()) for text in texts]
-    assert min(lengths) >= 1 and max(lengths) <= 14
+    assert min(lengths) >= 1
+    assert max(lengths) <= 14
     assert {word for text in texts for word in text.split()} <= set(VOCABULARY)
     assert {word for c in rows for word in c.prompt.split()} <= set(VOCABULARY)
     assert len(VOCABULARY) == len(set(VOCABULARY)) == 63
@@ -267,7 +268,8 @@ def test_tabular_world_has_one_word_responses() -> None:
 def test_preference_matrix_is_what_the_oracle_says(cyclic: float) -> None:
     task = Sandbox.tabular(cyclic=cyclic)
     words, p = task.preference_matrix(PROMPT, 0)
-    assert words == VOCABULARY and p.shape == (63, 63)
+    assert words == VOCABULARY
+    assert p.shape == (63, 63)
     np.testing.assert_allclose(p + p.T, 1)
     i, j = np.divmod(np.arange(63 * 63), 63)
     a, b = responses(*(words[k] for k in i)), responses(*(words[k] for k in j))
