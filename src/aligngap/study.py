@@ -19,7 +19,6 @@ import yaml
 from pydantic import ValidationError
 
 from . import registry
-from .probe import Probe
 from .seeding import derive
 from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, Study, TokenizerSpec
 from .steps import (
@@ -29,6 +28,7 @@ from .steps import (
     FitJudge,
     Measure,
     OracleJudge,
+    Probe,
     Relabel,
     Responses,
     Sft,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from conftest import pair, prompt
 
-from aligngap.probe import Probe, agreement, near
 from aligngap.steps import STEPS
+from aligngap.steps.probe import Probe, agreement, near
 
 P = prompt((5, 6))
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import probe  # noqa: F401  its step is then known to `step_from_json`
 from ..provenance import provenance
 from ..steps import Step, step_from_json
 from ..store import Store, write_text

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from .steps import STEPS, Align, FitJudge, Step
-from .types import Pair
+from ..types import Pair
+from .align import Align
+from .base import Step
+from .judges import FitJudge
 
 if TYPE_CHECKING:
-    from .context import Context
+    from ..context import Context
 
 
 def near(pairs: Sequence[Pair], start: int, count: int) -> list[Pair]:
@@ -45,8 +47,8 @@ class Probe(Step):
     pairs: int = Field(ge=2)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from .measure import classify
-        from .streams import Relabelled, Replay
+        from ..measure import classify
+        from ..streams import Relabelled, Replay
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
         golden = ctx.judge(self.golden)
@@ -66,7 +68,3 @@ class Probe(Step):
 
     def units(self) -> float:
         return 2.0 * len(self.recording.measured_steps) * self.pairs * (len(self.policies) + 3)
-
-
-Probe.model_rebuild()
-STEPS["probe"] = Probe

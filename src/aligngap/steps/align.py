@@ -1,0 +1,178 @@
+"""One run of an arm: its stream, with the artifacts that it draws on, and the alignment itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from pydantic import Field
+
+from .. import registry
+from ..seeding import derive
+from ..settings import (
+    Arm,
+    Limits,
+    LossSpec,
+    Optimization,
+    Settings,
+)
+from ..types import AligngapError, Pair, PairStream
+from .base import Step
+from .data import Data
+from .judges import FitJudge, OracleJudge, Relabel, Sft, stored_pairs
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+class Written(Step):
+    """A fixed set of pairs written once: to each training prompt one response by each of two writers, judged."""
+
+    kind: Literal["written"] = "written"
+    data: Data
+    writers: list[Sft | Align]
+    at: list[int | None]
+    judge: FitJudge | OracleJudge
+    reference: Sft
+    soft: bool = False
+    seed: int
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        from ..streams import label
+        from ..tables import write_pairs
+
+        prompts = [p.prompt for p in self.data.pairs(ctx, "train")]
+        sides = []
+        for number, (writer, step) in enumerate(zip(self.writers, self.at, strict=True)):
+            ctx.progress(number, 4, "sampling")
+            answers = ctx.policy(writer, step).sample(prompts, 1, derive(self.seed, "writer", number))
+            sides.append([a[0] for a in answers])
+        names = " vs ".join(
+            w.name + (f"@step{s}" if s is not None else "") for w, s in zip(self.writers, self.at, strict=True)
+        )
+        pairs = label(prompts, sides[0], sides[1], ctx.judge(self.judge), writer=names, soft=self.soft)
+        write_pairs(ctx.work / "train.parquet", ctx.with_stored_reference(ctx.policy(self.reference), pairs))
+        first = sum(p.chosen is a for p, a in zip(pairs, sides[0], strict=True))
+        return {
+            "pairs": len(pairs),
+            "first_writer_wins": first / len(pairs),
+            "ties": sum(p.p_chosen == 0.5 for p in pairs),
+        }
+
+    def pairs(self, ctx: Context, split: str) -> list[Pair]:
+        return stored_pairs(ctx, self, split)
+
+    def units(self) -> float:
+        return 4.0e4
+
+
+class Source(Settings):
+    """An arm's stream and the artifacts it draws on: the one thing in which two arms of a study differ."""
+
+    arm: Arm
+    judge: FitJudge | OracleJudge | None = None
+    dataset: Relabel | Written | None = None
+    recording: Align | None = None
+    mixed: list[Source] = Field(default_factory=list)
+
+    def stream(self, ctx: Context, data: Data, seed: int) -> PairStream:
+        """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
+        from ..streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
+
+        arm = self.arm
+        if self.mixed:
+            first, second = (s.stream(ctx, data, derive(seed, "mixed", i)) for i, s in enumerate(self.mixed))
+            return Mixture(first, second, share=arm.share, seed=seed)
+        if self.recording is not None:
+            pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
+            replay = Replay(pairs, order=arm.order, batch=width, seed=seed)
+            return Relabelled(replay, ctx.judge(self.judge), soft_labels=arm.soft_labels) if self.judge else replay
+        if self.dataset is not None:
+            return Dataset(self.dataset.pairs(ctx, "train"), seed)
+        assert self.judge is not None  # `Arm` has checked it
+        prompts = [p.prompt for p in data.pairs(ctx, "train")]
+        judge = ctx.judge(self.judge)
+        return OnPolicy(prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels)
+
+    @property
+    def samples(self) -> bool:
+        return self.arm.behavior == "policy" or any(s.samples for s in self.mixed)
+
+
+class Align(Step):
+    """One run: a policy starts at the SFT policy and is fitted on its arm's stream, recorded pair by pair."""
+
+    kind: Literal["align"] = "align"
+    data: Data
+    sft: Sft
+    source: Source
+    loss: LossSpec
+    optimization: Optimization
+    checkpoints: list[int]
+    limits: Limits
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return f"align ({self.source.arm.behavior})"
+
+    @property
+    def measured_steps(self) -> list[int]:
+        last = self.optimization.steps
+        return [*(s for s in self.checkpoints if s < last), last]
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        from ..fit import Trainer, pair_objective, with_reference
+        from ..training import train
+
+        reference = ctx.policy(self.sft)
+        policy = reference.copy(key=f"{self.name}@step0")
+        stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"))
+        trainer = Trainer(policy.model, self.optimization, self.seed)
+        measured = set(self.measured_steps)
+
+        def after(step: int) -> None:
+            policy.key = f"{self.name}@step{step}"
+            if step in measured:
+                policy.save(ctx.work / "checkpoints" / f"step-{step:06d}")
+
+        def prepare(pairs: Sequence[Pair]) -> list[Pair]:
+            return with_reference(reference, pairs)
+
+        objective = pair_objective(policy, build_loss(self.loss))
+        outcome = train(
+            ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=True
+        )
+        return {"outcome": outcome, "last_step": trainer.step}
+
+    def recorded(self, ctx: Context) -> list[Pair]:
+        from ..tables import read_pairs
+
+        return read_pairs(ctx.path(self) / "recording.parquet")
+
+    def checkpoint(self, ctx: Context, step: int) -> Path:
+        return ctx.path(self) / "checkpoints" / f"step-{step:06d}"
+
+    def units(self) -> float:
+        sampled = 2.0 if self.source.samples else 0.0
+        return (6.0 + 3.0 * sampled) * self.optimization.steps * self.optimization.batch
+
+
+def build_loss(spec: LossSpec) -> Any:
+    """The loss a study names, with its hyper-parameters; a wrong one is refused in one line."""
+    from pydantic import TypeAdapter, ValidationError
+
+    maker = registry.get("losses", spec.name)
+    known = getattr(maker, "__dataclass_fields__", {})
+    types = get_type_hints(maker)
+    for option, value in spec.options.items():
+        if option not in known:
+            hint = registry.did_you_mean(option, known)
+            raise AligngapError(f"recipe.loss.{option}: not a setting of `{spec.name}`{hint}")
+        try:
+            TypeAdapter(types[option]).validate_python(value, strict=True)
+        except ValidationError as error:
+            what = error.errors(include_url=False)[0]["msg"]
+            raise AligngapError(f"recipe.loss.{option}: {what} (given: {value!r})") from error
+    return maker(**spec.options)

@@ -1,0 +1,129 @@
+"""The first step: load a task, train or load the tokenizer, encode both splits; and how a task section is read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import registry
+from ..seeding import derive
+from ..settings import (
+    Limits,
+    ModelSpec,
+    TokenizerSpec,
+)
+from ..types import AligngapError, Pair, Prompt, Response
+from .base import Step, _plain
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+
+class Data(Step):
+    """Load a task, train or load the tokenizer, encode both splits; over-long rows are dropped and counted."""
+
+    kind: Literal["data"] = "data"
+    task: dict[str, Any]
+    fingerprint: str
+    tokenizer: TokenizerSpec
+    family: ModelSpec
+    limits: Limits
+    seed: int
+
+    @cached_property
+    def configuration(self) -> Any:
+        # The content of the data is hashed (`fingerprint`), not where they lie.
+        return _plain(self, {}) | {"task": self.task.get("name")}
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        from ..policy import encode_prompt, encode_response, is_encoder_decoder
+        from ..tables import write_rows
+        from ..tokenizer import make_tokenizer
+
+        loaded = build_task(self.task).load(self.seed)
+        tokenizer = make_tokenizer(self.tokenizer, loaded)
+        tokenizer.save_pretrained(str(ctx.work / "tokenizer"))
+        enc_dec = is_encoder_decoder(self.family)
+        rows, dropped = [], dict(loaded.dropped)
+        for split, comparisons in (("train", loaded.train), ("test", loaded.test)):
+            for c in comparisons:
+                prompt_ids = encode_prompt(tokenizer, enc_dec, c.prompt)
+                sides = [encode_response(tokenizer, text, self.closed) for text in (c.chosen, c.rejected)]
+                if len(prompt_ids) > self.limits.prompt_tokens:
+                    reason = f"{split}: prompt over {self.limits.prompt_tokens} tokens"
+                elif max(map(len, sides)) > self.limits.response_tokens:
+                    reason = f"{split}: a response over {self.limits.response_tokens} tokens"
+                else:
+                    row = {"split": split, "prompt_id": c.prompt_id, "prompt": c.prompt, "prompt_ids": prompt_ids}
+                    row |= {"chosen": c.chosen, "chosen_ids": sides[0]}
+                    row |= {"rejected": c.rejected, "rejected_ids": sides[1]}
+                    rows.append(row)
+                    continue
+                dropped[reason] = dropped.get(reason, 0) + 1
+        counts = {split: sum(r["split"] == split for r in rows) for split in ("train", "test")}
+        for split, count in counts.items():
+            if count < 2:
+                raise AligngapError(
+                    f"task {self.task['name']} ({loaded.source}): {count} usable {split} rows after dropping "
+                    f"{dropped}; at least 2 are needed: raise limits.prompt_tokens or limits.response_tokens, or bring "
+                    "more rows"
+                )
+        write_rows(ctx.work / "data.parquet", rows)
+        return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+
+    @property
+    def closed(self) -> bool:
+        """Whether responses end with EOS: all but those of one token, the tabular world, whose length is no choice."""
+        return self.limits.response_tokens > 1
+
+    def pairs(self, ctx: Context, split: str) -> list[Pair]:
+        """The split's comparisons as pairs labelled by the task's own rater (hard labels)."""
+        from ..types import Pair
+
+        def build() -> list[Pair]:
+            from ..tables import read_rows
+
+            out = []
+            for r in read_rows(ctx.path(self) / "data.parquet"):
+                if r["split"] == split:
+                    sides = [Response(tuple(r[f"{s}_ids"]), self.closed, r[s]) for s in ("chosen", "rejected")]
+                    prompt = Prompt(r["prompt_id"], r["prompt"], tuple(r["prompt_ids"]))
+                    out.append(Pair(prompt, sides[0], sides[1], 1.0, 1.0, 0.0, "data"))
+            return out
+
+        found: list[Pair] = ctx.cached((self.name, "pairs", split), build)
+        return found
+
+    def prompts(self, ctx: Context, split: str, n: int) -> list[Prompt]:
+        """n distinct prompts of the split, chosen by the seed: the same for every arm."""
+        import numpy as np
+
+        distinct = list({p.prompt.id: p.prompt for p in self.pairs(ctx, split)}.values())
+        order = np.random.default_rng(derive(self.seed, "measured prompts", split)).permutation(len(distinct))
+        return [distinct[int(i)] for i in order[:n]]
+
+
+def build_task(section: dict[str, Any]) -> Any:
+    """The task a `task:` section names, built with its settings; unknown names and keys are refused in one line."""
+    from pydantic import ValidationError
+
+    if "name" not in section:
+        raise AligngapError(f"task.name: missing; known tasks: {', '.join(registry.names('tasks'))}")
+    maker = registry.get("tasks", str(section["name"]))
+    try:
+        return maker(**{k: v for k, v in section.items() if k != "name"})
+    except ValidationError as error:
+        raise AligngapError(explain(error, prefix="task.")) from error
+
+
+def explain(error: Any, prefix: str = "") -> str:
+    """The first complaint of a pydantic ValidationError as one line: key, what is wrong, what was given."""
+    first = error.errors(include_url=False)[0]
+    where = prefix + ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    more = f" [and {error.error_count() - 1} more]" if error.error_count() > 1 else ""
+    return f"{where.rstrip('.') or 'study'}: {message}{shown}{more}"
