@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +44,23 @@ class Eta:
         return clock(spent * (self.total - done) / done)
 
 
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: noted, not raised, so that no library can swallow it; a second one is raised."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def watch(local: Local, plan: Plan) -> Outcome:
     """Run a plan to its end and show it; returns what was made, found and failed."""
     from ..forecast import seconds_of
@@ -58,9 +77,9 @@ def watch(local: Local, plan: Plan) -> Outcome:
     last_line = time.monotonic()
     title, state = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
     columns = (title, BarColumn(bar_width=24), state, TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not live) as bar:
+    with interruptible() as stopped, Progress(*columns, console=console, disable=not live) as bar:
         whole = bar.add_task(f"{plan.study.name}", total=max(1, len(todo)), note="")
-        for event, step, message in local.run(steps):
+        for event, step, message in local.run(steps, stopped):
             if event == "found":
                 outcome.found.append(step.name)
             elif event == "start":

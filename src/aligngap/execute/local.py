@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -120,8 +120,10 @@ class Local:
         self.store, self.workers, self.device = store, workers, device
         self.threads, self.save_seconds = threads, save_seconds
 
-    def run(self, steps: Sequence[Step]) -> Iterator[tuple[str, Step, str]]:
-        """Work through the steps; yields (event, step, message).
+    def run(
+        self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[str, Step, str]]:
+        """Work through the steps until done or `stopped`; yields (event, step, message).
 
         Events: start, made, found, failed, "bad input", lost (needs what failed), tick.
         """
@@ -142,6 +144,8 @@ class Local:
         ) as pool:
             try:
                 while waiting or running:
+                    if stopped():
+                        raise KeyboardInterrupt
                     for name, step in sorted(waiting.items(), key=lambda item: -rank[item[0]]):
                         lost = [n.name for n in step.inputs.values() if n.name in broken]
                         if lost:
