@@ -113,7 +113,7 @@ def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .collect import collect
-    from .execute.console import watch
+    from .execute.console import stages, watch
     from .execute.local import Local
     from .report import build_report, headline
     from .store import check_writable
@@ -130,7 +130,8 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     outcome = watch(local, made)
     count = collect(made, store, out)
     if count:
-        page = build_report(out, command=shlex.join(["aligngap", *words]))
+        with stages("report") as progress:
+            page = build_report(out, command=shlex.join(["aligngap", *words]), progress=progress)
         print(headline(out))
         print(f"report: {page}")
     if outcome.failed:
@@ -182,9 +183,12 @@ def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def report(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .execute.console import stages
     from .report import build_report
 
-    print(f"report: {build_report(args.out, command=shlex.join(['aligngap', *words]))}")
+    with stages("report") as progress:
+        page = build_report(args.out, command=shlex.join(["aligngap", *words]), progress=progress)
+    print(f"report: {page}")
     return 0
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..store import Store
+from ..types import Progress as ProgressRole
 from .local import Local, Outcome
 
 if TYPE_CHECKING:
@@ -110,6 +111,21 @@ def watch(local: Local, plan: Plan) -> Outcome:
                 now = "; ".join(f"{names[n]} {local.position(s)[0]:.0%}" for n, (s, _) in running.items())
                 say(f"… {now} (left: {eta.left(part)})")
     return outcome
+
+
+@contextmanager
+def stages(name: str) -> Iterator[ProgressRole]:
+    """Progress of a few stages: a bar with the time left on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    note = TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn(), note)
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(name, total=None, note="")
+
+        def progress(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield progress
 
 
 def say(line: str) -> None:

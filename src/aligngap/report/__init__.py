@@ -3,59 +3,76 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligngap.report.analysis import Analysis
+    from aligngap.types import Progress
 
 __all__ = ["build_report", "headline", "planned_power"]
 
 
-def build_report(out_dir: Path, *, command: str = "") -> Path:
+def silent(done: int, total: int, note: str = "") -> None:
+    """Progress for nobody."""
+
+
+def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
     """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
-    from aligngap.records import read_folder
-    from aligngap.report.analysis import analyse
     from aligngap.report.figures import make_figures
     from aligngap.report.html import write_page
     from aligngap.report.summary import write_summary
 
     folder = Path(out_dir)
+    progress(0, 4, "comparing arms")
+    analysis = _analysis(folder)
+    progress(2, 4, "drawing figures")
+    figures = make_figures(analysis, folder / "figures")
+    progress(3, 4, "writing the page")
+    command = command or f"aligngap report {folder}"
+    write_summary(analysis, folder / "summary.md", command)
+    page = write_page(
+        analysis,
+        folder / "report.html",
+        command=command,
+        provenance=_json(folder / "provenance.json"),
+        study=_text(folder / "study.yaml"),
+        figures=figures,
+    )
+    progress(4, 4, "done")
+    return page
+
+
+def _analysis(folder: Path) -> Analysis:
+    """The analysis of a folder's tables; made once for the page and the terminal, anew when a table has changed."""
+    stamps = tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.glob("*.[pyj]*")))
+    return _analysed(folder, stamps)
+
+
+@lru_cache(maxsize=1)
+def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysis:
+    from aligngap.records import read_folder
+    from aligngap.report.analysis import analyse
+
     tables = read_folder(folder)
     online, offline = compared(folder)
-    provenance = _json(folder / "provenance.json")
-    analysis = analyse(
+    return analyse(
         tables.records,
         tables.per_prompt,
         tables.samples,
         online,
         offline,
-        pipeline=_pipeline(provenance),
+        pipeline=_pipeline(_json(folder / "provenance.json")),
         best_of_n=tables.best_of_n,
-    )
-    figures = make_figures(analysis, folder / "figures")
-    command = command or f"aligngap report {folder}"
-    write_summary(analysis, folder / "summary.md", command)
-    return write_page(
-        analysis,
-        folder / "report.html",
-        command=command,
-        provenance=provenance,
-        study=_text(folder / "study.yaml"),
-        figures=figures,
     )
 
 
 def headline(out_dir: Path) -> str:
     """The numbers for the terminal: the answer, its doubts, the comparison table and the verdicts."""
-    from aligngap.records import read_folder
-    from aligngap.report.analysis import analyse
     from aligngap.report.summary import terminal
 
-    tables = read_folder(out_dir)
-    online, offline = compared(Path(out_dir))
-    pipeline = _pipeline(_json(Path(out_dir) / "provenance.json"))
-    found = analyse(
-        tables.records, tables.per_prompt, None, online, offline, pipeline=pipeline, best_of_n=tables.best_of_n
-    )
-    return terminal(found)
+    return terminal(_analysis(Path(out_dir)))
 
 
 def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, detect: float | None = None) -> str:
