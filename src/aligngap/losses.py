@@ -125,12 +125,12 @@ class SLiC:
         _check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def __call__(self, x: PairLogps) -> Tensor:
-        return _mixed(CONVEX["hinge"], self.beta * x.margin(self.reduction), x.p_chosen)
+        return _mixed(GPO_FUNCTIONS["hinge"], self.beta * x.margin(self.reduction), x.p_chosen)
 
 
 #: the functions of GPO's table: Tang et al. 2024, arXiv 2402.05749
-CONVEX: dict[str, Callable[[Tensor], Tensor]] = {
-    "logistic": lambda z: F.softplus(-z),
+GPO_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": lambda z: -F.logsigmoid(z),
     "squared": lambda z: (z - 1) ** 2,
     "hinge": lambda z: F.relu(1 - z),
     "exponential": lambda z: torch.exp(-z),
@@ -153,11 +153,11 @@ class GPO:
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
-        _check_choice("f", self.f, tuple(CONVEX))
+        _check_choice("f", self.f, tuple(GPO_FUNCTIONS))
         _check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def __call__(self, x: PairLogps) -> Tensor:
-        return _mixed(CONVEX[self.f], self.beta * x.margin(self.reduction), x.p_chosen)
+        return _mixed(GPO_FUNCTIONS[self.f], self.beta * x.margin(self.reduction), x.p_chosen)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class ChiPO:
         z = self.beta * link
         if self.bound is not None:
             z = z.clamp(-2 * self.bound, 2 * self.bound)
-        return _mixed(CONVEX["logistic"], z, x.p_chosen)
+        return _mixed(GPO_FUNCTIONS["logistic"], z, x.p_chosen)
 
 
 def _mixed(f: Callable[[Tensor], Tensor], z: Tensor, p_chosen: Tensor) -> Tensor:

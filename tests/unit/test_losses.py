@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aligngap import registry
-from aligngap.losses import CONVEX, DPO, GPO, IPO, BestOfTwo, ChiPO, Loss, PairLogps, SLiC, classified_right
+from aligngap.losses import DPO, GPO, GPO_FUNCTIONS, IPO, BestOfTwo, ChiPO, Loss, PairLogps, SLiC, classified_right
 from aligngap.types import AligngapError
 
 CONTRASTIVE: list[Loss] = [
     IPO(0.1), IPO(0.5, "target"), IPO(0.3, "beta_h", "mean"), IPO(0.3, "target", "mean"), DPO(0.1), DPO(1.0, "mean"),
-    SLiC(0.1), SLiC(0.3, "mean"), *(GPO(0.1, f) for f in CONVEX), GPO(0.3, "savage", "mean"),  # type: ignore[arg-type]
+    SLiC(0.1), SLiC(0.3, "mean"), *(GPO(0.1, f) for f in GPO_FUNCTIONS), GPO(0.3, "savage", "mean"),  # type: ignore[arg-type]
 ]  # fmt: skip
 LOSSES: list[Loss] = [*CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0)]
 
