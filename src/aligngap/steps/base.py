@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -52,9 +53,9 @@ class Step(Settings):
         """Rough amount of work, in forward passes of one response or so; see `forecast.py`."""
         return 1.0
 
+    @abstractmethod
     def run(self, ctx: Context) -> dict[str, Any]:
         """Do the work in `ctx.work`; what is returned goes into the manifest."""
-        raise NotImplementedError
 
     def walk(self) -> Iterator[Step]:
         """This step and all it needs, needs first; a step needed twice comes twice."""
