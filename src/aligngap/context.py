@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .store import Store, write_text
-from .types import Judge, Pair, Progress
+from .types import Judge, Pair, Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CACHED = 12  # models and tables held by one process
-
-
-def silent(done: int, total: int, note: str = "") -> None:
-    """Progress for nobody."""
 
 
 class Context:

@@ -173,6 +173,10 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
+def silent(done: int, total: int, note: str = "") -> None:
+    """Progress for nobody."""
+
+
 # ------------------------------------------------------------------------------------------------------- results
 
 

@@ -7,15 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aligngap.types import Progress, silent
+
 if TYPE_CHECKING:
     from aligngap.report.analysis import Analysis
-    from aligngap.types import Progress
 
 __all__ = ["build_report", "headline", "planned_power"]
-
-
-def silent(done: int, total: int, note: str = "") -> None:
-    """Progress for nobody."""
 
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:

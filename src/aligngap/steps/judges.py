@@ -90,7 +90,6 @@ class FitJudge(Step):
     seed: int
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from dataclasses import replace
 
         import numpy as np
 
@@ -123,7 +122,7 @@ class FitJudge(Step):
         if outcome != "ok":
             raise AligngapError(f"preference model: {outcome}; lower its learning_rate")
         judge.save(ctx.work / "model")
-        hard = [replace(p) for p in held_out if p.p_chosen != 0.5]
+        hard = [p for p in held_out if p.p_chosen != 0.5]
         judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])
         return {
             "held_out_accuracy": float(judged.hard.mean()), "held_out_pairs": len(hard), "training_pairs": len(pairs),
