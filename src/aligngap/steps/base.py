@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class Step(Settings):
     """Configuration, inputs and work of one artifact.
 
-    Raise `version` when the same configuration gives other results.
+    Raise `version` when the same configuration gives other results. A setting that stands at its default is no part
+    of the key: a new setting whose default does what was done before leaves every stored artifact as it is, and a
+    default that changes is a change of version.
     """
 
     version: ClassVar[int] = 1
@@ -71,7 +73,11 @@ def _plain(value: Any, found: dict[str, Step], place: str = "") -> Any:
         return value.name
     if isinstance(value, BaseModel):
         extra = value.model_extra or {}
-        fields = {name: getattr(value, name) for name in type(value).model_fields} | extra
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        defaults = {
+            name: field.get_default(call_default_factory=True) for name, field in type(value).model_fields.items()
+        }
+        fields = {name: v for name, v in fields.items() if v != defaults[name]} | extra
         return {k: _plain(v, found, f"{place}.{k}" if place else k) for k, v in fields.items()}
     if isinstance(value, dict):
         return {str(k): _plain(v, found, f"{place}.{k}") for k, v in value.items()}

@@ -79,7 +79,7 @@ class Measure(Step):
     def configuration(self) -> Any:
         found = _plain(self, {})
         for name in ("best_of_n", "best_of_n_prompts"):  # another step's settings
-            del found["measurement"][name]
+            found["measurement"].pop(name, None)
         return found
 
     @property
