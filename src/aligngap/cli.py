@@ -67,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
     of_study(diff)
     diff.add_argument("left")
     diff.add_argument("right")
+    t5x = command("import-t5x", "write a T5X checkpoint of a T5 1.1 model as a Hugging Face folder")
+    t5x.add_argument("checkpoint", type=Path, help="the folder checkpoint_STEP of a T5X run")
+    t5x.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
+    t5x.add_argument("--gin", type=Path, help="gin model configuration, whose sizes are checked against the arrays")
+    t5x.add_argument(
+        "--tokenizer", help="folder or hub name of the tokenizer to put beside it, e.g. google/t5-v1_1-large"
+    )
     listing = command("list", "what can be named in a study")
     listing.add_argument("shelf", choices=["losses", "judges", "tasks", "behaviors", "hypotheses", "studies"])
     return top
@@ -77,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
-        actions = {"run": run, "plan": plan, "report": report, "show": show, "diff": diff, "list": listing}
+        actions = {
+            "run": run, "plan": plan, "report": report, "show": show, "diff": diff, "list": listing,
+            "import-t5x": import_t5x,
+        }  # fmt: skip
         return int(actions[args.command](args, words))
     except AligngapError as error:
         if debug:
@@ -212,6 +222,17 @@ def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
         return 0
     print_rows(["setting", args.left, args.right], rows)
     print("everything else is one recipe and one measurement, shared by construction")
+    return 0
+
+
+def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .t5x import import_checkpoint
+
+    config = import_checkpoint(args.checkpoint, args.to, args.gin, args.tokenizer)
+    depth = f"{config.num_layers}+{config.num_decoder_layers} layers"
+    print(f"{args.to}: T5 1.1, d_model {config.d_model}, {depth}, vocabulary {config.vocab_size}")
+    if args.tokenizer is None:
+        print("no tokenizer beside it yet: a study's policy needs one, see --tokenizer")
     return 0
 
 
