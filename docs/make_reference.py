@@ -146,6 +146,7 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "per-prompt": lambda: columns(types.PER_PROMPT_COLUMNS),
     "samples": lambda: columns(types.SAMPLE_COLUMNS),
     "best-of-n": lambda: columns(types.BEST_OF_N_COLUMNS),
+    "probe": lambda: columns(types.PROBE_COLUMNS),
     "pairs": pair_columns,
 }
 

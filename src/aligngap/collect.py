@@ -14,13 +14,13 @@ from . import records
 from .steps import Measure, Step
 from .store import Store, write_text
 from .study import Plan, Run
-from .types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from .types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 
 
 def collect(plan: Plan, store: Store, out: Path) -> int:
-    """Write the three tables, the resolved study and the provenance; returns the number of runs with measurements.
+    """Write the record tables, the resolved study and the provenance; returns the number of runs with measurements.
 
     Runs not measured yet are left out; the SFT policy's measurement is every run's step 0.
     """
@@ -48,14 +48,17 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     if best:
         frame = pd.concat([pd.read_parquet(part) for part in best], ignore_index=True)
         records.write_table(out / records.BEST_OF_N, frame, BEST_OF_N_COLUMNS)
+    held = {seed: store.path(s.name) / "probe.parquet" for seed, s in plan.probes.items() if store.has(s.name)}
+    if held:
+        of = plan.study.compare[0]
+        along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held.items()]
+        records.write_table(out / records.PROBE, pd.concat(along, ignore_index=True), PROBE_COLUMNS)
     for step in plan.steps():
         if store.has(step.name):
             about["artifacts"][step.name] = store.manifest(step.name)["provenance"]
     shown: set[str] = set()
     for run in plan.runs:
         about["pipeline"] += parts(run, plan.start[run.name], store, shown)
-    for seed, probe in plan.probes.items():
-        about["pipeline"] += told(seed, "probe", probe, store)
     columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
     files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
     for table, frames in tables.items():

@@ -1,4 +1,4 @@
-"""Tables of an output folder: read, check and write records, per-prompt wins, samples and the best-of-n reference.
+"""Tables of an output folder: records, per-prompt wins, samples, the best-of-n reference and the classifiers' probe.
 
 The columns are declared once, in `aligngap.types`. A table carries the format's number in its schema metadata, is
 written beside its place and renamed, and NaN (null on disk) means undefined. Nothing here imports torch.
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from aligngap.types import (
     BEST_OF_N_COLUMNS,
     PER_PROMPT_COLUMNS,
+    PROBE_COLUMNS,
     RECORD_COLUMNS,
     RECORDS_FORMAT,
     SAMPLE_COLUMNS,
@@ -30,7 +31,7 @@ from aligngap.types import (
 
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
-BEST_OF_N = "best_of_n.parquet"
+BEST_OF_N, PROBE = "best_of_n.parquet", "probe.parquet"
 
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -44,6 +45,7 @@ class Tables:
     per_prompt: pd.DataFrame
     samples: pd.DataFrame
     best_of_n: pd.DataFrame
+    probe: pd.DataFrame
 
 
 def schema(columns: Columns) -> pa.Schema:
@@ -151,6 +153,11 @@ def read_best_of_n(path: Path | str) -> pd.DataFrame:
     return read_table(_inside(path, BEST_OF_N), BEST_OF_N_COLUMNS)
 
 
+def read_probe(path: Path | str) -> pd.DataFrame:
+    """`probe.parquet`: classifiers along a recorded run, one row a seed, checkpoint and classifier."""
+    return read_table(_inside(path, PROBE), PROBE_COLUMNS)
+
+
 def read_folder(out_dir: Path | str) -> Tables:
     """All tables of an output folder. Records must exist; a missing other table is an empty one."""
     folder = Path(out_dir)
@@ -162,7 +169,8 @@ def read_folder(out_dir: Path | str) -> Tables:
     per_prompt = read_per_prompt(folder) if (folder / PER_PROMPT).exists() else empty(PER_PROMPT_COLUMNS)
     samples = read_samples(folder) if (folder / SAMPLES).exists() else empty(SAMPLE_COLUMNS)
     best_of_n = read_best_of_n(folder) if (folder / BEST_OF_N).exists() else empty(BEST_OF_N_COLUMNS)
-    return Tables(records, per_prompt, samples, best_of_n)
+    probe = read_probe(folder) if (folder / PROBE).exists() else empty(PROBE_COLUMNS)
+    return Tables(records, per_prompt, samples, best_of_n, probe)
 
 
 def empty(columns: Columns) -> pd.DataFrame:

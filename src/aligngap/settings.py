@@ -109,9 +109,9 @@ class Arm(Settings):
 
     behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the task's own
     pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
-    shuffled, window:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set written
-    once, one response to each of the data's prompts by each of two `writers`; "mixture": each pair from the first arm
-    of `mix` with probability `share`, else from the second.
+    shuffled, window:K, blocks:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set
+    written once, one response to each of the data's prompts by each of two `writers`; "mixture": each pair from the
+    first arm of `mix` with probability `share`, else from the second.
     """
 
     behavior: Literal["policy", "dataset", "recording", "responses", "mixture"] = Field(
@@ -123,7 +123,9 @@ class Arm(Settings):
     sync_every: int = Field(default=1, ge=1, description="batches the policy writes before it is refreshed; 1: online")
     soft_labels: bool = Field(default=False, description="labels are the judge's probabilities, not their sign")
     of: str | None = Field(default=None, description="the arm whose recording is replayed")
-    order: str = Field(default="in-order", description="of a recording: in-order, reversed, shuffled or window:K")
+    order: str = Field(
+        default="in-order", description="of a recording: in-order, reversed, shuffled, window:K or blocks:K"
+    )
     writers: tuple[str, str] | None = Field(
         default=None,
         description="who wrote a fixed set: `sft`, or `ARM@STEP` or `ARM@last`, a checkpoint of an arm's run",

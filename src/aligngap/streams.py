@@ -26,8 +26,9 @@ Item = TypeVar("Item")
 def order_of(name: str, n: int, seed: int, batch: int) -> list[int]:
     """The order in which a recording of n pairs (batches of `batch`) is served.
 
-    "in-order", "reversed", "shuffled" (uniformly), or "window:k": pairs are permuted inside consecutive windows of
-    k batches (arXiv 2405.08448, App. G).
+    "in-order", "reversed", "shuffled" (uniformly), "window:k": pairs are permuted inside consecutive windows of k
+    batches (arXiv 2405.08448, App. G), or "blocks:k": consecutive blocks of k batches are permuted among themselves and
+    stay in order inside. A window keeps the coarse order and loses the fine one, a block the other way round.
     """
     rng = np.random.default_rng(derive(seed, "order", name))
     if name == "in-order":
@@ -37,10 +38,13 @@ def order_of(name: str, n: int, seed: int, batch: int) -> list[int]:
     if name == "shuffled":
         return [int(i) for i in rng.permutation(n)]
     kind, _, size = name.partition(":")
-    if kind == "window" and size.isdecimal() and int(size) > 0:
+    if kind in ("window", "blocks") and size.isdecimal() and int(size) > 0:
         width = int(size) * batch
-        return [start + int(i) for start in range(0, n, width) for i in rng.permutation(min(width, n - start))]
-    raise AligngapError(f"order `{name}`: must be in-order, reversed, shuffled or window:K with K batches")
+        starts = range(0, n, width)
+        if kind == "blocks":
+            return [i for b in rng.permutation(len(starts)) for i in range(starts[b], min(n, starts[b] + width))]
+        return [start + int(i) for start in starts for i in rng.permutation(min(width, n - start))]
+    raise AligngapError(f"order `{name}`: must be in-order, reversed, shuffled, window:K or blocks:K with K batches")
 
 
 class Epochs(Generic[Item]):

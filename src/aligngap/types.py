@@ -284,6 +284,19 @@ PER_PROMPT_COLUMNS: dict[str, tuple[str, str]] = {
     "opponent_length_tokens": ("int", "length of the opponent's response"),
 }
 
+#: Columns of `probe.parquet`: classifiers along a recorded run, one row per seed, checkpoint and classifier.
+PROBE_COLUMNS: dict[str, tuple[str, str]] = {
+    "seed": ("int", "as in records"),
+    "recording": ("str", "the arm whose run wrote the pairs"),
+    "step": ("int", "the checkpoint of that run near which they were written"),
+    "classifier": ("str", "`proxy` (the labels the run learned from), `writer` (its policy at this step) or `final`"),
+    "arm": ("str", "whose policy classifies: the recorded arm for `writer`, any arm for `final`, empty for the proxy"),
+    "accuracy": ("float", "share of pairs on which it prefers the golden winner; a tie of its own counts one half"),
+    "accuracy_se": ("float", "standard error over pairs"),
+    "pairs": ("int", "pairs of which the golden judge prefers one side"),
+    "ties": ("int", "pairs near this checkpoint left out, since the golden judge says tie"),
+}
+
 #: Columns of `samples.parquet`: text of a few prompts per checkpoint, for people to read.
 SAMPLE_COLUMNS: dict[str, tuple[str, str]] = {
     "run": ("str", "as in records"),

@@ -23,6 +23,8 @@ arms:
   offline-proxy: null
   window-8: null
   window-32: null
+  blocks-32: null
+  blocks-2: {behavior: recording, of: online, order: "blocks:2"}
 """
 )
 
@@ -37,8 +39,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_arm_is_recorded(out: Path) -> None:
     records = read_folder(out).records
-    arms = {"online", "offline", "twin", "shuffled", "window-2", "reversed", "shuffled-golden", "online[dpo]"}
-    assert set(records["arm"]) == arms | {"online[proxy-small]"}
+    arms = {"online", "offline", "twin", "shuffled", "window-2", "blocks-2", "reversed", "shuffled-golden"}
+    assert set(records["arm"]) == arms | {"online[dpo]", "online[proxy-small]"}
     assert records.groupby("arm")["config"].nunique()["offline"] == 2
 
 
@@ -66,12 +68,14 @@ def test_the_provenance_tells_what_each_variant_changed(out: Path) -> None:
 
 
 def test_the_probe_holds_everybody_along_the_online_run(out: Path) -> None:
-    parts = json.loads((out / "provenance.json").read_text())["pipeline"]
-    found = {r["what"]: r["value"] for r in parts if r["part"] == "probe"}
-    names = {f"{who} at step {step}" for who in ("proxy", "online", "offline", "writer") for step in (4, 8)}
-    assert set(found) == names | {"pairs at step 4", "pairs at step 8"}
-    assert all(0 <= found[n] <= 1 for n in names)
-    assert found["writer at step 8"] == found["online at step 8"]  # the final policy is the last writer
+    table = read_folder(out).probe
+    found = table.set_index(["classifier", "arm", "step"])["accuracy"].to_dict()
+    who = [("proxy", ""), ("writer", "online"), ("final", "online"), ("final", "offline")]
+    assert set(found) == {(*w, step) for w in who for step in (4, 8)}
+    assert table["accuracy"].between(0, 1).all()
+    assert (table["pairs"] + table["ties"] == 24).all()
+    assert set(table["recording"]) == {"online"}
+    assert found["writer", "online", 8] == found["final", "online", 8]  # the final policy is the last writer
     verdicts = (out / "summary.md").read_text()
     assert "| R6 |" in verdicts
     assert "| R13 |" in verdicts

@@ -25,7 +25,7 @@ from aligngap.records import write_table
 from aligngap.report import build_report, headline
 from aligngap.stats.ratio import ratio, slope_weights
 from aligngap.study import expand, load
-from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, Verdict
+from aligngap.types import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, Verdict
 
 EXTRAS = Path(__file__).resolve().parents[2] / "examples" / "aligngap-extras"
 ALL: list[Hypothesis] = [registry.get("hypotheses", name) for name in registry.SHELVES["hypotheses"]]
@@ -106,6 +106,8 @@ def test_coverage_is_not_the_cause() -> None:
         "offline": 0.0,
         "shuffled": 0.01,
         "window-2": 0.12,
+        "window-32": 0.02,
+        "blocks-32": 0.1,
         "reversed": -0.08,
         "shuffled-golden": 0.08,
     }
@@ -114,7 +116,8 @@ def test_coverage_is_not_the_cause() -> None:
     found = outcomes("coverage", View(records, per_prompt))
     assert found == {
         "H1": CONTRADICTED, "R3": SUPPORTED, "R4 shuffled": SUPPORTED, "R4 window": SUPPORTED,
-        "order reversed": SUPPORTED, "labels shuffled": SUPPORTED,
+        "order reversed": SUPPORTED, "order fine": SUPPORTED, "order coarse": CONTRADICTED,
+        "labels shuffled": SUPPORTED,
     }  # fmt: skip
 
 
@@ -257,14 +260,20 @@ def test_classification() -> None:
 
 def probed(proxy: tuple[float, float], online: float, offline: float, writer: float) -> dict[str, str]:
     """Outcomes from a probe: the proxy's accuracy at the first and last checkpoint, the others' throughout."""
-    rows: Parts = []
+    rows = []
     for seed in range(3):
         for step, first in ((10, True), (100, False)):
-            found = {"proxy": proxy[0] if first else proxy[1], "online": online, "offline": offline, "writer": writer}
-            rows += [{"seed": seed, "part": "probe", "what": f"{who} at step {step}", "value": value + 0.002 * seed}
-                     for who, value in found.items()]  # fmt: skip
-            rows.append({"seed": seed, "part": "probe", "what": f"pairs at step {step}", "value": 1024})
-    return outcomes("classification", world({"online": 0.1, "offline": 0.0}, rows, prompts=40))
+            found = {("proxy", ""): proxy[0] if first else proxy[1], ("writer", "online"): writer}
+            found |= {("final", "online"): online, ("final", "offline"): offline}
+            rows += [
+                {"seed": seed, "recording": "online", "step": step, "classifier": who, "arm": arm, "pairs": 1024,
+                 "ties": 0, "accuracy": value + 0.002 * seed, "accuracy_se": (value * (1 - value) / 1024) ** 0.5}
+                for (who, arm), value in found.items()
+            ]  # fmt: skip
+    table = pd.DataFrame(rows)[list(PROBE_COLUMNS)]
+    truth = {"online": ArmTruth(gap=0.1), "offline": ArmTruth()}
+    records, per_prompt, _ = make(truth, prompts=40, opponents=("golden_policy",), seed_sd=0.005)
+    return outcomes("classification", View(records, per_prompt, probe=table))
 
 
 def test_classifiers_along_the_online_run() -> None:
@@ -393,7 +402,10 @@ def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
         assert f'id="why-{name}"' in page
         assert (tmp_path / "figures" / f"{name}.png").exists()
         assert (tmp_path / "figures" / f"{name}.csv").exists()
-    assert "Not run: reversed, shuffled-golden. To make them: aligngap run coverage --set seeds=3" in text
+    assert (
+        "Not run: reversed, blocks-32, window-32, shuffled-golden. To make them: aligngap run coverage --set seeds=3"
+        in text
+    )
     assert "aligngap run scaling --set seeds=3" in text
     assert "share of the opening gap" in page
     assert "R4 shuffled" in headline(tmp_path)

@@ -1,13 +1,17 @@
-"""The probe's two pure parts: which pairs lie near a checkpoint, and how often two labellings agree."""
+"""The probe's pure parts, which pairs lie near a checkpoint and how often two labellings agree; and its table."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from conftest import pair, prompt
 
+from aligngap.records import read_probe, write_table
 from aligngap.steps import STEPS
 from aligngap.steps.probe import Probe, agreement, near
+from aligngap.types import PROBE_COLUMNS, AligngapError
 
 P = prompt((5, 6))
 
@@ -22,8 +26,19 @@ def test_near_a_checkpoint() -> None:
 def test_agreement_by_hand() -> None:
     a = pair(P, (7, 1), (8, 1))
     turned, tie = replace(a, chosen=a.rejected, rejected=a.chosen), replace(a, p_chosen=0.5)
-    assert agreement([a, turned, tie, a], [a, a, a, tie]) == (1 + 0 + 0.5) / 3  # a tie of the truth says nothing
-    assert agreement([], []) == 0
+    found = agreement([a, turned, tie, a], [a, a, a, tie])  # a tie of the truth says nothing
+    assert (found.value, found.n) == (0.5, 3)
+    assert found.se == pytest.approx((0.5 / 2 / 3) ** 0.5)
+    assert agreement([], []).n == 0
+
+
+def test_the_table_has_its_declared_columns(tmp_path: Path) -> None:
+    row = {"seed": 0, "recording": "online", "step": 8, "classifier": "proxy", "arm": "", "accuracy": 0.7}
+    row |= {"accuracy_se": 0.01, "pairs": 1000, "ties": 24}
+    write_table(tmp_path / "probe.parquet", [row], PROBE_COLUMNS)
+    assert read_probe(tmp_path).to_dict("records") == [row]
+    with pytest.raises(AligngapError, match=r"probe\.parquet: cannot write, rows lack the column\(s\) ties"):
+        write_table(tmp_path / "probe.parquet", [{k: v for k, v in row.items() if k != "ties"}], PROBE_COLUMNS)
 
 
 def test_workers_know_the_step() -> None:

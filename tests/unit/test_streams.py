@@ -46,7 +46,8 @@ def ranks(k: int = 12) -> TableJudge:
 # ------------------------------------------------------------------------------------------------------------ orders
 
 ORDERS = st.one_of(
-    st.sampled_from(["in-order", "reversed", "shuffled"]), st.integers(1, 9).map(lambda k: f"window:{k}")
+    st.sampled_from(["in-order", "reversed", "shuffled"]),
+    st.tuples(st.sampled_from(["window", "blocks"]), st.integers(1, 9)).map(lambda x: f"{x[0]}:{x[1]}"),
 )
 
 
@@ -67,16 +68,26 @@ def test_a_window_keeps_pairs_inside(k: int, n: int, seed: int, batch: int) -> N
         assert sorted(order[start : start + width]) == list(range(start, min(n, start + width)))
 
 
+@given(st.integers(1, 6), st.integers(1, 70), st.integers(0, 5), st.integers(1, 9))
+def test_blocks_keep_the_order_inside(k: int, n: int, seed: int, batch: int) -> None:
+    """A block's pairs stay together and in order; only whole blocks of k batches change places."""
+    order, width = order_of(f"blocks:{k}", n, seed, batch), k * batch
+    starts = [i for i in order if i % width == 0]
+    assert order == [i for start in starts for i in range(start, min(n, start + width))]
+
+
 def test_orders_differ() -> None:
     found = {name: tuple(order_of(name, 40, 0, 4)) for name in ("in-order", "reversed", "shuffled", "window:2")}
     assert len(set(found.values())) == 4
     assert order_of("shuffled", 40, 0, 4) != order_of("shuffled", 40, 1, 4)
     assert order_of("reversed", 8, 0, 4) == [7, 6, 5, 4, 3, 2, 1, 0]
     assert order_of("window:10", 40, 0, 4) != list(range(40))
+    assert order_of("blocks:2", 40, 0, 4) != list(range(40))
+    assert order_of("blocks:10", 40, 0, 4) == list(range(40))
 
 
 @pytest.mark.parametrize(
-    "name", ["window:0", "window:", "window:-1", "window:x", "window:1.5", "random", "", "In-order"]
+    "name", ["window:0", "window:", "window:-1", "window:x", "window:1.5", "blocks:0", "random", "", "In-order"]
 )
 def test_an_unknown_order_is_refused(name: str) -> None:
     with pytest.raises(AligngapError, match="order"):

@@ -116,29 +116,28 @@ def correlation(view: View, rule: Rule) -> Verdict:
     return rule.found(outcome, found.estimate("rank correlation"), (low, high), reason + one_seed(found.n))
 
 
-def positions(view: View, who: str) -> dict[int, dict[int, tuple[float, float]]]:
-    """Per seed, per step of the online run: accuracy on its own pairs near there, and its standard error."""
+def positions(view: View, who: str, arm: str | None = None) -> dict[int, dict[int, tuple[float, float]]]:
+    """Per seed, per step of the online run: a classifier's accuracy on its own pairs near there, and standard error."""
+    rows = view.probe[view.probe["classifier"] == who]
+    rows = rows[rows["accuracy"].notna() & (rows["recording"] == "online")]
     out: dict[int, dict[int, tuple[float, float]]] = {}
-    for row in view.pipeline:
-        name, _, step = str(row["what"]).partition(" at step ")
-        if row["part"] == "probe" and name == who:
-            pairs = view.part("probe", f"pairs at step {step}")[int(row["seed"])]
-            p = float(row["value"])
-            out.setdefault(int(row["seed"]), {})[int(step)] = (p, float(np.sqrt(p * (1 - p) / max(pairs, 1))))
+    for row in rows.to_dict("records"):
+        if arm is None or row["arm"] == arm:
+            out.setdefault(int(row["seed"]), {})[int(row["step"])] = float(row["accuracy"]), float(row["accuracy_se"])
     return out
 
 
-def along_run(view: View, who: str) -> Ends:
+def along_run(view: View, who: str, arm: str | None = None) -> Ends:
     """Per seed a classifier's accuracy over the run: mean over the steps, as independent pairs."""
     return {
         seed: (float(np.mean([p for p, _ in at.values()])), float(np.sqrt(sum(e**2 for _, e in at.values())) / len(at)))
-        for seed, at in positions(view, who).items()
+        for seed, at in positions(view, who, arm).items()
     }
 
 
 def along(view: View, rule: Rule) -> Verdict:
     proxy = along_run(view, "proxy")
-    found = {arm: arms_difference(proxy, along_run(view, arm)) for arm in COMMON}
+    found = {arm: arms_difference(proxy, along_run(view, "final", arm)) for arm in COMMON}
     both = [f for f in found.values() if f is not None]
     if len(both) < len(COMMON):
         return rule.unknown(NO_PROBE)

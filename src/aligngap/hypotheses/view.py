@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.verdicts import Ends, last_values
+from aligngap.records import empty
 from aligngap.stats.clouds import make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.estimate import NAN, FloatArray, two_level
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.ratio import ratio
-from aligngap.types import Estimate
+from aligngap.types import PROBE_COLUMNS, Estimate
 
 #: a weight of an arm in a contrast: one number, or one per seed
 Weights = Mapping[str, float | Mapping[int, float]]
@@ -71,10 +72,12 @@ class View:
         *,
         curves: Mapping[str, ArmCurves] | None = None,
         pipeline: Sequence[Mapping[str, Any]] = (),
+        probe: pd.DataFrame | None = None,
     ) -> None:
         self.records = records[records["opponent"] == opponent]
         self._per_prompt = per_prompt[per_prompt["opponent"] == opponent] if len(per_prompt) else per_prompt
         self.opponent, self.online, self.offline, self.pipeline = opponent, online, offline, tuple(pipeline)
+        self.probe = empty(PROBE_COLUMNS) if probe is None else probe
         self.curves = dict(curves) if curves is not None else self._curves(self.records)
         self.arms = tuple(dict.fromkeys(map(str, self.records["arm"])))
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique()))

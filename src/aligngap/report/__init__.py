@@ -62,6 +62,7 @@ def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysi
         offline,
         pipeline=_pipeline(_json(folder / "provenance.json")),
         best_of_n=tables.best_of_n,
+        probe=tables.probe,
     )
 
 

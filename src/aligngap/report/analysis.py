@@ -121,6 +121,7 @@ def analyse(
     rng_seed: int = 0,
     pipeline: Sequence[Mapping[str, Any]] = (),
     best_of_n: pd.DataFrame | None = None,
+    probe: pd.DataFrame | None = None,
 ) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
@@ -129,7 +130,16 @@ def analyse(
     clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
     curves = {o: curves_for(c, rng_seed=rng_seed) for o, c in clouds.items()}
     main_opponent = next((o for o in opponents if curves[o]), opponents[0])
-    view = View(records, per_prompt, main_opponent, online, offline, curves=curves[main_opponent], pipeline=pipeline)
+    view = View(
+        records,
+        per_prompt,
+        main_opponent,
+        online,
+        offline,
+        curves=curves[main_opponent],
+        pipeline=pipeline,
+        probe=probe,
+    )
     judged, untested = judge_all((registry.get("hypotheses", n) for n in registry.names("hypotheses")), view)
     arms = featured(arms, judged, (online, offline))
     pairs = pairs_to_compare(arms, online, offline)

@@ -8,11 +8,11 @@ policy's is the sign of its log-ratio margin; the writer is the run's own policy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..types import Pair
+from ..types import Estimate, Pair
 from .align import Align
 from .base import Step
 from .judges import FitJudge
@@ -27,19 +27,21 @@ def near(pairs: Sequence[Pair], start: int, count: int) -> list[Pair]:
     return list(pairs[start : start + count])
 
 
-def agreement(labelled: Sequence[Pair], truth: Sequence[Pair]) -> float:
-    """How often two labellings of the same pairs prefer the same response; a tie in the first counts one half."""
+def agreement(labelled: Sequence[Pair], truth: Sequence[Pair]) -> Estimate:
+    """How often two labellings of the same pairs prefer the same response; a tie in the first counts one half, one in
+    the second leaves the pair out."""
     same = [
         0.5 if a.p_chosen == 0.5 else float(a.chosen.ids == b.chosen.ids)
         for a, b in zip(labelled, truth, strict=True)
         if b.p_chosen != 0.5
     ]
-    return sum(same) / max(len(same), 1)
+    return Estimate.mean(same, "mean over pairs")
 
 
 class Probe(Step):
     """Accuracy against the golden model on pairs of a recorded run, near each of its checkpoints."""
 
+    version: ClassVar[int] = 2  # 1 left no table
     kind: Literal["probe"] = "probe"
     recording: Align
     policies: dict[str, Align]
@@ -49,22 +51,30 @@ class Probe(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         from ..measure import classify
         from ..streams import Relabelled, Replay
+        from ..tables import write_rows
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
         golden = ctx.judge(self.golden)
         finished = {name: ctx.policy(run) for name, run in self.policies.items()}
+        own = next((name for name, run in self.policies.items() if run.name == self.recording.name), "")
         steps = self.recording.measured_steps
-        found: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
         for number, step in enumerate(steps):
             ctx.progress(number, len(steps), f"step {step}")
             written = near(recorded, step * width, self.pairs)
+            writer = ctx.policy(self.recording, step)
             stream = Relabelled(Replay(written, order="in-order", batch=width, seed=0), golden)
-            truth = stream.draw(len(written), ctx.policy(self.recording, step))
-            found[f"proxy at step {step}"] = agreement(written, truth)
-            for name, policy in {**finished, "writer": ctx.policy(self.recording, step)}.items():
-                found[f"{name} at step {step}"] = float(classify(policy, truth)["accuracy"])
-            found[f"pairs at step {step}"] = sum(p.p_chosen != 0.5 for p in truth)
-        return found
+            truth = stream.draw(len(written), writer)
+            proxy = agreement(written, truth)
+            held = [("proxy", "", proxy.value, proxy.se)]
+            for role, arm, policy in [("writer", own, writer), *(("final", a, p) for a, p in finished.items())]:
+                right = classify(policy, truth)
+                held.append((role, arm, right["accuracy"], right["accuracy_se"]))
+            counts = {"pairs": proxy.n, "ties": len(truth) - proxy.n}
+            names = ("classifier", "arm", "accuracy", "accuracy_se")
+            rows += [{"step": step, **dict(zip(names, found, strict=True)), **counts} for found in held]
+        write_rows(ctx.work / "probe.parquet", rows)
+        return {"rows": len(rows)}
 
     def units(self) -> float:
         return 2.0 * len(self.recording.measured_steps) * self.pairs * (len(self.policies) + 3)
