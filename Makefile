@@ -2,6 +2,7 @@
 #   make study                                   the opening study in the sandbox, and where its report lies
 #   make study STUDY=my.yaml ARGS='--set seeds=3'
 #   make test                                    the tests
+#   make bench                                   speed against TRL, into benchmarks/README.md (on an idle machine)
 PYTHON ?= python3
 STUDY ?= opening
 OUT ?= out/$(basename $(notdir $(STUDY)))
@@ -12,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := study
-.PHONY: setup study report test check docs
+.PHONY: setup study report test check bench docs
 
 setup: $(STAMP)
 
@@ -37,6 +38,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/bench.stamp
+	$(BIN)/python benchmarks/speed.py --write $(ARGS)
+
+.venv/bench.stamp: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	touch $@
 
 docs: $(STAMP)
 	$(BIN)/python docs/make_reference.py
