@@ -13,5 +13,5 @@ SECONDS_PER_UNIT: dict[type[Step], float] = {
 def seconds_of(step: Step) -> float:
     """Seconds of one core for the small models of the sandbox; larger models take longer in all steps alike."""
     if isinstance(step, Align):
-        return step.units() * (2.0e-4 if step.source.samples else 1.2e-4)
+        return step.units() * (2.0e-4 if step.source.sampled else 1.2e-4)
     return step.units() * SECONDS_PER_UNIT[type(step)] if type(step) in SECONDS_PER_UNIT else 3.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -209,6 +209,26 @@ class BestOfTwo:
         if self.reduction == "mean":
             chosen, rejected = chosen / x.chosen_length, rejected / x.rejected_length
         return -(x.p_chosen * chosen + (1 - x.p_chosen) * rejected)
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """Any loss under smoothed labels: p becomes (1 - epsilon) p + epsilon (1 - p); at `epsilon` = 1/2 all are ties.
+
+    With DPO it is conservative DPO (E. Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023):
+    a label is right with probability 1 - epsilon. A property of the labels, so the same for every arm and loss of a
+    study (`recipe.label_smoothing`); recordings keep the labels as the judge gave them.
+    """
+
+    loss: Loss
+    epsilon: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.epsilon <= 0.5:
+            raise AligngapError(f"label_smoothing is {self.epsilon!r}: must lie between 0 and 0.5")
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        return self.loss(replace(x, p_chosen=(1 - 2 * self.epsilon) * x.p_chosen + self.epsilon))
 
 
 def classified_right(x: PairLogps) -> Tensor:

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -312,15 +313,23 @@ class Policy(Backbone):
         return out
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[Prompt], n: int, seed: int, batch_size: int = 256) -> list[list[Response]]:
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        seed: int,
+        batch_size: int = 256,
+        mixture: tuple[Policy, float] | None = None,
+    ) -> list[list[Response]]:
         """n responses to each prompt at temperature 1 from the untruncated distribution: a function of its arguments.
 
         `batch_size` bounds the responses generated at once; the result depends on it through the random numbers only.
+        With `mixture=(other, m)` each token is drawn in proportion to self^(1-m) other^m (see `Mixed`).
         """
         out: list[list[Response]] = []
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
             with seeded(derive(seed, "chunk", number), self.device):
-                ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens)
+                ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens, mixture)
             rows = [self.response(row) for row in ids]
             out.extend(rows[i : i + n] for i in range(0, len(rows), n))
         return out
@@ -352,3 +361,24 @@ class Policy(Backbone):
         if gap > 1e-3:
             what = f"log-probabilities differ from its own forward by {gap:.2g} nats"
             raise AligngapError(f"model family `{self.model.config.model_type}`: {what}")
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A sampler of the geometric mixture of policy and reference, token by token: pi^(1-m) pi_ref^m, normalised.
+
+    Who writes in IPO-MD (Calandriello et al. 2024, arXiv 2403.08635) and Nash-MD (Munos et al. 2023, arXiv 2312.00886).
+    m = 0 is the policy, m = 1 the reference, to the same samples at the same seed.
+    """
+
+    policy: Any
+    reference: Policy
+    share: float
+
+    @property
+    def key(self) -> str:
+        return str(self.policy.key)
+
+    def sample(self, prompts: Sequence[Prompt], n: int, seed: int) -> list[list[Response]]:
+        found: list[list[Response]] = self.policy.sample(prompts, n, seed, mixture=(self.reference, self.share))
+        return found

@@ -102,6 +102,9 @@ class Recipe(Settings):
 
     loss: LossSpec = Field(default_factory=LossSpec, description="the loss on pairs")
     optimization: Optimization = Field(description="how every arm is trained")
+    label_smoothing: float = Field(
+        default=0.0, ge=0.0, le=0.5, description="probability with which every label is taken to be wrong"
+    )
 
 
 class Arm(Settings):
@@ -121,6 +124,15 @@ class Arm(Settings):
         default=None, description="who labels them; a recording without one keeps its labels"
     )
     sync_every: int = Field(default=1, ge=1, description="batches the policy writes before it is refreshed; 1: online")
+    reuse: int = Field(default=1, ge=1, description="times that what the policy has written is trained on")
+    candidates: int = Field(
+        default=2, ge=2, description="responses the policy writes to a prompt; the pair is the best and the worst by "
+        "the judge's round robin"
+    )  # fmt: skip
+    mix_reference: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="share m of the reference in the writer: each token is drawn in "
+        "proportion to policy^(1-m) reference^m (IPO-MD, arXiv 2403.08635)"
+    )  # fmt: skip
     soft_labels: bool = Field(default=False, description="labels are the judge's probabilities, not their sign")
     of: str | None = Field(default=None, description="the arm whose recording is replayed")
     order: str = Field(
@@ -136,7 +148,8 @@ class Arm(Settings):
     @model_validator(mode="after")
     def _no_contradiction(self) -> Arm:
         belongs = {
-            "sync_every": ("policy",), "of": ("recording",), "order": ("recording",),
+            "sync_every": ("policy",), "reuse": ("policy",), "candidates": ("policy",), "mix_reference": ("policy",),
+            "of": ("recording",), "order": ("recording",),
             "writers": ("responses",), "mix": ("mixture",), "share": ("mixture",),
             "judge": ("policy", "dataset", "recording", "responses"),
             "soft_labels": ("policy", "dataset", "recording", "responses"),

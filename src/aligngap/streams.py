@@ -11,12 +11,13 @@ pair and not of where it came from (`fit.with_reference`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from .ranking import round_robin
 from .seeding import derive
 from .types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler
 
@@ -111,36 +112,56 @@ class Dataset(Epochs[Pair]):
 class OnPolicy:
     """The current policy writes both responses, a judge labels them: online at `sync_every=1`, semi-online above it.
 
-    When its queue is empty it writes `sync_every` batches with the policy as it stands, then serves them. Prompts come
-    from `prompts` in the same seeded order in which `Dataset` serves rows, so that at equal seeds both arms see the
-    same prompts in the same order.
+    When its queue is empty it writes `sync_every` batches with the policy as it stands, then serves them, `reuse` times
+    over in the same order. Prompts come from `prompts` in the same seeded order in which `Dataset` serves rows, so that
+    at equal seeds both arms see the same prompts in the same order.
+
+    With `candidates` above 2 it writes that many responses to a prompt; the pair is the first and the last of the
+    judge's round robin (`ranking.py`), labelled by the judge as any pair is. `through` turns the policy into the
+    sampler that writes, for instance its mixture with the reference (`policy.Mixed`).
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], judge: Judge, *, seed: int, sync_every: int = 1, soft_labels: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        judge: Judge,
+        *,
+        seed: int,
+        sync_every: int = 1,
+        soft_labels: bool = False,
+        reuse: int = 1,
+        candidates: int = 2,
+        through: Callable[[Sampler], Sampler] | None = None,
     ) -> None:
         if sync_every < 1:
             raise AligngapError(f"sync_every is {sync_every}: must be at least 1 (the whole run is the largest)")
+        if reuse < 1 or candidates < 2:
+            raise AligngapError(f"reuse is {reuse} and candidates {candidates}: must be at least 1 and 2")
         self.prompts = Epochs(prompts, seed)
         self.judge, self.seed, self.sync_every, self.soft_labels = judge, seed, sync_every, soft_labels
+        self.reuse, self.candidates, self.through = reuse, candidates, through
         self.queue: list[Pair] = []
         self.written = 0  # batches written so far: the sampling seed's counter
         self.responses_sampled = 0
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         if len(self.queue) < n:
-            for _ in range(self.sync_every):
-                self.queue.extend(self._write(n, sampler))
+            written = [pair for _ in range(self.sync_every) for pair in self._write(n, sampler)]
+            self.queue.extend(written * self.reuse)
         out, self.queue = self.queue[:n], self.queue[n:]
         return out
 
     def _write(self, n: int, sampler: Sampler) -> list[Pair]:
         prompts = self.prompts.draw(n)
-        written = sampler.sample(prompts, 2, derive(self.seed, "sampling", self.written))
+        writer = sampler if self.through is None else self.through(sampler)
+        written = writer.sample(prompts, self.candidates, derive(self.seed, "sampling", self.written))
         self.written += 1
-        self.responses_sampled += 2 * n
+        self.responses_sampled += self.candidates * n
+        if self.candidates > 2:
+            order = np.argsort(-round_robin(self.judge, prompts, written), axis=1, kind="stable")
+            written = [[w[int(o[0])], w[int(o[-1])]] for w, o in zip(written, order, strict=True)]
         first, second = [w[0] for w in written], [w[1] for w in written]
-        return label(prompts, first, second, self.judge, writer=sampler.key, soft=self.soft_labels)
+        return label(prompts, first, second, self.judge, writer=writer.key, soft=self.soft_labels)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -342,6 +342,7 @@ class Pipeline:
         return Align(
             data=self.data, sft=self.sft, source=self.source(arm), loss=loss, optimization=how,
             checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
+            label_smoothing=study.recipe.label_smoothing,
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:

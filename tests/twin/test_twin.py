@@ -23,7 +23,13 @@ ARMS = {
     "online": {"behavior": "policy", "judge": "proxy"},
     "semi-online": {"behavior": "policy", "judge": "proxy", "sync_every": 4},
     "offline": {"behavior": "dataset", "judge": "golden"},
+    "reused": {"behavior": "policy", "judge": "proxy", "reuse": 3},
+    "of-three": {"behavior": "policy", "judge": "proxy", "candidates": 3},
+    "near-reference": {"behavior": "policy", "judge": "proxy", "mix_reference": 0.5},
     "twin": {"behavior": "recording", "of": "online"},
+    "reused-twin": {"behavior": "recording", "of": "reused"},
+    "of-three-twin": {"behavior": "recording", "of": "of-three"},
+    "near-twin": {"behavior": "recording", "of": "near-reference"},
     "semi-twin": {"behavior": "recording", "of": "semi-online", "order": "in-order"},
     "offline-twin": {"behavior": "recording", "of": "offline"},
     "shuffled": {"behavior": "recording", "of": "online", "order": "shuffled"},
@@ -56,12 +62,14 @@ class Finished:
         return pd.read_parquet(self.ctx.path(self.runs[arm].align) / "log.parquet")
 
 
-@pytest.fixture(scope="module", params=[("t5", "ipo"), ("llama", "dpo")], ids=["t5-ipo", "llama-dpo"])
+@pytest.fixture(
+    scope="module", params=[("t5", "ipo", 0.0), ("llama", "dpo", 0.1)], ids=["t5-ipo", "llama-dpo-smoothed"]
+)
 def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    model, loss = request.param
+    model, loss, smoothing = request.param
     raw = yaml.safe_load(TINY_STUDY) | {"arms": ARMS}
     raw["policy"] = MODELS[model] | {"dropout": 0.1}
-    raw["recipe"]["loss"] = {"name": loss, "beta": 0.1}
+    raw["recipe"] |= {"loss": {"name": loss, "beta": 0.1}, "label_smoothing": smoothing}
     plan = expand(validate(raw, "twin"))
     store = Store(tmp_path_factory.mktemp(model) / "store")
     store.prepare()
@@ -71,7 +79,10 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Finished(plan, ctx)
 
 
-TWINS = [("online", "twin"), ("semi-online", "semi-twin"), ("offline", "offline-twin")]
+TWINS = [
+    ("online", "twin"), ("semi-online", "semi-twin"), ("offline", "offline-twin"), ("reused", "reused-twin"),
+    ("of-three", "of-three-twin"), ("near-reference", "near-twin"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("arm", "twin"), TWINS)
@@ -109,7 +120,9 @@ def test_training_moved_the_policy_and_dropout_was_on(study: Finished) -> None:
     assert study.log("online")["margin"].iloc[0] != 0.0
 
 
-@pytest.mark.parametrize("arm", ["shuffled", "windowed", "semi-online", "offline"])
+@pytest.mark.parametrize(
+    "arm", ["shuffled", "windowed", "semi-online", "offline", "reused", "of-three", "near-reference"]
+)
 def test_other_streams_give_other_weights(study: Finished, arm: str) -> None:
     left, right = study.weights("online", 8), study.weights(arm, 8)
     assert any(not torch.equal(left[name], right[name]) for name in left)

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import TableJudge, prompt, response
 
-from aligngap.best_of_n import PROMPTS_AT_ONCE, best_of_n, round_robin, sizes
+from aligngap.best_of_n import best_of_n, sizes
 from aligngap.measure import Opponent
 from aligngap.policy import Policy
+from aligngap.ranking import PROMPTS_AT_ONCE, round_robin
 from aligngap.records import BEST_OF_N, read_best_of_n, write_table
 from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.types import BEST_OF_N_COLUMNS, Judgement, Prompt, Response

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
-from aligngap.settings import Arm, JudgeSpec, Limits, LossSpec, MeasurementSpec, ModelSpec, Optimization, TokenizerSpec
+from aligngap.settings import (
+    Arm,
+    JudgeSpec,
+    Limits,
+    LossSpec,
+    MeasurementSpec,
+    ModelSpec,
+    Optimization,
+    Recipe,
+    TokenizerSpec,
+)
 from aligngap.steps import Align
 from aligngap.study import expand, load
 
@@ -25,8 +35,10 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     LossSpec: {"name": "ipo"},
     Arm: {
         "judge": None, "sync_every": 1, "soft_labels": False, "of": None, "order": "in-order", "writers": None,
-        "mix": None, "share": 0.5,
+        "mix": None, "share": 0.5, "reuse": 1, "candidates": 2, "mix_reference": 0.0,
     },
+    Recipe: {"label_smoothing": 0.0},
+    Align: {"label_smoothing": 0.0},
     MeasurementSpec: {
         "checkpoints": [10, 20, 40, 80, 160, 320, 640], "prompts": 512, "kl_prompts": 256, "pairs": 1024,
         "opponents": ["golden_policy", "sft", "chosen"], "split": "train", "best_of_n": 16, "best_of_n_prompts": 256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aligngap import registry
-from aligngap.losses import DPO, GPO, GPO_FUNCTIONS, IPO, BestOfTwo, ChiPO, Loss, PairLogps, SLiC, classified_right
+from aligngap.losses import (
+    DPO,
+    GPO,
+    GPO_FUNCTIONS,
+    IPO,
+    BestOfTwo,
+    ChiPO,
+    Loss,
+    PairLogps,
+    SLiC,
+    Smoothed,
+    classified_right,
+)
 from aligngap.types import AligngapError
 
 CONTRASTIVE: list[Loss] = [
@@ -122,6 +135,26 @@ def test_gradients_agree_with_finite_differences(loss: Loss) -> None:
     )
     chosen, rejected, ref_chosen, ref_rejected = draw().requires_grad_(), draw().requires_grad_(), draw(), draw()
     torch.autograd.gradcheck(lambda c, r: loss(logps(c, r, ref_chosen, ref_rejected, p, lengths)), (chosen, rejected))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
+def test_smoothed_labels(loss: Loss, epsilon: float) -> None:
+    """(1 - e) of the loss as labelled and e of the loss of the reversed label; for DPO that is conservative DPO."""
+    smooth = Smoothed(loss, epsilon)
+    for p in (1.0, 0.8, 0.5):
+        sides = [loss(replace(HAND, p_chosen=torch.tensor([q], dtype=torch.float64))) for q in (p, 1 - p)]
+        mixed = (1 - epsilon) * sides[0] + epsilon * sides[1]
+        x = replace(HAND, p_chosen=torch.tensor([p], dtype=torch.float64))
+        torch.testing.assert_close(smooth(x), mixed, atol=1e-12, rtol=1e-12)
+    if epsilon == 0.5:
+        assert smooth(HAND).item() == pytest.approx(smooth(replace(HAND, p_chosen=1 - HAND.p_chosen)).item())
+
+
+def test_smoothing_bounds_the_margin_that_dpo_wants() -> None:
+    assert optimum(Smoothed(DPO(0.1), 0.1), 1.0) == pytest.approx(math.log(0.9 / 0.1) / 0.1, rel=1e-9)
+    with pytest.raises(AligngapError, match="label_smoothing"):
+        Smoothed(DPO(0.1), 0.6)
 
 
 def optimum(loss: Loss, p: float) -> float:

@@ -169,6 +169,8 @@ def streams(kind: str) -> Any:
     online = OnPolicy(PROMPTS, ranks(), seed=4, sync_every=3, soft_labels=True)
     made = {
         "online": lambda: online,
+        "reused": lambda: OnPolicy(PROMPTS, ranks(), seed=4, sync_every=2, reuse=3),
+        "best-of-4": lambda: OnPolicy(PROMPTS, ranks(), seed=4, candidates=4),
         "data": lambda: Dataset(PAIRS, 4),
         "replay": lambda: Replay(PAIRS * 9, order="window:2", batch=4, seed=4),
         "mixture": lambda: Mixture(online, Dataset(PAIRS, 5), share=0.4, seed=6),
@@ -176,7 +178,7 @@ def streams(kind: str) -> Any:
     return made[kind]()
 
 
-@pytest.mark.parametrize("kind", ["online", "data", "replay", "mixture"])
+@pytest.mark.parametrize("kind", ["online", "reused", "best-of-4", "data", "replay", "mixture"])
 @given(st.integers(0, 9), st.integers(1, 5), st.integers(0, 9))
 @settings(max_examples=30)
 def test_a_state_goes_on_exactly_even_mid_queue(kind: str, before: int, batch: int, after: int) -> None:

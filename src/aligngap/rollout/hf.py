@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..batch import Ids, pad
 
@@ -13,23 +15,70 @@ if TYPE_CHECKING:
     from ..policy import Policy
 
 
-def generate(policy: Policy, prompts: Sequence[Ids], n: int, max_new_tokens: int) -> list[list[int]]:
+class GeometricMixture(LogitsProcessor):
+    """Next-token logits (1 - m) own + m other [N, V], whose softmax is own^(1-m) other^m, normalised.
+
+    The other model reads along with a KV cache of its own; `given` is what its forward needs beside the new tokens.
+    """
+
+    def __init__(self, other: Policy, share: float, mask: Tensor, given: dict[str, Any]) -> None:
+        self.other, self.share, self.mask, self.given = other, share, mask, given
+        self.cache: Any = None
+        self.seen = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        new = input_ids[:, self.seen :]
+        if self.other.encoder_decoder:
+            inputs = {"decoder_input_ids": new, "attention_mask": self.mask, **self.given}
+        else:
+            grown = self.mask.new_ones(len(self.mask), input_ids.shape[1] - self.mask.shape[1])
+            mask = torch.cat([self.mask, grown], -1)
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, self.seen :]
+            inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
+        out = self.other.model(**inputs, past_key_values=self.cache, use_cache=True)
+        self.cache, self.seen = out.past_key_values, input_ids.shape[1]
+        mixed: Tensor = (1.0 - self.share) * scores + self.share * out.logits[:, -1].to(scores.dtype)
+        return mixed
+
+
+def mixing(mixture: tuple[Policy, float] | None, ids: Tensor, mask: Tensor, n: int) -> LogitsProcessorList | None:
+    """The processor list for `generate`: rows are prompts repeated n times; None where nothing is mixed in."""
+    if mixture is None:
+        return None
+    other, share = mixture
+    given: dict[str, Any] = {}
+    if other.encoder_decoder:
+        states = other.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        given = {"encoder_outputs": (states.repeat_interleave(n, 0),)}
+    return LogitsProcessorList([GeometricMixture(other, share, mask.repeat_interleave(n, 0), given)])
+
+
+def generate(
+    policy: Policy,
+    prompts: Sequence[Ids],
+    n: int,
+    max_new_tokens: int,
+    mixture: tuple[Policy, float] | None = None,
+) -> list[list[int]]:
     """Generated ids of P x n responses (without the prompt), the n of one prompt adjacent; rows may run past EOS.
 
+    With `mixture=(other, m)` tokens come from policy^(1-m) other^m, normalised at each position.
     Draws from torch's global random state, which the caller has seeded. An encoder runs once per prompt (transformers
     expands its output); a decoder's prompt is prefilled once and its cache repeated.
     """
     model = policy.model
     if policy.encoder_decoder:
         ids, mask = pad(prompts, policy.pad_id, side="right")
+        ids, mask = ids.to(policy.device), mask.to(policy.device)
         out = model.generate(
-            input_ids=ids.to(policy.device), attention_mask=mask.to(policy.device),
-            num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True,
+            input_ids=ids, attention_mask=mask, num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True,
+            logits_processor=mixing(mixture, ids, mask, n),
         )  # fmt: skip
         return [row[1:] for row in out.tolist()]
     ids, mask = pad(prompts, policy.pad_id, side="left")
     ids, mask = ids.to(policy.device), mask.to(policy.device)
     width = ids.shape[1]
+    processors = mixing(mixture, ids, mask, n)
     cache = None
     if n > 1 and width > 1 and bool(mask[:, -2].all()):
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -40,7 +89,7 @@ def generate(policy: Policy, prompts: Sequence[Ids], n: int, max_new_tokens: int
         cache.batch_repeat_interleave(n)
         ids, mask, n = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), 1
     out = model.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=cache,
+        input_ids=ids, attention_mask=mask, past_key_values=cache, logits_processor=processors,
         num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True,
     )  # fmt: skip
     return [row[width:] for row in torch.as_tensor(out).tolist()]

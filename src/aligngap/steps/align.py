@@ -24,6 +24,7 @@ from .judges import FitJudge, OracleJudge, Relabel, Sft, stored_pairs
 
 if TYPE_CHECKING:
     from ..context import Context
+    from ..policy import Policy
 
 
 class Written(Step):
@@ -76,13 +77,14 @@ class Source(Settings):
     recording: Align | None = None
     mixed: list[Source] = Field(default_factory=list)
 
-    def stream(self, ctx: Context, data: Data, seed: int) -> PairStream:
+    def stream(self, ctx: Context, data: Data, seed: int, reference: Policy) -> PairStream:
         """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
+        from ..policy import Mixed
         from ..streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
 
         arm = self.arm
         if self.mixed:
-            first, second = (s.stream(ctx, data, derive(seed, "mixed", i)) for i, s in enumerate(self.mixed))
+            first, second = (s.stream(ctx, data, derive(seed, "mixed", i), reference) for i, s in enumerate(self.mixed))
             return Mixture(first, second, share=arm.share, seed=seed)
         if self.recording is not None:
             pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
@@ -93,11 +95,19 @@ class Source(Settings):
         assert self.judge is not None  # `Arm` has checked it
         prompts = [p.prompt for p in data.pairs(ctx, "train")]
         judge = ctx.judge(self.judge)
-        return OnPolicy(prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels)
+        share = arm.mix_reference
+        return OnPolicy(
+            prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels, reuse=arm.reuse,
+            candidates=arm.candidates, through=(lambda policy: Mixed(policy, reference, share)) if share else None,
+        )  # fmt: skip
 
     @property
-    def samples(self) -> bool:
-        return self.arm.behavior == "policy" or any(s.samples for s in self.mixed)
+    def sampled(self) -> float:
+        """Rough work of writing one pair, in responses sampled and judged twice; 0 where nothing is written."""
+        arm = self.arm
+        if arm.behavior == "policy":
+            return arm.candidates * (arm.candidates - 1) * (1.5 if arm.mix_reference else 1.0) / arm.reuse
+        return max((s.sampled for s in self.mixed), default=0.0)
 
 
 class Align(Step):
@@ -112,6 +122,7 @@ class Align(Step):
     checkpoints: list[int]
     limits: Limits
     seed: int
+    label_smoothing: float = 0.0
 
     @property
     def label(self) -> str:
@@ -128,7 +139,7 @@ class Align(Step):
 
         reference = ctx.policy(self.sft)
         policy = reference.copy(key=f"{self.name}@step0")
-        stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"))
+        stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference)
         trainer = Trainer(policy.model, self.optimization, self.seed)
         measured = set(self.measured_steps)
 
@@ -140,7 +151,7 @@ class Align(Step):
         def prepare(pairs: Sequence[Pair]) -> list[Pair]:
             return with_reference(reference, pairs)
 
-        objective = pair_objective(policy, build_loss(self.loss))
+        objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing))
         outcome = train(
             ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=True
         )
@@ -155,8 +166,15 @@ class Align(Step):
         return ctx.path(self) / "checkpoints" / f"step-{step:06d}"
 
     def units(self) -> float:
-        sampled = 2.0 if self.source.samples else 0.0
-        return (6.0 + 3.0 * sampled) * self.optimization.steps * self.optimization.batch
+        return (6.0 + 3.0 * self.source.sampled) * self.optimization.steps * self.optimization.batch
+
+
+def recipe_loss(spec: LossSpec, label_smoothing: float) -> Any:
+    """The loss of a recipe: the one it names, under its label smoothing."""
+    from ..losses import Smoothed
+
+    loss = build_loss(spec)
+    return Smoothed(loss, label_smoothing) if label_smoothing else loss
 
 
 def build_loss(spec: LossSpec) -> Any:
