@@ -221,7 +221,10 @@ def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
         print(f"{args.left} and {args.right} are the same stream")
         return 0
     print_rows(["setting", args.left, args.right], rows)
-    print("everything else is one recipe and one measurement, shared by construction")
+    if "[" in args.left + args.right:
+        print("everything else is shared by construction")
+    else:
+        print("everything else is one recipe and one measurement, shared by construction")
     return 0
 
 

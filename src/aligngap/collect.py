@@ -22,7 +22,7 @@ COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 def collect(plan: Plan, store: Store, out: Path) -> int:
     """Write the record tables, the resolved study and the provenance; returns the number of runs with measurements.
 
-    Runs not measured yet are left out; the SFT policy's measurement is every run's step 0.
+    Runs not measured yet are left out; the SFT policy's measurement is the step 0 of every run that starts there.
     """
     tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
     about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
@@ -35,7 +35,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         result = store.manifest(run.align.name)["result"]
         about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": result["outcome"]}
         log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
-        for source in (start.name, run.measure.name):
+        for source in [start.name, run.measure.name] if run.align.start is None else [run.measure.name]:
             for table, frames in tables.items():
                 part = store.path(source) / f"{table}.parquet"
                 if part.exists():

@@ -165,8 +165,13 @@ def pair_logps(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     return logps[:n], logps[n:]
 
 
-def with_reference(reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
-    """Pairs with the reference's log-probabilities filled in where they are not stored yet."""
+def with_reference(reference: Policy, pairs: Sequence[Pair], anew: bool = False) -> list[Pair]:
+    """Pairs with the reference's log-probabilities filled in where they are not stored yet.
+
+    `anew`: everywhere, since those stored are another reference's.
+    """
+    if anew:
+        pairs = [replace(p, ref_chosen=None, ref_rejected=None) for p in pairs]
     if all(p.ref_chosen is not None and p.ref_rejected is not None for p in pairs):
         return list(pairs)
     # With gradient, as the policy's forward is: T5's attention takes another kernel without, and h would not be 0.

@@ -320,8 +320,9 @@ class Policy(Backbone):
         seed: int,
         batch_size: int = 256,
         mixture: tuple[Policy, float] | None = None,
+        temperature: float = 1.0,
     ) -> list[list[Response]]:
-        """n responses to each prompt at temperature 1 from the untruncated distribution: a function of its arguments.
+        """n responses to each prompt from the untruncated distribution at a temperature: a function of its arguments.
 
         `batch_size` bounds the responses generated at once; the result depends on it through the random numbers only.
         With `mixture=(other, m)` each token is drawn in proportion to self^(1-m) other^m (see `Mixed`).
@@ -329,7 +330,7 @@ class Policy(Backbone):
         out: list[list[Response]] = []
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
             with seeded(derive(seed, "chunk", number), self.device):
-                ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens, mixture)
+                ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens, mixture, temperature)
             rows = [self.response(row) for row in ids]
             out.extend(rows[i : i + n] for i in range(0, len(rows), n))
         return out

@@ -105,6 +105,10 @@ class Recipe(Settings):
     label_smoothing: float = Field(
         default=0.0, ge=0.0, le=0.5, description="probability with which every label is taken to be wrong"
     )
+    start: str = Field(
+        default="sft", description="the policy that every run starts at and that is the reference of its loss: `sft`, "
+        "or `ARM@STEP` or `ARM@last`, a checkpoint of an arm's run from `sft`; KL is measured from `sft` all the same"
+    )  # fmt: skip
 
 
 class Arm(Settings):
@@ -113,8 +117,8 @@ class Arm(Settings):
     behavior "policy": the current policy, refreshed every `sync_every` steps (1 is online); "dataset": the task's own
     pairs, relabelled by the judge; "recording": the pairs that arm `of` trained on, in `order` (in-order, reversed,
     shuffled, window:K, blocks:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set
-    written once, one response to each of the data's prompts by each of two `writers`; "mixture": each pair from the
-    first arm of `mix` with probability `share`, else from the second.
+    written once, one response to each of the data's prompts by each of two `writers` at `temperature`; "mixture": each
+    pair from the first arm of `mix` with probability `share`, else from the second.
     """
 
     behavior: Literal["policy", "dataset", "recording", "responses", "mixture"] = Field(
@@ -142,6 +146,9 @@ class Arm(Settings):
         default=None,
         description="who wrote a fixed set: `sft`, or `ARM@STEP` or `ARM@last`, a checkpoint of an arm's run",
     )
+    temperature: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="of the writers of a fixed set; above 1 it spreads wider"
+    )
     mix: tuple[str, str] | None = Field(default=None, description="the two arms of a mixture")
     share: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a mixture's pairs from its first arm")
 
@@ -149,7 +156,7 @@ class Arm(Settings):
     def _no_contradiction(self) -> Arm:
         belongs = {
             "sync_every": ("policy",), "reuse": ("policy",), "candidates": ("policy",), "mix_reference": ("policy",),
-            "of": ("recording",), "order": ("recording",),
+            "of": ("recording",), "order": ("recording",), "temperature": ("responses",),
             "writers": ("responses",), "mix": ("mixture",), "share": ("mixture",),
             "judge": ("policy", "dataset", "recording", "responses"),
             "soft_labels": ("policy", "dataset", "recording", "responses"),
@@ -281,17 +288,20 @@ class Study(Settings):
     def seed_list(self) -> list[int]:
         return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
-    def _check_writer(self, arm: str, writer: str) -> None:
-        name, at, step = writer.partition("@")
-        if writer != "sft" and (not at or name not in self.arms or not (step == "last" or step.isdecimal())):
-            raise ValueError(
-                f"arm `{arm}`: writer `{writer}` must be sft, ARM@STEP or ARM@last with an arm of this study"
-            )
-        if name in self.arms and self.arms[name].behavior == "responses":
-            raise ValueError(f"arm `{arm}`: writer `{writer}` is an arm that needs writers itself")
+    def _check_policy(self, where: str, policy: str) -> None:
+        """`sft`, or a checkpoint that is kept of an arm's run."""
+        name, at, step = policy.partition("@")
+        if policy != "sft" and (not at or name not in self.arms or not (step == "last" or step.isdecimal())):
+            raise ValueError(f"{where} `{policy}` must be sft, ARM@STEP or ARM@last with an arm of this study")
         known = [*self.measurement.checkpoints, self.recipe.optimization.steps]
         if step.isdecimal() and int(step) not in known:
-            raise ValueError(f"arm `{arm}`: writer `{writer}` names step {step}, not one of the checkpoints {known}")
+            raise ValueError(f"{where} `{policy}` names step {step}, not one of the checkpoints {known}")
+
+    def _check_writer(self, arm: str, writer: str) -> None:
+        self._check_policy(f"arm `{arm}`: writer", writer)
+        name = writer.partition("@")[0]
+        if name in self.arms and self.arms[name].behavior == "responses":
+            raise ValueError(f"arm `{arm}`: writer `{writer}` is an arm that needs writers itself")
 
     @property
     def models(self) -> list[ModelSpec]:
@@ -324,6 +334,7 @@ class Study(Settings):
             for part in arm_.mix or ():
                 if part not in self.arms or self.arms[part].behavior == "mixture":
                     raise ValueError(f"arm `{name}` mixes `{part}`, which is not an arm that is no mixture itself")
+        self._check_policy("`recipe.start`", self.recipe.start)
         if self.policy.path is not None and "tokenizer" in self.model_fields_set:
             raise ValueError("`tokenizer` belongs to a policy from scratch: a pretrained policy brings its own")
         if self.measurement.kl_prompts > self.measurement.prompts:

@@ -320,7 +320,7 @@ class Pipeline:
             writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
             written = Written(
                 data=self.data, writers=list(writers), at=list(at), judge=judge, reference=self.sft,
-                soft=arm.soft_labels, seed=derive(self.seed, "written"),
+                soft=arm.soft_labels, temperature=arm.temperature, seed=derive(self.seed, "written"),
             )  # fmt: skip
             return Source(arm=arm, dataset=written)
         return Source(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
@@ -334,15 +334,22 @@ class Pipeline:
         return run, run.optimization.steps if step == "last" else int(step)
 
     def recipe_run(self, arm: Arm, role: str) -> Align:
-        """The arm's run at the recipe as it stands."""
+        """The arm's run at the recipe as it stands, from the SFT policy: what writes, is recorded or is an opponent."""
         return self.align(arm, self.study.recipe.loss, self.study.recipe.optimization, role)
 
-    def align(self, arm: Arm, loss: LossSpec, how: Optimization, role: str) -> Align:
+    def run(self, arm: Arm, loss: LossSpec, how: Optimization) -> Align:
+        """One of the study's own runs, from the policy that the recipe says."""
+        start, at = self.writer(self.study.recipe.start)
+        return self.align(arm, loss, how, "run", *((start, at) if isinstance(start, Align) else ()))
+
+    def align(
+        self, arm: Arm, loss: LossSpec, how: Optimization, role: str, start: Align | None = None, at: int | None = None
+    ) -> Align:
         study = self.study
         return Align(
             data=self.data, sft=self.sft, source=self.source(arm), loss=loss, optimization=how,
             checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
-            label_smoothing=study.recipe.label_smoothing,
+            label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:
@@ -359,7 +366,8 @@ class Pipeline:
 
     def probe(self) -> Probe:
         """The two compared arms' policies and the proxy as classifiers along the first one's recording."""
-        runs = {name: self.recipe_run(self.study.arms[name], "run") for name in self.study.compare}
+        recipe, arms = self.study.recipe, self.study.arms
+        runs = {name: self.run(arms[name], recipe.loss, recipe.optimization) for name in self.study.compare}
         return Probe(recording=runs[self.study.compare[0]], policies=runs, golden=self.golden, pairs=self.study.probe)
 
     def measure(self, run: Align | None) -> Measure:
@@ -433,7 +441,7 @@ def expand(study: Study) -> Plan:
                 if chosen is not None and name not in chosen:
                     continue
                 for config, loss, how in settings_of(its, name):
-                    run = made.align(arm, loss, how, "run")
+                    run = made.run(arm, loss, how)
                     shown = f"{name}[{variant}]" if variant else name
                     full = f"{shown} {config} seed={seed}"
                     beta = float(loss.options.get("beta", float("nan")))
@@ -444,14 +452,44 @@ def expand(study: Study) -> Plan:
 
 
 def arm_diff(study: Study, left: str, right: str) -> list[tuple[str, str, str]]:
-    """(setting, left, right) wherever two arms differ; by construction only in their stream and their sweep."""
-    for side in (left, right):
-        if side not in study.arms:
-            raise AligngapError(f"no arm `{side}`{registry.did_you_mean(side, study.arms)}")
-    rows = []
-    a, b = study.arms[left].model_dump(), study.arms[right].model_dump()
-    rows += [(key, str(a[key]), str(b[key])) for key in a if a[key] != b[key]]
-    sweeps = [", ".join(config for config, _, _ in settings_of(study, side)) for side in (left, right)]
-    if sweeps[0] != sweeps[1]:
-        rows.append(("sweep", sweeps[0], sweeps[1]))
+    """(setting, left, right) wherever two arms differ; in one study by construction only in stream and sweep.
+
+    A side may be "ARM[VARIANT]"; then what the variants set is compared as well, under its dotted key.
+    """
+    sides = [side_of(study, side) for side in (left, right)]
+    rows: list[tuple[str, str, str]] = []
+
+    def compare(key: str, values: Sequence[str]) -> None:
+        if values[0] != values[1]:
+            rows.append((key, values[0], values[1]))
+
+    arms = [its.arms[arm].model_dump() for its, arm, _ in sides]
+    for key in arms[0]:
+        compare(key, [str(a[key]) for a in arms])
+    compare("sweep", [", ".join(config for config, _, _ in settings_of(its, arm)) for its, arm, _ in sides])
+    for key in dict.fromkeys(k for _, _, variant in sides if variant for k in study.variants[variant].set):
+        compare(key, [str(dotted(its, key)) for its, _, _ in sides])
     return rows
+
+
+def side_of(study: Study, name: str) -> tuple[Study, str, str]:
+    """The study an arm is run under, the arm, and the variant ("" for the study as it stands)."""
+    arm, bracket, variant = name.partition("[")
+    variant = variant.removesuffix("]")
+    if arm not in study.arms:
+        raise AligngapError(f"no arm `{arm}`{registry.did_you_mean(arm, study.arms)}")
+    if not bracket:
+        return study, arm, ""
+    if variant not in study.variants:
+        raise AligngapError(f"no variant `{variant}`{registry.did_you_mean(variant, study.variants)}")
+    if arm not in (study.variants[variant].arms or study.arms):
+        raise AligngapError(f"arm `{arm}` is not run under variant `{variant}`")
+    return varied(study, variant), arm, variant
+
+
+def dotted(study: Study, key: str) -> Any:
+    """The value of a dotted key of a study; None where a section is not there."""
+    value: Any = study.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

@@ -229,7 +229,7 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "loss": ("str", "name of the loss"),
     "beta": ("float", "regularisation strength of the loss"),
     "learning_rate": ("float", "peak learning rate"),
-    "step": ("int", "optimiser steps taken; 0 is the SFT policy"),
+    "step": ("int", "optimiser steps taken; 0 is the SFT policy, and left out of runs that start elsewhere"),
     "opponent": ("str", "whom the win rate is against: golden_policy, sft or chosen"),
     "kl_nats": (
         "float",

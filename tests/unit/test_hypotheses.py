@@ -134,6 +134,24 @@ def test_quality_is_the_cause_and_is_not() -> None:
     assert poor == {"H2": CONTRADICTED, "R5": SUPPORTED, "support": SUPPORTED}
 
 
+def test_why_final_data_fail() -> None:
+    """Each explanation planted alone is the one that is found: too little support, or the wrong anchor."""
+    names = ("final-vs-final", "final-and-data", "final-and-sft", "final-hot")
+    moved = ("online[from-final]", "final-vs-final[from-final]", "offline[from-final]")
+    rules = ("support", "support sft", "support hot", "anchor", "anchor data", "anchor gap")
+    alike = {"anchor gap": SUPPORTED}
+    for support, anchor in ((0.12, -0.1), (0.0, 0.12)):
+        gaps = {"online": 0.1, "offline": 0.0} | dict(zip(names, (-0.1, *[-0.1 + support] * 3), strict=True))
+        gaps |= dict(zip(moved, (0.3, 0.1 + anchor, 0.1), strict=True))
+        found = outcomes("quality", world(gaps, **SHARP))
+        sure = {r: found[r] for r in rules if found[r] != INCONCLUSIVE}
+        if support:
+            ahead_by = dict.fromkeys(rules[:3], SUPPORTED)
+            assert sure == alike | ahead_by | {"anchor": CONTRADICTED, "anchor data": CONTRADICTED}
+        else:
+            assert sure == alike | {"anchor": SUPPORTED, "anchor data": SUPPORTED}
+
+
 def test_nearness_helps_or_harms() -> None:
     names = ("sft-vs-sft", "sft-vs-mid", "mid-vs-final", "final-vs-final")
     for sign, outcome in ((1, SUPPORTED), (-1, CONTRADICTED)):

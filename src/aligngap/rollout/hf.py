@@ -59,6 +59,7 @@ def generate(
     n: int,
     max_new_tokens: int,
     mixture: tuple[Policy, float] | None = None,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
     """Generated ids of P x n responses (without the prompt), the n of one prompt adjacent; rows may run past EOS.
 
@@ -72,7 +73,7 @@ def generate(
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         out = model.generate(
             input_ids=ids, attention_mask=mask, num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True,
-            logits_processor=mixing(mixture, ids, mask, n),
+            temperature=temperature, logits_processor=mixing(mixture, ids, mask, n),
         )  # fmt: skip
         return [row[1:] for row in out.tolist()]
     ids, mask = pad(prompts, policy.pad_id, side="left")
@@ -90,6 +91,6 @@ def generate(
         ids, mask, n = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0), 1
     out = model.generate(
         input_ids=ids, attention_mask=mask, past_key_values=cache, logits_processor=processors,
-        num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True,
+        num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True, temperature=temperature,
     )  # fmt: skip
     return [row[width:] for row in torch.as_tensor(out).tolist()]

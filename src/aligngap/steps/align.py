@@ -37,6 +37,7 @@ class Written(Step):
     judge: FitJudge | OracleJudge
     reference: Sft
     soft: bool = False
+    temperature: float = 1.0
     seed: int
 
     def run(self, ctx: Context) -> dict[str, Any]:
@@ -47,7 +48,9 @@ class Written(Step):
         sides = []
         for number, (writer, step) in enumerate(zip(self.writers, self.at, strict=True)):
             ctx.progress(number, 4, "sampling")
-            answers = ctx.policy(writer, step).sample(prompts, 1, derive(self.seed, "writer", number))
+            answers = ctx.policy(writer, step).sample(
+                prompts, 1, derive(self.seed, "writer", number), temperature=self.temperature
+            )
             sides.append([a[0] for a in answers])
         names = " vs ".join(
             w.name + (f"@step{s}" if s is not None else "") for w, s in zip(self.writers, self.at, strict=True)
@@ -111,7 +114,10 @@ class Source(Settings):
 
 
 class Align(Step):
-    """One run: a policy starts at the SFT policy and is fitted on its arm's stream, recorded pair by pair."""
+    """One run: a policy starts at the SFT policy and is fitted on its arm's stream, recorded pair by pair.
+
+    With `start` it begins at that run's checkpoint `start_at` instead, which is then also the reference of its loss.
+    """
 
     kind: Literal["align"] = "align"
     data: Data
@@ -123,6 +129,8 @@ class Align(Step):
     limits: Limits
     seed: int
     label_smoothing: float = 0.0
+    start: Align | None = None
+    start_at: int | None = None
 
     @property
     def label(self) -> str:
@@ -137,7 +145,7 @@ class Align(Step):
         from ..fit import Trainer, pair_objective, with_reference
         from ..training import train
 
-        reference = ctx.policy(self.sft)
+        reference = ctx.policy(self.start or self.sft, self.start_at)
         policy = reference.copy(key=f"{self.name}@step0")
         stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference)
         trainer = Trainer(policy.model, self.optimization, self.seed)
@@ -149,7 +157,8 @@ class Align(Step):
                 policy.save(ctx.work / "checkpoints" / f"step-{step:06d}")
 
         def prepare(pairs: Sequence[Pair]) -> list[Pair]:
-            return with_reference(reference, pairs)
+            # Log-probabilities that come with the data are the SFT policy's.
+            return with_reference(reference, pairs, anew=self.start is not None)
 
         objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing))
         outcome = train(
