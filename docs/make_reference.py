@@ -59,6 +59,7 @@ def keys_of(model: type[BaseModel]) -> str:
 SECTIONS: Mapping[type[BaseModel], str] = {
     settings.Study: "The study",
     settings.ModelSpec: "A model: `policy`, `golden.model`, `proxy.model`",
+    settings.LoraSpec: "`lora`, in how steps are taken",
     settings.TokenizerSpec: "`tokenizer`",
     settings.Limits: "`limits`",
     settings.Optimization: (

@@ -156,8 +156,11 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
+    from .lora import check_peft
     from .policy import check_spec, load_tokenizer
 
+    if any(how.lora is not None for how in study.optimizations):
+        check_peft()
     if study.tokenizer.path is not None:
         load_tokenizer(study.tokenizer.path)
     for spec in dict.fromkeys(s.model_dump_json() for s in study.models):

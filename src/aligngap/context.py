@@ -63,18 +63,32 @@ class Context:
         from .policy import Policy
 
         if step.kind == "sft":
-            folder, key = self.path(step) / "policy", step.name
+            folder, key, spec, adapter = self.path(step) / "policy", step.name, step.model, None
         else:
             at = step.optimization.steps if checkpoint is None else checkpoint
-            folder, key = step.checkpoint(self, at), f"{step.name}@step{at}"
+            folder, key, spec = step.checkpoint(self, at), f"{step.name}@step{at}", step.sft.model
+            adapter = step.optimization.lora
 
         def build() -> Policy:
-            dropout = step.model.dropout if step.kind == "sft" else step.sft.model.dropout  # acts in training only
-            policy = Policy.load(folder, response_tokens=step.limits.response_tokens, key=key, dropout=dropout)
+            if adapter is not None and step.kind == "align":  # on the weights it started from, which are in memory
+                return self.start(step).adapted(adapter, key, 0, folder)
+            policy = Policy.load(folder, response_tokens=step.limits.response_tokens, key=key, spec=spec)
             policy.to(self.device)
             return policy
 
         return self.cached(key, build) if step.kind == "sft" else build()
+
+    def start(self, step: Align) -> Policy:
+        """The policy that a run starts from and is held against: the SFT policy, or another run's checkpoint."""
+        other, at = step.start, step.start_at
+        if other is None:
+            return self.policy(step.sft)
+
+        def build() -> Policy:
+            policy = self.policy(other, at)
+            return policy if policy.adapter is None else policy.copy(policy.key).merge()
+
+        return self.cached(("start", other.name, at), build)
 
     def judge(self, step: FitJudge | OracleJudge) -> Judge:
         if step.kind == "oracle":
@@ -85,7 +99,8 @@ class Context:
             return self.cached(key, lambda: SandboxOracle(build_task(step.task), step.seed))
         from .judges.preference_model import PreferenceModel
 
-        return self.cached(step.name, lambda: PreferenceModel.load(self.path(step) / "model").to(self.device))
+        folder, spec = self.path(step) / "model", step.backbone.model
+        return self.cached(step.name, lambda: PreferenceModel.load(folder, spec=spec).to(self.device))
 
     def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
         """Fill in the reference's log-probabilities, batch by batch, with progress."""

@@ -99,12 +99,35 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------- saving, exactly
 
+    def _trained(self) -> dict[str, Tensor]:
+        """The parameters that training moves, where others are frozen (an adapter); empty where all of them move."""
+        every = dict(self.model.named_parameters())
+        trained = {name: p for name, p in every.items() if p.requires_grad}
+        return {} if len(trained) == len(every) else dict(trained)
+
+    def _save_weights(self, file: Path) -> None:
+        if trained := self._trained():
+            save_file({name: p.detach().contiguous() for name, p in trained.items()}, str(file))
+        else:
+            save_model(self.model, str(file))
+
+    def _load_weights(self, file: Path) -> None:
+        if trained := self._trained():
+            saved = load_file(str(file))
+            if saved.keys() != trained.keys():
+                raise ValueError(f"{file}: holds other parameters than those that are trained")
+            with torch.no_grad():
+                for name, p in trained.items():
+                    p.copy_(saved[name])
+        else:
+            load_model(self.model, str(file))
+
     def save(self, folder: Path, stream: Stream, extra: Mapping[str, Any] | None = None) -> None:
         """Write the whole state into `folder`, atomically: beside it first, then renamed."""
         beside = folder.with_name(folder.name + ".writing")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_model(self.model, str(beside / "model.safetensors"))
+        self._save_weights(beside / "model.safetensors")
         state = self.optimizer.state_dict()
         tensors, scalars = dict[str, Tensor](), dict[str, Any]()
         for index, slots in state["state"].items():
@@ -121,7 +144,7 @@ class Trainer:
     def load(self, folder: Path, stream: Stream) -> dict[str, Any]:
         """Go on exactly from `folder`; returns what was saved as `extra`."""
         about: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        load_model(self.model, str(folder / "model.safetensors"))
+        self._load_weights(folder / "model.safetensors")
         slots: dict[int, dict[str, Any]] = {}
         for source in (load_file(str(folder / "optimizer.safetensors")), about["scalars"]):
             for name, value in source.items():

@@ -12,11 +12,12 @@ from __future__ import annotations
 import copy
 import json
 import re
+import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -34,12 +35,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from . import rollout
+from . import lora, rollout
 from .batch import Batch, Ids, collate, pad
 from .seeding import derive
-from .settings import ModelSpec
+from .settings import LoraSpec, ModelSpec
 from .types import AligngapError, Prompt, Response, chunks
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
 DROPOUT_FIELDS = (
     "dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
@@ -57,6 +62,7 @@ def seeded(seed: int, device: torch.device) -> Any:
 
 def quiet() -> None:
     """Silence transformers' warnings and progress bars in this process: the command shows its own progress."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -88,7 +94,7 @@ def first_line(error: BaseException) -> str:
 def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A model from scratch (a function of spec, tokenizer size and seed) or loaded from `spec.path`; in float32."""
     if spec.path is not None:
-        return load_model(spec.path, spec.dropout)
+        return load_model(spec.path, spec)
     config = config_of(spec, vocab_size=len(tokenizer))
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     if config.is_encoder_decoder:
@@ -97,22 +103,37 @@ def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) 
     try:
         with seeded(seed, torch.device("cpu")):
             model: PreTrainedModel = maker.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-            return model
+            return as_told(model, spec)
     except Exception as error:
         raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
 
 
-def load_model(path: str | Path, dropout: float = 0.0) -> PreTrainedModel:
-    """A model from a local folder or hub name, encoder-decoder or decoder-only by its own configuration."""
+def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
+    """A model from a local folder or hub name, encoder-decoder or decoder-only by its own configuration.
+
+    `spec` says how it is run; which model it is, `path` says.
+    """
     try:
         config = AutoConfig.from_pretrained(str(path))
-        set_dropout(config, dropout)
+        set_dropout(config, spec.dropout)
         maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return maker.from_pretrained(str(path), config=config, dtype=torch.float32)
+        return as_told(maker.from_pretrained(str(path), config=config, dtype=torch.float32), spec)
     except Exception as error:
         raise AligngapError(
             f"model {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
         ) from error
+
+
+def as_told(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
+    """The model, set to compute its activations again in the backward pass if the specification says so."""
+    if spec.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            what = f"model family `{model.config.model_type}` has no gradient checkpointing"
+            raise AligngapError(f"{what}; leave gradient_checkpointing out and lower micro_batch")
+        # transformers 5 renames it, and 6 will drop the old name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return model
 
 
 def config_of(spec: ModelSpec, **settings: Any) -> Any:
@@ -155,11 +176,22 @@ def set_dropout(config: Any, dropout: float) -> None:
 
 
 class Backbone:
-    """A transformers model and its tokenizer: hidden states at completion positions, for any family."""
+    """A transformers model and its tokenizer: hidden states at completion positions, for any family.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    `spec` says how the model is run (precision, chat template). `adapter` is PEFT's view of a low-rank adapter that
+    sits in the model, if there is one.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        spec: ModelSpec = PLAIN,
+        adapter: PeftModel | None = None,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
         self.eos_id: int = tokenizer.eos_token_id
         self.encoder_decoder: bool = bool(model.config.is_encoder_decoder)
@@ -173,6 +205,26 @@ class Backbone:
         self.model.to(device)
         return self
 
+    def precision(self) -> Any:
+        """A context for forward passes: bfloat16 matrix products on float32 weights, if the specification says so."""
+        if self.spec.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def attach(self, spec: LoraSpec, seed: int) -> Self:
+        """Put a fresh adapter into this very model: its weights are frozen, and only the adapter trains."""
+        with seeded(seed, self.device):
+            self.adapter = lora.attach(self.model, spec)
+        self.model.eval()
+        return self
+
+    def merge(self) -> Self:
+        """Add the adapter, if there is one, to these very weights: an ordinary model again. Not if they are shared."""
+        if self.adapter is not None:
+            lora.merge(self.adapter)
+            self.adapter = None
+        return self
+
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         return encode_prompt(self.tokenizer, self.encoder_decoder, text)
 
@@ -181,7 +233,10 @@ class Backbone:
 
     def hidden(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
         """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""
-        batch = batch.to(self.device)
+        with self.precision():
+            return self._hidden(batch.to(self.device), prompt_padding)
+
+    def _hidden(self, batch: Batch, prompt_padding: str) -> Tensor:
         if self.encoder_decoder:
             decoded = self._decode(batch, *self.encode(batch.prompts, prompt_padding))
             return decoded[batch.rows, batch.columns]
@@ -246,11 +301,20 @@ class Policy(Backbone):
     """pi(response | prompt): differentiable log-probabilities, seeded samples at temperature 1, saving, loading."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, response_tokens: int, key: str = ""
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        response_tokens: int,
+        key: str = "",
+        spec: ModelSpec = PLAIN,
+        adapter: PeftModel | None = None,
+        base: str = "",
     ) -> None:
-        super().__init__(model, tokenizer)
+        super().__init__(model, tokenizer, spec, adapter)
         self.response_tokens = response_tokens
         self.key = key
+        self.base = base  # whose weights the adapter stands on
         # Every generation default of the loaded model (temperature, top-k, penalties) is dropped: the axis of the
         # study is KL of the policy itself, not of a truncated version of it.
         self.model.generation_config = GenerationConfig(
@@ -260,23 +324,54 @@ class Policy(Backbone):
         )  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | Path, *, response_tokens: int, key: str = "", dropout: float = 0.0) -> Policy:
-        policy = cls(load_model(path, dropout), load_tokenizer(path), response_tokens=response_tokens, key=key)
+    def load(cls, path: str | Path, *, response_tokens: int, key: str = "", spec: ModelSpec = PLAIN) -> Policy:
+        """The policy in a folder, run as `spec` says."""
+        policy = cls(load_model(path, spec), load_tokenizer(path), response_tokens=response_tokens, key=key, spec=spec)
         policy.check_head()
         return policy
 
     def save(self, path: str | Path) -> None:
-        """Write an ordinary Hugging Face folder (safetensors, configuration, tokenizer) for `from_pretrained`."""
+        """Write an ordinary Hugging Face folder (safetensors, configuration, tokenizer) for `from_pretrained`.
+
+        Of a policy with an adapter only the adapter is written, as PEFT does: `merge` it first for an ordinary folder.
+        """
+        if self.adapter is not None:
+            lora.save(self.adapter, Path(path), self.base)
+            return
         self.model.save_pretrained(str(path))
         self.tokenizer.save_pretrained(str(path))
 
+    def _like(self, model: PreTrainedModel, key: str, **more: Any) -> Policy:
+        return Policy(model, self.tokenizer, response_tokens=self.response_tokens, key=key, spec=self.spec, **more)
+
     def copy(self, key: str) -> Policy:
         """The same weights under another name, sharing nothing: what a stream holds while the policy moves on."""
-        return Policy(copy.deepcopy(self.model), self.tokenizer, response_tokens=self.response_tokens, key=key)
+        if self.adapter is None:
+            return self._like(copy.deepcopy(self.model), key)
+        adapter = copy.deepcopy(self.adapter)
+        return self._like(adapter.get_base_model(), key, adapter=adapter, base=self.base)
+
+    def frozen(self) -> Policy:
+        """This policy as the reference of its adapted self: the same weights in memory, frozen as they are there.
+
+        T5's attention takes another kernel where its position bias is trained, and h would not be exactly 0.
+        """
+        return self._like(lora.sharing(self.model), self.key)
+
+    def adapted(self, spec: LoraSpec, key: str, seed: int, folder: Path | None = None) -> Policy:
+        """This policy with a low-rank adapter, fresh or from `folder`, on the same weights in memory.
+
+        The policy itself stays as it is, without the adapter: there is no second copy of the weights.
+        """
+        other = self._like(lora.sharing(self.model), key, base=self.key).attach(spec, seed)
+        if folder is not None and other.adapter is not None:
+            lora.fill(other.adapter, folder)
+        return other
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [M, V] in float32 from hidden states [M, d]."""
+        """Next-token logits [M, V] from hidden states [M, d], in float32 from the output layer on."""
         config = self.model.config
+        hidden = hidden.float() if hidden.dtype == torch.bfloat16 else hidden
         if getattr(config, "scale_decoder_outputs", False):
             hidden = hidden * (config.d_model**-0.5)
         logits: Tensor = self.model.get_output_embeddings()(hidden).float()
@@ -329,7 +424,7 @@ class Policy(Backbone):
         """
         out: list[list[Response]] = []
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
-            with seeded(derive(seed, "chunk", number), self.device):
+            with seeded(derive(seed, "chunk", number), self.device), self.precision():
                 ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens, mixture, temperature)
             rows = [self.response(row) for row in ids]
             out.extend(rows[i : i + n] for i in range(0, len(rows), n))
@@ -345,12 +440,12 @@ class Policy(Backbone):
 
     @torch.no_grad()
     def check_head(self) -> None:
-        """Compare our log-probabilities with the model's own forward pass, once, when weights are loaded."""
+        """Compare our log-probabilities with the model's own forward pass in float32, once, when weights are loaded."""
         vocabulary = self.model.config.vocab_size
         prompt = [3 % vocabulary, 5 % vocabulary, self.eos_id]
         completion = [4 % vocabulary, 6 % vocabulary, self.eos_id]
         batch = collate([prompt], [completion])
-        ours = self.token_logps(batch)
+        ours = self._logps(self._hidden(batch.to(self.device), "right"), batch.targets.to(self.device))
         target = torch.tensor([completion], device=self.device)
         if self.encoder_decoder:
             out = self.model(input_ids=torch.tensor([prompt], device=self.device), labels=target).logits[0]

@@ -17,23 +17,53 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSpec(Settings):
-    """Either `path` (a local folder or a hub name) or `model_type` with `config`, any settings of that family.
+class LoraSpec(Settings):
+    """Low-rank adapters in place of all the weights (Hu et al. 2021, arXiv 2106.09685); needs `aligngap[peft]`.
 
-    `config` takes the field names of the transformers configuration class (for `t5`: d_model, d_kv, d_ff, num_layers,
-    num_decoder_layers, num_heads …); the vocabulary size comes from the tokenizer. `dropout` is 0 unless set.
+    Each chosen linear layer W gets an update (alpha / r) B A of rank r, with B = 0 at the start; W itself stays.
     """
 
-    path: str | None = Field(default=None, description="a local folder or a hub name; null: a model from scratch")
+    r: int = Field(default=16, ge=1, description="rank of the update")
+    alpha: float = Field(default=32.0, gt=0, description="its scale is alpha / r")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout before A, in training only")
+    target_modules: str | list[str] = Field(
+        default="all-linear", description="names of the linear layers; all-linear: every one but the output layer"
+    )
+
+
+class ModelSpec(Settings):
+    """Either `path` (a pretrained model) or `model_type` with `config`, any settings of that family.
+
+    `path` is a local folder, a hub name, a file that ends in `.gguf`, or `package:NAME/FILE`, something inside an
+    installed Python package. `config` takes the field names of the transformers configuration class (for `t5`: d_model,
+    d_kv, d_ff, num_layers, num_decoder_layers, num_heads …); the vocabulary size comes from the tokenizer. Weights and
+    optimiser are in float32 whatever `dtype` says, and so are log-probabilities and KL.
+    """
+
+    path: str | None = Field(
+        default=None, description="a folder, hub name, .gguf file or package:NAME/FILE; null: a model from scratch"
+    )
     model_type: str = Field(default="t5", description="transformers' name of the family, if from scratch")
     config: dict[str, Any] = Field(default_factory=dict, description="sizes of a model from scratch, by field name")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="dropout in training; always off in measurement")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of matrix products; bfloat16 is autocast, on float32 weights"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute activations again in the backward pass: less memory, same result"
+    )
+    chat: bool = Field(default=False, description="write prompts by the tokenizer's chat template")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
         if self.path is not None and self.config:
             raise ValueError("give either `path` (a pretrained model) or `config` (a model from scratch), not both")
         return self
+
+    @property
+    def family(self) -> ModelSpec:
+        """What of the model changes how data are encoded: how it is run, and its sizes, do not."""
+        return ModelSpec(path=self.path, model_type=self.model_type, chat=self.chat)
 
 
 class TokenizerSpec(Settings):
@@ -70,6 +100,7 @@ class Optimization(Settings):
     eps: float = Field(default=1e-8, gt=0, description="of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="of either optimiser")
     grad_clip: float | None = Field(default=1.0, gt=0, description="norm to which gradients are clipped; null: never")
+    lora: LoraSpec | None = Field(default=None, description="train low-rank adapters; null: train all weights")
 
 
 class JudgeSpec(Settings):
@@ -302,6 +333,12 @@ class Study(Settings):
         name = writer.partition("@")[0]
         if name in self.arms and self.arms[name].behavior == "responses":
             raise ValueError(f"arm `{arm}`: writer `{writer}` is an arm that needs writers itself")
+
+    @property
+    def optimizations(self) -> list[Optimization]:
+        """How every stage of the study is trained."""
+        judges = [o for j in (self.golden, self.proxy) for o in (j.optimization, j.pretrain) if o is not None]
+        return [self.sft, self.recipe.optimization, *judges]
 
     @property
     def models(self) -> list[ModelSpec]:

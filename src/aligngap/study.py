@@ -272,9 +272,8 @@ class Pipeline:
         self.study, self.seed = study, seed
         # A pretrained policy brings its own tokenizer.
         tokenizer = study.tokenizer if study.policy.path is None else TokenizerSpec(path=study.policy.path)
-        family = study.policy.model_copy(update={"config": {}, "dropout": 0.0})
         self.data = Data(
-            task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=family,
+            task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=study.policy.family,
             limits=study.limits, seed=seed,
         )  # fmt: skip
         self.sft = self.tuned(study.policy, study.sft)

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import Ids, collate
-from ..policy import Backbone, encode_response, load_model, load_tokenizer, seeded
+from ..policy import PLAIN, Backbone, encode_response, load_model, load_tokenizer, seeded
+from ..settings import ModelSpec
 from ..types import Judgement, Prompt, Response, chunks
 
 
@@ -58,9 +59,16 @@ class PreferenceModel(Backbone):
     """A judge that learns: backbone and head as one module, saved as a Hugging Face folder plus `head.safetensors`."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, key: str, seed: int = 0, batch: int = 128
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        key: str,
+        seed: int = 0,
+        batch: int = 128,
+        spec: ModelSpec = PLAIN,
     ) -> None:
-        super().__init__(model, tokenizer)
+        super().__init__(model, tokenizer, spec)
         self.key, self.batch_size = key, batch
         config = model.config
         self.head = PairHead(getattr(config, "d_model", None) or config.hidden_size, seed)
@@ -78,9 +86,10 @@ class PreferenceModel(Backbone):
         (path / "judge.json").write_text(json.dumps({"kind": "pairwise preference model", "key": self.key}))
 
     @classmethod
-    def load(cls, path: Path, *, batch: int = 128) -> PreferenceModel:
+    def load(cls, path: Path, *, batch: int = 128, spec: ModelSpec = PLAIN) -> PreferenceModel:
+        """The judge in a folder, run as `spec` says."""
         key = json.loads((path / "judge.json").read_text())["key"]
-        judge = cls(load_model(path), load_tokenizer(path), key=key, batch=batch)
+        judge = cls(load_model(path, spec), load_tokenizer(path), key=key, batch=batch, spec=spec)
         judge.head.load_state_dict(load_file(str(path / "head.safetensors")))
         return judge
 
@@ -92,7 +101,7 @@ class PreferenceModel(Backbone):
         # The state at a column has read everything before it, so the states of a response are one column later.
         completions = [tuple(s.first) + close + tuple(s.second) + close for s in shown]
         batch = collate(prompts, completions, [index[tuple(s.prompt)] for s in shown]).to(self.device)
-        states = self.hidden(batch)
+        states = self.hidden(batch).float()
         starts = torch.tensor([len(s.first) + 2 for s in shown], device=self.device)
         ends = batch.lengths - 1
         pooled = []

@@ -145,8 +145,11 @@ class Align(Step):
         from ..fit import Trainer, pair_objective, with_reference
         from ..training import train
 
-        reference = ctx.policy(self.start or self.sft, self.start_at)
-        policy = reference.copy(key=f"{self.name}@step0")
+        reference, key, adapter = ctx.start(self), f"{self.name}@step0", self.optimization.lora
+        if adapter is None:
+            policy = reference.copy(key)
+        else:
+            policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
         stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference)
         trainer = Trainer(policy.model, self.optimization, self.seed)
         measured = set(self.measured_steps)

@@ -42,8 +42,11 @@ class Sft(Step):
 
         tokenizer = ctx.tokenizer(self.data, self.model)
         model = build_model(self.model, tokenizer, derive(self.seed, "initialisation"))
-        policy = Policy(model, tokenizer, response_tokens=self.limits.response_tokens).to(ctx.device)
+        policy = Policy(model, tokenizer, response_tokens=self.limits.response_tokens, spec=self.model)
+        policy.to(ctx.device)
         policy.check_head()
+        if self.optimization.lora is not None:
+            policy.attach(self.optimization.lora, derive(self.seed, "adapter"))
         examples, held_out = (
             [
                 (policy.encode_prompt(p.prompt.text), policy.encode_response(r.text, r.ended))
@@ -62,7 +65,7 @@ class Sft(Step):
         outcome = train(ctx, trainer, Epochs(examples, derive(self.seed, "sft order")), objective)
         if outcome != "ok":
             raise AligngapError(f"sft: {outcome}; lower sft.learning_rate")
-        policy.save(ctx.work / "policy")
+        policy.merge().save(ctx.work / "policy")
         nll = -policy.logps_of([p for p, _ in held_out], [r for _, r in held_out]).sum()
         tokens = sum(len(r) for _, r in held_out)
         return {"held_out_nats_per_token": float(nll) / tokens, "parameters": policy.model.num_parameters()}
@@ -105,9 +108,13 @@ class FitJudge(Step):
             keep = np.random.default_rng(derive(self.seed, "labels")).permutation(len(pairs))[: self.spec.labels]
             pairs = [pairs[int(i)] for i in sorted(keep)]
         folder = ctx.path(self.backbone) / "policy"
-        model = load_model(folder, self.backbone.model.dropout)
-        tokenizer = ctx.tokenizer(self.data, self.backbone.model)
-        judge = PreferenceModel(model, tokenizer, key=self.name, seed=derive(self.seed, "head")).to(ctx.device)
+        spec = self.backbone.model
+        tokenizer = ctx.tokenizer(self.data, spec)
+        judge = PreferenceModel(
+            load_model(folder, spec), tokenizer, key=self.name, seed=derive(self.seed, "head"), spec=spec
+        ).to(ctx.device)
+        if self.spec.optimization.lora is not None:
+            judge.attach(self.spec.optimization.lora, derive(self.seed, "adapter"))
         swaps = np.random.default_rng(derive(self.seed, "shown order"))
 
         def shown(p: Pair, swap: bool) -> Shown:
@@ -121,7 +128,7 @@ class FitJudge(Step):
         outcome = train(ctx, trainer, Epochs(items, derive(self.seed, "judge order")), judge.objective)
         if outcome != "ok":
             raise AligngapError(f"preference model: {outcome}; lower its learning_rate")
-        judge.save(ctx.work / "model")
+        judge.merge().save(ctx.work / "model")
         hard = [p for p in held_out if p.p_chosen != 0.5]
         judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])
         return {
