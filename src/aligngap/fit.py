@@ -221,6 +221,7 @@ def compare_logps(policy: Policy, pairs: Sequence[Pair]) -> PairLogps:
         p_chosen=column([p.p_chosen for p in pairs]),
         chosen_length=column([len(p.chosen.ids) for p in pairs]),
         rejected_length=column([len(p.rejected.ids) for p in pairs]),
+        labelled=torch.tensor([p.labelled for p in pairs], dtype=torch.bool, device=chosen.device),
     )
 
 

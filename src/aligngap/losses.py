@@ -28,7 +28,8 @@ Reduction = Literal["sum", "mean"]
 class PairLogps:
     """What a loss may look at. Every tensor has shape [B]; log-probabilities are sums over tokens, in nats.
 
-    `*_length` counts the tokens of each response (EOS included), for losses that use the token mean.
+    `*_length` counts the tokens of each response (EOS included), for losses that use the token mean. An unlabelled pair
+    has p_chosen 0.5: to a loss that does not ask, it is a tie.
     """
 
     policy_chosen: Tensor
@@ -38,6 +39,7 @@ class PairLogps:
     p_chosen: Tensor
     chosen_length: Tensor
     rejected_length: Tensor
+    labelled: Tensor | None = None  # [B] of bool; None: all are
 
     def margin(self, reduction: Reduction = "sum") -> Tensor:
         """h [B]: the log-ratio of the chosen minus that of the rejected response.
@@ -211,6 +213,45 @@ class BestOfTwo:
         return -(x.p_chosen * chosen + (1 - x.p_chosen) * rejected)
 
 
+#: a preference nearer to 0 or 1 than this counts as this: reward differences then lie within 13.8
+SURE = 1e-6
+
+
+@dataclass(frozen=True)
+class RLOO:
+    """Policy gradient from two samples, each the other's baseline: RLOO, Ahmadian et al. 2024, arXiv 2402.14740, k = 2.
+
+    With R = r - beta log(pi/pi_ref) the estimate is 1/2 (R_1 - R_2) (grad log pi_1 - grad log pi_2): only differences
+    count, and it is minus the gradient of this loss, (d - beta h)^2 / (4 beta) with d = r_chosen - r_rejected.
+
+    `reward="logit"`: d = log(p / (1 - p)), the reward difference of Bradley-Terry; the policy ascends
+    E[r] - beta KL(pi || pi_ref). It reads probabilities, so its arms need `soft_labels`.
+    `reward="win"`: d = p - 1/2; it ascends E[p(y beats y')] - beta KL with y' by the policy as it stands. Pair by pair
+    that is the gradient of IPO divided by 4 beta (compare arXiv 2403.08635): under an optimiser that does not see the
+    scale, online IPO by another name.
+
+    Importance is not corrected. On pairs that the policy as it stands did not write (a data set, a recording,
+    `sync_every` or `reuse` above 1, `mix_reference`) it is no policy gradient but a regression of reward differences
+    (REBEL, Gao et al. 2024, arXiv 2404.16767).
+    """
+
+    beta: float = 0.1
+    reward: Literal["logit", "win"] = "logit"
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        _check_choice("reward", self.reward, ("logit", "win"))
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether hard labels would be read as all but sure: a study refuses arms without `soft_labels`."""
+        return self.reward == "logit"
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        d = torch.logit(x.p_chosen, SURE) if self.reward == "logit" else x.p_chosen - 0.5
+        return (d - self.beta * x.margin()) ** 2 / (4 * self.beta)
+
+
 @dataclass(frozen=True)
 class Smoothed:
     """Any loss under smoothed labels: p becomes (1 - epsilon) p + epsilon (1 - p); at `epsilon` = 1/2 all are ties.
@@ -229,6 +270,28 @@ class Smoothed:
 
     def __call__(self, x: PairLogps) -> Tensor:
         return self.loss(replace(x, p_chosen=(1 - 2 * self.epsilon) * x.p_chosen + self.epsilon))
+
+
+@dataclass(frozen=True)
+class OnPolicyKL:
+    """Any loss where pairs are labelled, and `weight` KL(pi || pi_ref) where they are not: HyPO, arXiv 2406.01462.
+
+    Song et al. 2024 add to an offline loss a KL term, estimated on unlabelled responses of the policy itself. From two
+    of them, with l = log(pi/pi_ref), 1/2 (l_1 - l_2) (grad log pi_1 - grad log pi_2) is an unbiased estimate of the
+    gradient of KL (RLOO with no reward), and it is the gradient of h^2 / 4. The value of the loss is not the KL.
+    """
+
+    loss: Loss
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise AligngapError(f"on_policy_kl is {self.weight!r}: the weight of the KL term must not be negative")
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        if x.labelled is None:
+            return self.loss(x)
+        return torch.where(x.labelled, self.loss(x), self.weight * x.margin() ** 2 / 4)
 
 
 def classified_right(x: PairLogps) -> Tensor:

@@ -20,6 +20,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "gpo": "aligngap.losses:GPO",
         "chi-po": "aligngap.losses:ChiPO",
         "best-of-two": "aligngap.losses:BestOfTwo",
+        "rloo": "aligngap.losses:RLOO",
     },
     "tasks": {
         "sandbox": "aligngap.tasks.sandbox:Sandbox",

@@ -140,6 +140,9 @@ class Recipe(Settings):
         default="sft", description="the policy that every run starts at and that is the reference of its loss: `sft`, "
         "or `ARM@STEP` or `ARM@last`, a checkpoint of an arm's run from `sft`; KL is measured from `sft` all the same"
     )  # fmt: skip
+    on_policy_kl: float = Field(
+        default=0.0, ge=0.0, description="weight of the KL term on unlabelled pairs (HyPO); arms without any ignore it"
+    )
 
 
 class Arm(Settings):
@@ -169,6 +172,10 @@ class Arm(Settings):
         "proportion to policy^(1-m) reference^m (IPO-MD, arXiv 2403.08635)"
     )  # fmt: skip
     soft_labels: bool = Field(default=False, description="labels are the judge's probabilities, not their sign")
+    unlabelled: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="share of pairs that the current policy writes and nobody labels, for "
+        "the KL term of HyPO (arXiv 2406.01462); its weight is `recipe.on_policy_kl`"
+    )  # fmt: skip
     of: str | None = Field(default=None, description="the arm whose recording is replayed")
     order: str = Field(
         default="in-order", description="of a recording: in-order, reversed, shuffled, window:K or blocks:K"
@@ -187,7 +194,8 @@ class Arm(Settings):
     def _no_contradiction(self) -> Arm:
         belongs = {
             "sync_every": ("policy",), "reuse": ("policy",), "candidates": ("policy",), "mix_reference": ("policy",),
-            "of": ("recording",), "order": ("recording",), "temperature": ("responses",),
+            "unlabelled": ("dataset", "responses"), "of": ("recording",), "order": ("recording",),
+            "temperature": ("responses",),
             "writers": ("responses",), "mix": ("mixture",), "share": ("mixture",),
             "judge": ("policy", "dataset", "recording", "responses"),
             "soft_labels": ("policy", "dataset", "recording", "responses"),
@@ -364,6 +372,8 @@ class Study(Settings):
                     raise ValueError(f"`{arm}` stands in two sweeps")
                 swept.add(arm)
         for name, arm_ in self.arms.items():
+            if arm_.unlabelled and not self.recipe.on_policy_kl:
+                raise ValueError(f"arm `{name}` has unlabelled pairs, but `recipe.on_policy_kl` gives them no weight")
             if arm_.of is not None and (arm_.of not in self.arms or self.arms[arm_.of].behavior == "recording"):
                 raise ValueError(f"arm `{name}` replays `{arm_.of}`, which is not an arm that writes its own pairs")
             for writer in arm_.writers or ():

@@ -118,13 +118,14 @@ class OnPolicy:
 
     With `candidates` above 2 it writes that many responses to a prompt; the pair is the first and the last of the
     judge's round robin (`ranking.py`), labelled by the judge as any pair is. `through` turns the policy into the
-    sampler that writes, for instance its mixture with the reference (`policy.Mixed`).
+    sampler that writes, for instance its mixture with the reference (`policy.Mixed`). Without a judge the pairs are
+    unlabelled: what HyPO's KL term is estimated on (`losses.OnPolicyKL`).
     """
 
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        judge: Judge,
+        judge: Judge | None,
         *,
         seed: int,
         sync_every: int = 1,
@@ -137,6 +138,8 @@ class OnPolicy:
             raise AligngapError(f"sync_every is {sync_every}: must be at least 1 (the whole run is the largest)")
         if reuse < 1 or candidates < 2:
             raise AligngapError(f"reuse is {reuse} and candidates {candidates}: must be at least 1 and 2")
+        if judge is None and candidates > 2:
+            raise AligngapError(f"candidates is {candidates}: to pick among them takes a judge")
         self.prompts = Epochs(prompts, seed)
         self.judge, self.seed, self.sync_every, self.soft_labels = judge, seed, sync_every, soft_labels
         self.reuse, self.candidates, self.through = reuse, candidates, through
@@ -157,6 +160,9 @@ class OnPolicy:
         written = writer.sample(prompts, self.candidates, derive(self.seed, "sampling", self.written))
         self.written += 1
         self.responses_sampled += self.candidates * n
+        if self.judge is None:
+            rows = zip(prompts, written, strict=True)
+            return [Pair(p, w[0], w[1], 0.5, 0.5, 0.5, writer.key, labelled=False) for p, w in rows]
         if self.candidates > 2:
             order = np.argsort(-round_robin(self.judge, prompts, written), axis=1, kind="stable")
             written = [[w[int(o[0])], w[int(o[-1])]] for w, o in zip(written, order, strict=True)]
@@ -206,7 +212,10 @@ class Mixture:
 
 
 class Relabelled:
-    """Another stream's pairs, labelled anew by a judge as they are drawn; who wrote them stays what it was."""
+    """Another stream's pairs, labelled anew by a judge as they are drawn; who wrote them stays what it was.
+
+    Unlabelled pairs stay unlabelled.
+    """
 
     def __init__(self, source: PairStream, judge: Judge, *, soft_labels: bool = False) -> None:
         self.source, self.judge, self.soft_labels = source, judge, soft_labels
@@ -221,6 +230,9 @@ class Relabelled:
         fresh = label([p.prompt for p in given], first, second, self.judge, writer="", soft=self.soft_labels)
         out = []
         for old, new in zip(given, fresh, strict=True):
+            if not old.labelled:
+                out.append(old)
+                continue
             swapped = new.chosen is not old.chosen
             refs = (old.ref_rejected, old.ref_chosen) if swapped else (old.ref_chosen, old.ref_rejected)
             out.append(replace(new, writer=old.writer, ref_chosen=refs[0], ref_rejected=refs[1]))
@@ -261,12 +273,12 @@ def pair_to_row(pair: Pair) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "prompt_ids": list(pair.prompt.ids)}
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         row |= {side: response.text, f"{side}_ids": list(response.ids), f"{side}_ended": response.ended}
-    rest = ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected")
+    rest = ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected", "labelled")
     return row | {name: getattr(pair, name) for name in rest}
 
 
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
-    """The inverse of `pair_to_row`, exactly."""
+    """The inverse of `pair_to_row`, exactly. A row of before there were unlabelled pairs is a labelled one."""
     sides = [
         Response(tuple(map(int, row[f"{s}_ids"])), bool(row[f"{s}_ended"]), row[s]) for s in ("chosen", "rejected")
     ]
@@ -274,5 +286,5 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
     refs = [None if row[k] is None or row[k] != row[k] else float(row[k]) for k in ("ref_chosen", "ref_rejected")]
     return Pair(
         prompt, sides[0], sides[1], float(row["p_chosen"]), float(row["judged_forward"]),
-        float(row["judged_backward"]), row["writer"], refs[0], refs[1],
+        float(row["judged_backward"]), row["writer"], refs[0], refs[1], row.get("labelled") is not False,
     )  # fmt: skip

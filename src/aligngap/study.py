@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -194,14 +194,37 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
                 order_of(spec.order, 1, 0, 1)
             except AligngapError as error:
                 raise AligngapError(f"arms.{arm}.order: {error}") from error
-        for variant in study.variants:
-            varied(study, variant)
+        if not name.startswith("variants."):
+            check_labels(study, study.arms, "arms")
+        for variant, its in study.variants.items():
+            check_labels(varied(study, variant), its.arms or study.arms, f"variants.{variant}")
         for grid in study.sweep:
             if "beta" in grid.axes and "beta" not in study.recipe.loss.options and not name.startswith("variants."):
                 raise AligngapError(f"sweep: axis `beta`, but recipe.loss `{study.recipe.loss.name}` sets no beta")
     except AligngapError as error:
         raise AligngapError(f"{name}: {error}") from error
     return study
+
+
+def needs_probabilities(study: Study) -> bool:
+    """Whether the recipe's loss reads the judge's probabilities, so that hard labels would mislead it."""
+    from .steps import build_loss
+
+    return bool(getattr(build_loss(study.recipe.loss), "needs_probabilities", False))
+
+
+def check_labels(study: Study, arms: Iterable[str], where: str) -> None:
+    """Refuse arms with hard labels under a loss that reads probabilities."""
+
+    def soft(arm: Arm) -> bool:
+        if arm.mix is not None:
+            return all(soft(study.arms[part]) for part in arm.mix)
+        return soft(study.arms[arm.of]) if arm.of is not None and arm.judge is None else arm.soft_labels
+
+    for arm in arms if needs_probabilities(study) else ():
+        if arm in study.arms and not soft(study.arms[arm]):
+            loss = study.recipe.loss.name
+            raise AligngapError(f"{where}: loss `{loss}` reads probabilities, so arm `{arm}` needs `soft_labels: true`")
 
 
 def has_oracle(task: Any) -> bool:
@@ -290,7 +313,7 @@ class Pipeline:
             self.opponents["sft"] = self.reference_samples
         if "golden_policy" in study.measurement.opponents:
             # And it meets the study's own golden policy.
-            arm = Arm(behavior="policy", judge="golden")
+            arm = Arm(behavior="policy", judge="golden", soft_labels=needs_probabilities(own.study))
             self.opponents["golden_policy"] = own.responses(own.recipe_run(arm, "golden policy"))
 
     def tuned(self, model: ModelSpec, how: Optimization) -> Sft:
@@ -344,11 +367,12 @@ class Pipeline:
     def align(
         self, arm: Arm, loss: LossSpec, how: Optimization, role: str, start: Align | None = None, at: int | None = None
     ) -> Align:
-        study = self.study
+        study, source = self.study, self.source(arm)
         return Align(
-            data=self.data, sft=self.sft, source=self.source(arm), loss=loss, optimization=how,
+            data=self.data, sft=self.sft, source=source, loss=loss, optimization=how,
             checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
             label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
+            on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:

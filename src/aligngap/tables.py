@@ -20,6 +20,7 @@ PAIR_SCHEMA = pa.schema(
         ("rejected", pa.string()), ("rejected_ids", IDS), ("rejected_ended", pa.bool_()),
         ("p_chosen", pa.float64()), ("judged_forward", pa.float64()), ("judged_backward", pa.float64()),
         ("writer", pa.string()), ("ref_chosen", pa.float64()), ("ref_rejected", pa.float64()),
+        ("labelled", pa.bool_()),
     ]
 )  # fmt: skip
 

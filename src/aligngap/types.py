@@ -76,7 +76,8 @@ class Pair:
     `judged_forward` / `judged_backward` are the judge's raw answers to (chosen, rejected) and (rejected, chosen),
     kept so that position bias can be studied later. `ref_chosen` / `ref_rejected` are the reference's log-probabilities
     of each response (sum over tokens, nats), stored once so that no replay runs the reference again.
-    `writer` names the weights that wrote the responses ("data" for a data set).
+    `writer` names the weights that wrote the responses ("data" for a data set). `labelled` is false where no judge was
+    asked; `p_chosen` is then 0.5 and which response is called chosen means nothing.
     """
 
     prompt: Prompt
@@ -88,6 +89,7 @@ class Pair:
     writer: str
     ref_chosen: float | None = None
     ref_rejected: float | None = None
+    labelled: bool = True
 
     @property
     def key(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:

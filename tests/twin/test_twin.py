@@ -26,7 +26,11 @@ ARMS = {
     "reused": {"behavior": "policy", "judge": "proxy", "reuse": 3},
     "of-three": {"behavior": "policy", "judge": "proxy", "candidates": 3},
     "near-reference": {"behavior": "policy", "judge": "proxy", "mix_reference": 0.5},
+    "soft": {"behavior": "policy", "judge": "proxy", "soft_labels": True},
+    "hypo": {"behavior": "dataset", "judge": "golden", "unlabelled": 0.5},
     "twin": {"behavior": "recording", "of": "online"},
+    "soft-twin": {"behavior": "recording", "of": "soft"},
+    "hypo-twin": {"behavior": "recording", "of": "hypo"},
     "reused-twin": {"behavior": "recording", "of": "reused"},
     "of-three-twin": {"behavior": "recording", "of": "of-three"},
     "near-twin": {"behavior": "recording", "of": "near-reference"},
@@ -69,7 +73,7 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model, loss, smoothing = request.param
     raw = yaml.safe_load(TINY_STUDY) | {"arms": ARMS}
     raw["policy"] = MODELS[model] | {"dropout": 0.1}
-    raw["recipe"] |= {"loss": {"name": loss, "beta": 0.1}, "label_smoothing": smoothing}
+    raw["recipe"] |= {"loss": {"name": loss, "beta": 0.1}, "label_smoothing": smoothing, "on_policy_kl": 0.05}
     plan = expand(validate(raw, "twin"))
     store = Store(tmp_path_factory.mktemp(model) / "store")
     store.prepare()
@@ -81,7 +85,7 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 TWINS = [
     ("online", "twin"), ("semi-online", "semi-twin"), ("offline", "offline-twin"), ("reused", "reused-twin"),
-    ("of-three", "of-three-twin"), ("near-reference", "near-twin"),
+    ("of-three", "of-three-twin"), ("near-reference", "near-twin"), ("soft", "soft-twin"), ("hypo", "hypo-twin"),
 ]  # fmt: skip
 
 
@@ -121,7 +125,7 @@ def test_training_moved_the_policy_and_dropout_was_on(study: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    "arm", ["shuffled", "windowed", "semi-online", "offline", "reused", "of-three", "near-reference"]
+    "arm", ["shuffled", "windowed", "semi-online", "offline", "reused", "of-three", "near-reference", "hypo"]
 )
 def test_other_streams_give_other_weights(study: Finished, arm: str) -> None:
     left, right = study.weights("online", 8), study.weights(arm, 8)
@@ -159,6 +163,18 @@ def test_a_recording_holds_what_the_run_saw(study: Finished) -> None:
         assert (p.p_chosen == 0.5) == (p.judged_forward == p.judged_backward)
         assert p.judged_forward >= p.judged_backward
         assert p.chosen.ended == (p.chosen.ids[-1] == reference.eos_id)
+
+
+def test_hypo_saw_the_data_in_their_order_and_unlabelled_pairs_of_the_policy_as_it_stood(study: Finished) -> None:
+    hypo = study.runs["hypo"].align
+    pairs = hypo.recorded(study.ctx)
+    labelled = [p for p in pairs if p.labelled]
+    assert labelled == study.runs["offline"].align.recorded(study.ctx)[: len(labelled)]
+    assert 16 < len(labelled) < 48  # of 64, each with probability one half
+    for number, p in enumerate(pairs):
+        if not p.labelled:
+            assert (p.p_chosen, p.writer) == (0.5, f"{hypo.name}@step{number // 8}")
+    assert study.log("hypo")["responses_sampled"].iloc[-1] == 2 * (64 - len(labelled))
 
 
 def test_online_and_offline_saw_the_same_prompts_in_the_same_order(study: Finished) -> None:

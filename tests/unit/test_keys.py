@@ -36,9 +36,10 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     Arm: {
         "judge": None, "sync_every": 1, "soft_labels": False, "of": None, "order": "in-order", "writers": None,
         "mix": None, "share": 0.5, "reuse": 1, "candidates": 2, "mix_reference": 0.0, "temperature": 1.0,
+        "unlabelled": 0.0,
     },
-    Recipe: {"label_smoothing": 0.0, "start": "sft"},
-    Align: {"label_smoothing": 0.0, "start": None, "start_at": None},
+    Recipe: {"label_smoothing": 0.0, "start": "sft", "on_policy_kl": 0.0},
+    Align: {"label_smoothing": 0.0, "start": None, "start_at": None, "on_policy_kl": 0.0},
     MeasurementSpec: {
         "checkpoints": [10, 20, 40, 80, 160, 320, 640], "prompts": 512, "kl_prompts": 256, "pairs": 1024,
         "opponents": ["golden_policy", "sft", "chosen"], "split": "train", "best_of_n": 16, "best_of_n_prompts": 256,

@@ -18,9 +18,11 @@ from aligngap.losses import (
     GPO,
     GPO_FUNCTIONS,
     IPO,
+    RLOO,
     BestOfTwo,
     ChiPO,
     Loss,
+    OnPolicyKL,
     PairLogps,
     SLiC,
     Smoothed,
@@ -32,7 +34,11 @@ CONTRASTIVE: list[Loss] = [
     IPO(0.1), IPO(0.5, "target"), IPO(0.3, "beta_h", "mean"), IPO(0.3, "target", "mean"), DPO(0.1), DPO(1.0, "mean"),
     SLiC(0.1), SLiC(0.3, "mean"), *(GPO(0.1, f) for f in GPO_FUNCTIONS), GPO(0.3, "savage", "mean"),  # type: ignore[arg-type]
 ]  # fmt: skip
-LOSSES: list[Loss] = [*CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0)]
+LOSSES: list[Loss] = [
+    *CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0), OnPolicyKL(IPO(0.1), 0.3),
+    RLOO(0.1), RLOO(0.5, "win"),
+]  # fmt: skip
+MIXING = [loss for loss in LOSSES if not isinstance(loss, RLOO)]  # those that mix p l(h) + (1 - p) l(-h)
 
 
 def logps(
@@ -85,6 +91,9 @@ def test_margin_by_hand() -> None:
         (ChiPO(0.1, 0.25), math.log(1 + math.exp(-0.5))),  # 0.1 * 10.02 is cut at 2 * 0.25
         (BestOfTwo(), 10.0),
         (BestOfTwo("mean"), 2.5),
+        (RLOO(0.1, "win"), (0.5 - 0.3) ** 2 / 0.4),
+        (RLOO(0.1), (math.log((1 - 1e-6) / (1 - (1 - 1e-6))) - 0.3) ** 2 / 0.4),  # a hard label is all but sure
+        (OnPolicyKL(IPO(0.1), 0.3), 0.04),
     ],
 )
 def test_by_hand(loss: Loss, value: float) -> None:
@@ -102,6 +111,8 @@ def test_by_hand(loss: Loss, value: float) -> None:
         (ChiPO(0.1, 0.25), 0.75 * math.log(1 + math.exp(-0.5)) + 0.25 * math.log(1 + math.exp(0.5))),
         (BestOfTwo(), 0.75 * 10 + 0.25 * 9),
         (BestOfTwo("mean"), 0.75 * 2.5 + 0.25 * 4.5),
+        (RLOO(0.1), (math.log(3) - 0.3) ** 2 / 0.4),  # 3 to 1 is log 3 of reward
+        (RLOO(0.1, "win"), (0.25 - 0.3) ** 2 / 0.4),
     ],
 )
 def test_soft_labels_by_hand(loss: Loss, value: float) -> None:
@@ -137,7 +148,7 @@ def test_gradients_agree_with_finite_differences(loss: Loss) -> None:
     torch.autograd.gradcheck(lambda c, r: loss(logps(c, r, ref_chosen, ref_rejected, p, lengths)), (chosen, rejected))
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("loss", MIXING, ids=str)
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
 def test_smoothed_labels(loss: Loss, epsilon: float) -> None:
     """(1 - e) of the loss as labelled and e of the loss of the reversed label; for DPO that is conservative DPO."""
@@ -209,7 +220,7 @@ def test_a_tie_does_not_know_which_is_chosen(loss: Loss, x: tuple[float, ...]) -
     assert left == pytest.approx(right, rel=1e-9, abs=1e-9)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=str)
+@pytest.mark.parametrize("loss", MIXING, ids=str)
 @given(pairs)
 def test_a_soft_label_mixes_the_two_hard_ones(loss: Loss, x: tuple[float, ...]) -> None:
     c, r, rc, rr, p, nc, nr = x

@@ -93,10 +93,14 @@ class Source(Settings):
             pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
             replay = Replay(pairs, order=arm.order, batch=width, seed=seed)
             return Relabelled(replay, ctx.judge(self.judge), soft_labels=arm.soft_labels) if self.judge else replay
-        if self.dataset is not None:
-            return Dataset(self.dataset.pairs(ctx, "train"), seed)
-        assert self.judge is not None  # `Arm` has checked it
         prompts = [p.prompt for p in data.pairs(ctx, "train")]
+        if self.dataset is not None:
+            labelled = Dataset(self.dataset.pairs(ctx, "train"), seed)
+            if not arm.unlabelled:
+                return labelled
+            beside = OnPolicy(prompts, None, seed=derive(seed, "unlabelled"))
+            return Mixture(beside, labelled, share=arm.unlabelled, seed=seed)
+        assert self.judge is not None  # `Arm` has checked it
         judge = ctx.judge(self.judge)
         share = arm.mix_reference
         return OnPolicy(
@@ -110,7 +114,13 @@ class Source(Settings):
         arm = self.arm
         if arm.behavior == "policy":
             return arm.candidates * (arm.candidates - 1) * (1.5 if arm.mix_reference else 1.0) / arm.reuse
-        return max((s.sampled for s in self.mixed), default=0.0)
+        return max((s.sampled for s in self.mixed), default=2.0 * arm.unlabelled)
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether some of the pairs may be unlabelled."""
+        replayed = self.recording is not None and self.recording.source.unlabelled
+        return self.arm.unlabelled > 0 or replayed or any(s.unlabelled for s in self.mixed)
 
 
 class Align(Step):
@@ -131,6 +141,7 @@ class Align(Step):
     label_smoothing: float = 0.0
     start: Align | None = None
     start_at: int | None = None
+    on_policy_kl: float = 0.0
 
     @property
     def label(self) -> str:
@@ -163,7 +174,7 @@ class Align(Step):
             # Log-probabilities that come with the data are the SFT policy's.
             return with_reference(reference, pairs, anew=self.start is not None)
 
-        objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing))
+        objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl))
         outcome = train(
             ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=True
         )
@@ -181,12 +192,14 @@ class Align(Step):
         return (6.0 + 3.0 * self.source.sampled) * self.optimization.steps * self.optimization.batch
 
 
-def recipe_loss(spec: LossSpec, label_smoothing: float) -> Any:
-    """The loss of a recipe: the one it names, under its label smoothing."""
-    from ..losses import Smoothed
+def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float) -> Any:
+    """The loss of a recipe: the one it names under its label smoothing, with the KL term for unlabelled pairs."""
+    from ..losses import OnPolicyKL, Smoothed
 
     loss = build_loss(spec)
-    return Smoothed(loss, label_smoothing) if label_smoothing else loss
+    if label_smoothing:
+        loss = Smoothed(loss, label_smoothing)
+    return OnPolicyKL(loss, on_policy_kl) if on_policy_kl else loss
 
 
 def build_loss(spec: LossSpec) -> Any:
