@@ -44,10 +44,13 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
                     frames.append(with_run(frame, run, plan, log, result["outcome"]) if table == "rows" else frame)
     if not count:
         return 0
-    best = [store.path(s.name) / "best_of_n.parquet" for s in plan.references.values() if store.has(s.name)]
+    best = [
+        pd.read_parquet(store.path(s.name) / "best_of_n.parquet").assign(variant=variant)
+        for (_, variant), s in plan.references.items()
+        if store.has(s.name)
+    ]
     if best:
-        frame = pd.concat([pd.read_parquet(part) for part in best], ignore_index=True)
-        records.write_table(out / records.BEST_OF_N, frame, BEST_OF_N_COLUMNS)
+        records.write_table(out / records.BEST_OF_N, pd.concat(best, ignore_index=True), BEST_OF_N_COLUMNS)
     held = {seed: store.path(s.name) / "probe.parquet" for seed, s in plan.probes.items() if store.has(s.name)}
     if held:
         of = plan.study.compare[0]

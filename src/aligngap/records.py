@@ -33,6 +33,9 @@ FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
 BEST_OF_N, PROBE = "best_of_n.parquet", "probe.parquet"
 
+#: columns that tables written before they were declared lack, and what such a table then holds
+ADDED = {"variant": ""}
+
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
@@ -116,11 +119,15 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
             raise AligngapError(
                 f"{path}: records format {int(raw)} is newer than this aligngap reads ({RECORDS_FORMAT}); upgrade"
             )
-        missing = [name for name in columns if name not in found.names]
+        added = [name for name in columns if name in ADDED and name not in found.names]
+        missing = [name for name in columns if name not in (*found.names, *added)]
         if missing:
             raise AligngapError(f"{path}: missing column(s) {', '.join(missing)}; was it written by another tool?")
         try:
-            table = file.read(columns=list(columns)).cast(schema(columns))
+            table = file.read(columns=[name for name in columns if name not in added])
+            for name in added:
+                table = table.append_column(name, pa.array([ADDED[name]] * len(table), pa.string()))
+            table = table.select(list(columns)).cast(schema(columns))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise AligngapError(f"{path}: a column has the wrong type: {_line(error)}") from error
     for name, (kind, _) in columns.items():

@@ -51,6 +51,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "bottleneck": "aligngap.hypotheses.bottleneck:BOTTLENECK",
         "proxy-dial": "aligngap.hypotheses.proxy_dial:PROXY_DIAL",
         "losses": "aligngap.hypotheses.losses:LOSSES",
+        "geometry": "aligngap.hypotheses.geometry:GEOMETRY",
     },
 }
 

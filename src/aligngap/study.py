@@ -252,12 +252,12 @@ class Run:
 @dataclass(frozen=True)
 class Plan:
     """Everything a study needs: its runs, for each the measurement of its SFT policy (step 0 of the run), and per
-    seed the best-of-n reference and the classifiers' probe."""
+    seed the best-of-n reference (once more where a variant changes the task) and the classifiers' probe."""
 
     study: Study
     runs: list[Run]
     start: dict[str, Measure]
-    references: dict[int, BestOfN]
+    references: dict[tuple[int, str], BestOfN]  # by seed and variant
     probes: dict[int, Probe]
 
     def steps(self) -> list[Step]:
@@ -445,7 +445,7 @@ def expand(study: Study) -> Plan:
     _fingerprint.cache_clear()  # files may have changed since this process last looked
     runs: list[Run] = []
     start: dict[str, Measure] = {}
-    references: dict[int, BestOfN] = {}
+    references: dict[tuple[int, str], BestOfN] = {}
     probes: dict[int, Probe] = {}
     settings = {"": study, **{name: varied(study, name) for name in study.variants}}
     for seed in study.seed_list:
@@ -454,10 +454,10 @@ def expand(study: Study) -> Plan:
             made = Pipeline(its, seed, base)
             if base is None:
                 base = made
-                if study.measurement.best_of_n:
-                    references[seed] = made.best_of_n()
                 if study.probe:
                     probes[seed] = made.probe()
+            if study.measurement.best_of_n and (not variant or its.task != study.task):
+                references[seed, variant] = made.best_of_n()
             sft_measured = made.measure(None)
             chosen = study.variants[variant].arms if variant else None
             for name, arm in its.arms.items():

@@ -311,8 +311,9 @@ SAMPLE_COLUMNS: dict[str, tuple[str, str]] = {
     "ended": ("bool", "whether it closed with EOS"),
 }
 
-#: Columns of `best_of_n.parquet`: best-of-n of the SFT policy, one row per seed, opponent and n.
+#: Columns of `best_of_n.parquet`: best-of-n of the SFT policy, one row per variant, seed, opponent and n.
 BEST_OF_N_COLUMNS: dict[str, tuple[str, str]] = {
+    "variant": ("str", "the variant with a task of its own whose SFT policy it is; empty for the study as it stands"),
     "seed": ("int", "as in records"),
     "opponent": ("str", "as in records"),
     "n": ("int", "responses of the SFT policy among which the proxy picks one"),

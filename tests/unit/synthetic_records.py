@@ -175,7 +175,12 @@ def make(
 
 
 def best_of_n_rows(
-    level: float = 0.2, gain: float = 0.05, seeds: Sequence[int] = (0, 1, 2), se: float = 0.015, n: int = 16
+    level: float = 0.2,
+    gain: float = 0.05,
+    seeds: Sequence[int] = (0, 1, 2),
+    se: float = 0.015,
+    n: int = 16,
+    variant: str = "",
 ) -> pd.DataFrame:
     """`best_of_n.parquet` of a planted SFT policy: win rate `level` plus `gain` for every doubling of n."""
     rng = np.random.default_rng(5)
@@ -187,6 +192,7 @@ def best_of_n_rows(
                 win = level + gain * k + shift
                 rows.append(
                     {
+                        "variant": variant,
                         "seed": seed,
                         "opponent": opponent,
                         "n": 2**k,

@@ -15,6 +15,7 @@ from aligngap.measure import Opponent
 from aligngap.policy import Policy
 from aligngap.ranking import PROMPTS_AT_ONCE, round_robin
 from aligngap.records import BEST_OF_N, read_best_of_n, write_table
+from aligngap.stats.reference import gain_per_nat
 from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.types import BEST_OF_N_COLUMNS, Judgement, Prompt, Response
 
@@ -78,13 +79,27 @@ def test_win_rates_are_the_average_over_all_subsets() -> None:
 
 
 def test_rows_are_the_declared_columns_and_come_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    rows = run(5)
-    assert list(rows.columns) == list(BEST_OF_N_COLUMNS)
+    rows = run(5).assign(variant="")[list(BEST_OF_N_COLUMNS)]  # the variant is known to who collects
+    assert set(run(5).columns) == set(rows.columns) - {"variant"}
     assert list(rows["n"]) == [1, 2, 4, 5] * 2
     assert set(rows["seed"]) == {3}
     np.testing.assert_allclose(rows["kl_nats"], best_of_n_kl(rows["n"]))
     write_table(tmp_path / BEST_OF_N, rows, BEST_OF_N_COLUMNS)
     pd.testing.assert_frame_equal(read_best_of_n(tmp_path), rows, check_dtype=False)
+    old = {k: v for k, v in BEST_OF_N_COLUMNS.items() if k != "variant"}  # as tables without variants were written
+    write_table(tmp_path / BEST_OF_N, rows.drop(columns="variant"), old)
+    pd.testing.assert_frame_equal(read_best_of_n(tmp_path), rows, check_dtype=False)
+
+
+def test_gain_per_nat_by_hand() -> None:
+    rows = pd.DataFrame({
+        "variant": "", "seed": 0, "opponent": "sft", "n": [1, 4, 16], "kl_nats": best_of_n_kl(np.array([1, 4, 16])),
+        "win_rate": [0.5, 0.6, 0.7], "win_rate_se": [0.03, 0.01, 0.04],
+    })  # fmt: skip
+    kl = np.log(16) - 15 / 16
+    assert gain_per_nat(rows) == {0: (pytest.approx(0.2 / kl), pytest.approx(0.05 / kl))}
+    assert gain_per_nat(rows, variant="other") == gain_per_nat(rows, "chosen") == {}
+    assert gain_per_nat(rows[rows["n"] == 1]) == {}
 
 
 def test_more_responses_help_and_the_proxy_flatters_itself() -> None:

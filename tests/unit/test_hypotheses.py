@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_records import ArmTruth, make, same_as
+from synthetic_records import ArmTruth, best_of_n_rows, make, same_as
 
 from aligngap import registry
 from aligngap.hypotheses.base import Hypothesis, judge_all
@@ -56,7 +56,7 @@ def outcomes(name: str, view: View) -> dict[str, str]:
 
 
 def test_every_hypothesis_is_whole() -> None:
-    assert len(ALL) == 11
+    assert len(ALL) == 12
     for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
         assert h.name == name
         assert h.question.endswith("?")
@@ -150,6 +150,29 @@ def test_why_final_data_fail() -> None:
             assert sure == alike | ahead_by | {"anchor": CONTRADICTED, "anchor data": CONTRADICTED}
         else:
             assert sure == alike | {"anchor": SUPPORTED, "anchor data": SUPPORTED}
+
+
+def geometry(gaps: tuple[float, float, float], gains: tuple[float, float, float]) -> dict[str, Verdict]:
+    """Verdicts where the peak is inside, as opened, outside: the gap there, and what a doubling of n gains."""
+    worlds = ("peak-in", "", "peak-out")
+    truth = {under("online", w): ArmTruth(gap=g) for w, g in zip(worlds, gaps, strict=True)}
+    truth |= {under("offline", w): ArmTruth() for w in worlds}
+    records, per_prompt, _ = make(truth, opponents=("golden_policy",), **SHARP)
+    best = [best_of_n_rows(0.5, g, range(5), se=0.005, variant=w) for w, g in zip(worlds, gains, strict=True)]
+    return verdicts("geometry", View(records, per_prompt, best_of_n=pd.concat(best)))
+
+
+def test_geometry_is_the_cause_and_is_not() -> None:
+    cause = geometry((0.0, 0.06, 0.12), (0.09, 0.06, 0.03))
+    assert {n: v.outcome for n, v in cause.items()} == dict.fromkeys(cause, SUPPORTED)
+    assert cause["geometry"].effect.value == pytest.approx(0.12, abs=0.02)
+    # Four doublings, 1.835 nats: gains of 0.36 and 0.12 are 0.131 per nat apart, so 0.12 of gap are 0.092 per tenth.
+    assert cause["geometry knob"].effect.value == pytest.approx(4 * 0.06 / 1.835, abs=0.01)
+    assert cause["geometry predicts"].effect.value == pytest.approx(-0.092, abs=0.02)
+    turned = geometry((0.12, 0.06, 0.0), (0.09, 0.06, 0.03))
+    assert (turned["geometry"].outcome, turned["geometry predicts"].outcome) == (CONTRADICTED, CONTRADICTED)
+    idle = geometry((0.06, 0.06, 0.06), (0.06, 0.06, 0.06))
+    assert idle["geometry"].outcome == INCONCLUSIVE
 
 
 def test_nearness_helps_or_harms() -> None:

@@ -22,7 +22,7 @@ from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.estimate import NAN, FloatArray, two_level
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.ratio import ratio
-from aligngap.types import PROBE_COLUMNS, Estimate
+from aligngap.types import BEST_OF_N_COLUMNS, PROBE_COLUMNS, Estimate
 
 #: a weight of an arm in a contrast: one number, or one per seed
 Weights = Mapping[str, float | Mapping[int, float]]
@@ -73,11 +73,13 @@ class View:
         curves: Mapping[str, ArmCurves] | None = None,
         pipeline: Sequence[Mapping[str, Any]] = (),
         probe: pd.DataFrame | None = None,
+        best_of_n: pd.DataFrame | None = None,
     ) -> None:
         self.records = records[records["opponent"] == opponent]
         self._per_prompt = per_prompt[per_prompt["opponent"] == opponent] if len(per_prompt) else per_prompt
         self.opponent, self.online, self.offline, self.pipeline = opponent, online, offline, tuple(pipeline)
         self.probe = empty(PROBE_COLUMNS) if probe is None else probe
+        self.best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
         self.curves = dict(curves) if curves is not None else self._curves(self.records)
         self.arms = tuple(dict.fromkeys(map(str, self.records["arm"])))
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique()))

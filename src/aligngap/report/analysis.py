@@ -139,6 +139,7 @@ def analyse(
         curves=curves[main_opponent],
         pipeline=pipeline,
         probe=probe,
+        best_of_n=best_of_n,
     )
     judged, untested = judge_all((registry.get("hypotheses", n) for n in registry.names("hypotheses")), view)
     arms = featured(arms, judged, (online, offline))
@@ -163,7 +164,7 @@ def analyse(
         main=main,
         judged=judged,
         untested=untested,
-        robust=make_robust(clouds, curves, comparisons, best_of_n, main_opponent, rng_seed),
+        robust=make_robust(clouds, curves, comparisons, best_of_n[best_of_n["variant"] == ""], main_opponent, rng_seed),
         gao=gao_fits(records[records["opponent"] == gao_opponent], arms),
         gao_opponent=gao_opponent,
         warnings=tuple(dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records))),

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from aligngap.hypotheses.verdicts import over_seeds
 from aligngap.stats.axes import AXES, KL
 from aligngap.stats.clouds import Clouds, on_axis
 from aligngap.stats.compare import Comparison, compare, curves_for, peak_of
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.length import length_controlled
 from aligngap.stats.power import Spread, spread_of
-from aligngap.stats.reference import against_best_of_n, reference_table
+from aligngap.stats.reference import against_best_of_n, gain_per_nat, reference_table
 from aligngap.types import Estimate
 
 Pairs = Sequence[tuple[str, str]]
@@ -44,6 +45,7 @@ class Robust:
     against: tuple[Comparison, ...]  # arms minus best-of-n, every opponent
     best_of_n: pd.DataFrame  # against the main opponent, mean over seeds
     spread: Spread | None  # variances behind the main comparison
+    gain: Estimate | None = None  # golden win rate that best-of-n gains per nat against the SFT policy
     warnings: tuple[str, ...] = ()
 
 
@@ -73,7 +75,7 @@ def make_robust(
         for o in few
         for c in against_best_of_n({a: k for a, k in curves[o].items() if a in arms}, best_of_n, o, rng_seed)
     ]
-    here = curves[opponent]
+    here, gains = curves[opponent], gain_per_nat(best_of_n)
     return Robust(
         axes=tuple(c for o in few for c in on_axes(few[o], comparisons[o], pairs, o, rng_seed)),
         length=length,
@@ -85,6 +87,7 @@ def make_robust(
         against=tuple(against),
         best_of_n=reference_table(best_of_n, opponent),
         spread=spread_of(comparisons[opponent][0]),
+        gain=over_seeds(gains).estimate("mean over seeds") if gains else None,
         warnings=tuple(warnings),
     )
 

@@ -163,6 +163,7 @@ def best_of_n(analysis: Analysis) -> Table | None:
         "The SFT policy answers n times and the proxy picks: no training. KL is the analytic ln n − (n − 1)/n, an "
         "upper bound. Win rates are averages over all subsets of n of the sampled responses, mean over seeds, against "
         f"{words.opponent(analysis.opponent)}.",
+        *nearness(analysis),
         *unbeaten(analysis),
     )
     rows = []
@@ -185,6 +186,17 @@ def best_of_n(analysis: Analysis) -> Table | None:
     )
     more_title = "Arms minus best-of-n at equal KL (range, difference ± se, 95% interval, seeds)"
     return Table("best-of-n", "Best-of-n of the SFT policy", notes, header, tuple(rows), more_title, more)
+
+
+def nearness(analysis: Analysis) -> list[str]:
+    """A sentence on how far best-of-n moves the golden win rate per nat: the geometry of this task."""
+    gain = analysis.robust.gain
+    if gain is None:
+        return []
+    return [
+        f"Against the SFT policy the largest n gains {words.pm(gain)} of golden win rate per nat: the less, the "
+        "farther what is good lies from what the SFT policy writes (or the worse the proxy picks)."
+    ]
 
 
 def unbeaten(analysis: Analysis) -> list[str]:

@@ -73,3 +73,22 @@ def reference_table(best_of_n: pd.DataFrame, opponent: str) -> pd.DataFrame:
     return pd.DataFrame(
         out, columns=["n", "kl_nats", "win_rate", "win_rate_se", "proxy_win_rate", "proxy_win_rate_se", "seeds"]
     )
+
+
+def gain_per_nat(best_of_n: pd.DataFrame, opponent: str = "sft", variant: str = "") -> dict[int, tuple[float, float]]:
+    """Per seed how far best-of-n moves the golden win rate per nat, and its standard error: how near to what the SFT
+    policy writes the good responses lie, read without any training.
+
+    (win rate at the largest n - win rate at 1) / (ln n - (n-1)/n). Against the SFT policy itself it starts at one half
+    in every task, so tasks are comparable at equal n. The proxy picks, so its errors are in it. The standard error
+    takes the two win rates as independent; they share prompts, so it is too large rather than too small.
+    """
+    rows = best_of_n[(best_of_n["opponent"] == opponent) & (best_of_n["variant"] == variant)]
+    out = {}
+    for seed, frame in rows.dropna(subset=["win_rate"]).groupby("seed"):
+        one, most = frame.loc[frame["n"].idxmin()], frame.loc[frame["n"].idxmax()]
+        nats = float(most["kl_nats"] - one["kl_nats"])
+        if nats > 0:
+            error = float(np.hypot(one["win_rate_se"], most["win_rate_se"]))
+            out[int(str(seed))] = (float(most["win_rate"] - one["win_rate"]) / nats, error / nats)
+    return out

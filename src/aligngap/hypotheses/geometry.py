@@ -1,0 +1,98 @@
+"""Geometry: does the gap depend on whether the reward's peak lies in the SFT policy's support, and can one tell before?
+
+arXiv 2405.08448, section 7, leaves the question to Tajwar et al. 2024 (arXiv 2404.14367), who find that on-policy data
+help most where the peak is unlikely under the reference. The sandbox moves the peak (`task.peak_in_support`). The
+measure that any task has, real data too, is how far best-of-n of the SFT policy moves the golden win rate per nat.
+Every world has its own golden policy as opponent, so a gap is one of win rates against equally trained opponents.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aligngap.hypotheses.base import Dial, Hypothesis, Point
+from aligngap.hypotheses.rules import Rule, contrast, own
+from aligngap.hypotheses.verdicts import arms_difference, decide, one_seed
+from aligngap.hypotheses.view import View, under
+from aligngap.stats.ratio import slope_weights
+from aligngap.stats.reference import gain_per_nat
+from aligngap.types import Verdict
+
+IN, OUT = "peak-in", "peak-out"
+WORLDS = (IN, "", OUT)
+ARMS = tuple(under(arm, world) for arm in ("online", "offline") for world in WORLDS)
+GAIN = (
+    "golden win rate that best-of-n of the SFT policy gains per nat over n = 1, at the largest n, against that policy"
+)
+RULE_KNOB = (
+    f"The {GAIN}: {IN} minus {OUT}. Supported if the 95% two-level interval lies above 0; contradicted if below 0; "
+    "else inconclusive."
+)
+RULE_PREDICTS = (
+    "Per seed the least-squares slope of online - offline at equal KL, averaged over the log-KL range that all "
+    f"reached, over the {GAIN}. Supported if its 95% two-level interval lies below 0 (the less there is to gain near "
+    "the SFT policy, the wider the gap); contradicted if above 0; else inconclusive. The effect is given for ten "
+    "points of win rate per nat."
+)
+
+
+def knob(view: View, rule: Rule) -> Verdict:
+    found = arms_difference(*(gain_per_nat(view.best_of_n, variant=w) for w in (IN, OUT)))
+    if found is None:
+        return rule.unknown("Best-of-n was not made against the SFT policy in both worlds.")
+    reason = (
+        f"With the peak inside, best-of-n gains {found.value[0]:+.3f} more of win rate per nat than with it outside."
+    )
+    effect = found.estimate("difference of win rate gained per nat, worlds as independent")
+    return rule.found(decide(found.interval()), effect, found.interval(), reason + one_seed(found.n))
+
+
+def predicts(view: View, rule: Rule) -> Verdict:
+    gains = [gain_per_nat(view.best_of_n, variant=w) for w in WORLDS]
+    seeds = [s for s in view.seeds if all(s in g for g in gains)]
+    if not seeds:
+        return rule.unknown("No seed has best-of-n against the SFT policy in every world.")
+    by_seed = {s: 0.1 * slope_weights([g[s][0] for g in gains]) for s in seeds}
+    weights = {
+        under(arm, world): {s: sign * float(by_seed[s][i]) for s in seeds}
+        for i, world in enumerate(WORLDS)
+        for arm, sign in (("online", 1.0), ("offline", -1.0))
+    }
+    found = view.contrast(weights)
+    if not found.defined:
+        return rule.unknown(found.why)
+    low, high = found.interval
+    reason = f"Ten points more of win rate per nat by best-of-n go with {found.effect.value:+.3f} of gap."
+    return rule.found(decide((-high, -low)), found.effect, found.interval, reason + one_seed(len(found.seeds)))
+
+
+def gaps(view: View) -> Dial | None:
+    """The gap of each world against what best-of-n gains there."""
+    points = []
+    for world in view.variants("online"):
+        known = gain_per_nat(view.best_of_n, variant=world)
+        found = view.contrast({under("online", world): 1.0, under("offline", world): -1.0})
+        if known and found.defined:
+            x = float(np.mean([v for v, _ in known.values()]))
+            points.append(Point(x, found.effect.value, *found.interval, world or "as opened"))
+    text = "golden win rate gained per nat by best-of-n of the SFT policy"
+    series = {"online − offline": tuple(points)}
+    return Dial(text, "online − offline at equal KL", series, joined=False, reference=0.0) if points else None
+
+
+GEOMETRY = Hypothesis(
+    name="geometry",
+    question="Does the gap depend on whether the reward's peak lies in the SFT policy's support? Can one tell before?",
+    claim="Not studied (section 7); on-policy data should help most where the peak is unlikely (arXiv 2404.14367).",
+    study="geometry",
+    rules=(
+        own("geometry knob", "", RULE_KNOB, (f"online[{IN}]", f"online[{OUT}]"), knob),
+        contrast(
+            "geometry", {f"online[{OUT}]": 1.0, f"offline[{OUT}]": -1.0, f"online[{IN}]": -1.0, f"offline[{IN}]": 1.0},
+            f"online - offline under {OUT} minus that under {IN}",
+            "On-policy data help most where the reward's peak is unlikely (arXiv 2404.14367; not tested).",
+        ),
+        own("geometry predicts", "", RULE_PREDICTS, ARMS, predicts),
+    ),
+    dial=gaps,
+)  # fmt: skip
