@@ -85,10 +85,10 @@ def gain_per_nat(best_of_n: pd.DataFrame, opponent: str = "sft", variant: str = 
     """
     rows = best_of_n[(best_of_n["opponent"] == opponent) & (best_of_n["variant"] == variant)]
     out = {}
-    for seed, frame in rows.dropna(subset=["win_rate"]).groupby("seed"):
-        one, most = frame.loc[frame["n"].idxmin()], frame.loc[frame["n"].idxmax()]
-        nats = float(most["kl_nats"] - one["kl_nats"])
+    for seed, frame in rows.dropna(subset=["win_rate"]).sort_values("n").groupby("seed"):
+        numbers = frame[["kl_nats", "win_rate", "win_rate_se"]].to_numpy(np.float64)
+        (kl, one, error), (last_kl, most, last_error) = numbers[0], numbers[-1]
+        nats = float(last_kl - kl)
         if nats > 0:
-            error = float(np.hypot(one["win_rate_se"], most["win_rate_se"]))
-            out[int(str(seed))] = (float(most["win_rate"] - one["win_rate"]) / nats, error / nats)
+            out[int(str(seed))] = (float(most - one) / nats, float(np.hypot(error, last_error)) / nats)
     return out
