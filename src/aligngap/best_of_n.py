@@ -51,7 +51,10 @@ def best_of_n(
     rows: list[dict[str, Any]] = []
     for opponent in opponents:
         theirs = [r for r in opponent.responses for _ in range(n)]
-        won = [wins(j.judge(repeated, flat, theirs), len(flat)).reshape(-1, n) for j in (golden, proxy)]
+        won = [
+            wins(j.judge(repeated, flat, theirs).checked(j.key, repeated), len(flat)).reshape(-1, n)
+            for j in (golden, proxy)
+        ]
         for m in sizes(n):
             by_golden, by_proxy = (Estimate.mean(best_of_subsets(score, w, m)) for w in won)
             rows.append({

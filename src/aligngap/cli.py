@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("out", type=Path, help="output folder of a run")
     show = command("show", "the numbers of a run, in the terminal")
     show.add_argument("out", type=Path, help="output folder of a run")
+    show.add_argument("--failures", action="store_true", help="only what failed or went wrong, and at which step")
     diff = command("diff", "in which settings two arms of a study differ")
     of_study(diff)
     diff.add_argument("left")
@@ -105,10 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if debug:
+            raise
+        what = f"{error.filename or 'writing'}: {error.strerror or error}; free space or fix access, then repeat"
+        print(f"aligngap: {one_line(what)}", file=sys.stderr)
+        return 1
 
 
 def one_line(error: object) -> str:
-    return " ".join(str(error).split())
+    """The text on one line, with everything unprintable in it escaped (control characters, right-to-left marks)."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
@@ -125,6 +134,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .collect import collect
     from .execute.console import stages, watch
     from .execute.local import Local
+    from .records import write_failures
     from .report import build_report, headline
     from .store import check_writable
 
@@ -139,6 +149,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     local = Local(store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds)
     outcome = watch(local, made)
     count = collect(made, store, out)
+    write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
         with stages("report") as progress:
             page = build_report(out, command=shlex.join(["aligngap", *words]), progress=progress)
@@ -206,10 +217,16 @@ def report(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def show(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import print_records
-    from .records import read_folder
+    from .execute.console import print_failures, print_records
+    from .records import read_failures, read_folder
     from .report import headline
 
+    if args.failures:
+        failed = read_failures(args.out)
+        print_failures(
+            failed, None if failed and not (args.out / "records.parquet").exists() else read_folder(args.out)
+        )
+        return 0
     print_records(read_folder(args.out).records)
     print(headline(args.out))
     return 0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import yaml
@@ -17,6 +18,12 @@ from .study import Plan, Run
 from .types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
+
+KL_PER_TOKEN_NATS = 5.0  #: above it a policy writes what its reference hardly ever would (e^-5 a token): KL exploded
+EMPTY_TOKENS = 1.5  #: mean length, EOS included, below which responses are empty, if the SFT policy's were twice that
+ENDLESS = (
+    0.95  #: share cut by the limit above which responses no longer end, if fewer than half of the SFT policy's were
+)
 
 
 def collect(plan: Plan, store: Store, out: Path) -> int:
@@ -32,8 +39,11 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         if not store.has(run.measure.name) or not store.has(start.name):
             continue
         count += 1
-        result = store.manifest(run.align.name)["result"]
-        about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": result["outcome"]}
+        outcome = store.manifest(run.align.name)["result"]["outcome"]
+        measured = [store.path(name) / "rows.parquet" for name in (start.name, run.measure.name)]
+        if outcome == "ok" and all(path.exists() for path in measured):
+            outcome = noticed(*(pd.read_parquet(path) for path in measured))
+        about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": outcome}
         log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
         for source in [start.name, run.measure.name] if run.align.start is None else [run.measure.name]:
             for table, frames in tables.items():
@@ -41,7 +51,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
                 if part.exists():
                     frame = pq.read_table(part).to_pandas()
                     frame = frame.assign(arm=run.arm, run=run.name, seed=run.seed)
-                    frames.append(with_run(frame, run, plan, log, result["outcome"]) if table == "rows" else frame)
+                    frames.append(with_run(frame, run, plan, log, outcome) if table == "rows" else frame)
     if not count:
         return 0
     best = [
@@ -71,6 +81,26 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     write_text(out / "study.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return count
+
+
+def noticed(start: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """What a run's measurements say went wrong, with the first step at which they do, or "ok".
+
+    `start` is the SFT policy's measurement. A run is judged after it ended: nothing here stops or repeats it.
+    """
+    columns = ["step", "kl_nats", "length_tokens", "unended"]
+    _, _, length_before, unended_before = start[columns].to_numpy(np.float64)[0]
+    for step, kl, length, unended in rows.sort_values("step")[columns].to_numpy(np.float64):
+        told = []
+        if not kl <= KL_PER_TOKEN_NATS * length:  # nan too
+            told.append(f"KL exploded ({kl:.3g} nats over {length:.3g} tokens)")
+        if length <= EMPTY_TOKENS and length_before >= 2 * EMPTY_TOKENS:
+            told.append(f"responses are empty ({length:.3g} tokens on average, EOS included)")
+        if unended >= ENDLESS and unended_before <= 0.5:
+            told.append(f"responses no longer end ({unended:.0%} cut by the limit)")
+        if told:
+            return f"by step {step:.0f}: {', '.join(told)}"
+    return "ok"
 
 
 def parts(run: Run, start: Measure, store: Store, shown: set[str]) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .runlog import RunLog
 from .store import Store, write_text
-from .types import Judge, Pair, Progress, silent
+from .types import Judge, Pair, Progress, RunFailed, silent
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,8 @@ class Context:
         self.store, self.device_name, self.save_seconds = store, device, save_seconds
         self.work = Path()
         self.progress: Progress = silent
+        self.log = RunLog()
+        self.stopping: Callable[[], bool] = lambda: False  # asked between training steps
         self._cache: OrderedDict[Hashable, Any] = OrderedDict()
 
     @property
@@ -68,6 +71,9 @@ class Context:
             at = step.optimization.steps if checkpoint is None else checkpoint
             folder, key, spec = step.checkpoint(self, at), f"{step.name}@step{at}", step.sft.model
             adapter = step.optimization.lora
+            if not folder.exists() and self.store.has(step.name):
+                outcome = self.store.manifest(step.name)["result"]["outcome"]
+                raise RunFailed(f"needs step {at} of {step.name}, which it never reached: {outcome}")
 
         def build() -> Policy:
             if adapter is not None and step.kind == "align":  # on the weights it started from, which are in memory

@@ -28,6 +28,7 @@ from .optimizers import build_optimizer
 from .policy import Policy, seeded
 from .seeding import derive
 from .settings import Optimization
+from .store import sync
 from .types import Pair, Sampler
 
 #: Per-item losses [B] of a batch of items, and per-item metrics [B] to report.
@@ -139,6 +140,7 @@ class Trainer:
         save_file(tensors, str(beside / "optimizer.safetensors"))
         about = {"step": self.step, "stream": stream.state_dict(), "scalars": scalars, "extra": dict(extra or {})}
         (beside / "state.json").write_text(json.dumps(about))
+        sync(beside)
         os.replace(beside, folder)
 
     def load(self, folder: Path, stream: Stream) -> dict[str, Any]:

@@ -126,7 +126,10 @@ def measure(
     rows: list[dict[str, Any]] = []
     per_prompt: list[dict[str, Any]] = []
     for opponent in opponents:
-        won = {name: wins(j.judge(prompts, own, opponent.responses), len(prompts)) for name, j in judges.items()}
+        won = {
+            name: wins(j.judge(prompts, own, opponent.responses).checked(j.key, prompts), len(prompts))
+            for name, j in judges.items()
+        }
         golden, proxy = won["golden"], won["proxy"]
         oracle = won.get("oracle", np.full(len(prompts), np.nan))
         opponent_lengths = [len(r.ids) for r in opponent.responses]

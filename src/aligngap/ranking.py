@@ -31,7 +31,7 @@ def round_robin(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Seque
         asked = [prompts[i] for i in part for _ in pairs]
         first = [answers[i][a] for i in part for a, _ in pairs]
         second = [answers[i][b] for i in part for _, b in pairs]
-        p = judge.judge(asked, first, second).p_win.reshape(len(part), len(pairs))
+        p = judge.judge(asked, first, second).checked(judge.key, asked).p_win.reshape(len(part), len(pairs))
         total = np.zeros((len(part), n))
         for k, (a, b) in enumerate(pairs):
             total[:, a] += p[:, k]

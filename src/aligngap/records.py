@@ -7,10 +7,11 @@ written beside its place and renamed, and NaN (null on disk) means undefined. No
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from aligngap.types import (
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
 BEST_OF_N, PROBE = "best_of_n.parquet", "probe.parquet"
+FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
 ADDED = {"variant": ""}
@@ -49,6 +51,7 @@ class Tables:
     samples: pd.DataFrame
     best_of_n: pd.DataFrame
     probe: pd.DataFrame
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 def schema(columns: Columns) -> pa.Schema:
@@ -95,7 +98,8 @@ def write_table(path: Path | str, rows: pd.DataFrame | Sequence[Mapping[str, Any
                 os.unlink(name)
             raise
     except OSError as error:
-        raise AligngapError(f"{path}: cannot write: {error.strerror or error}") from error
+        error.filename = error.filename or str(path)
+        raise
     return path
 
 
@@ -177,7 +181,32 @@ def read_folder(out_dir: Path | str) -> Tables:
     samples = read_samples(folder) if (folder / SAMPLES).exists() else empty(SAMPLE_COLUMNS)
     best_of_n = read_best_of_n(folder) if (folder / BEST_OF_N).exists() else empty(BEST_OF_N_COLUMNS)
     probe = read_probe(folder) if (folder / PROBE).exists() else empty(PROBE_COLUMNS)
-    return Tables(records, per_prompt, samples, best_of_n, probe)
+    return Tables(records, per_prompt, samples, best_of_n, probe, read_failures(folder))
+
+
+def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
+    """Keep what became of the steps that failed (name -> one line), or that none did."""
+    path = folder / FAILURES
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(json.dumps(dict(failures), indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """The steps that failed when the study was last run, and why; empty if none did."""
+    path = folder / FAILURES
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AligngapError(f"{path}: cannot be read ({_line(error)}); remove it, or run the study again") from error
+    if not isinstance(found, dict):
+        raise AligngapError(f"{path}: must map steps to messages; remove it, or run the study again")
+    return {str(name): str(message) for name, message in found.items()}
 
 
 def empty(columns: Columns) -> pd.DataFrame:

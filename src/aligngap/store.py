@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,9 @@ from filelock import FileLock, Timeout
 
 from .types import AligngapError
 
+#: What a step keeps in its work folder until it is finished and no longer: training states, journals, parts.
+SCRATCH = ("state-*", "log", "recording", "measured-*.json", ".*")
+
 
 def digest(value: Any) -> str:
     """20 hex digits of the SHA-256 of canonical JSON."""
@@ -28,17 +32,57 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write a file whole or not at all; `durable`: and wait until it is on the disk."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:
             out.write(text)
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def sync(folder: Path) -> None:
+    """Wait until a folder and all in it are on the disk: what is renamed afterwards is whole even if power fails."""
+    for place, _, files in os.walk(folder):
+        for name in (*files, "."):
+            handle = os.open(os.path.join(place, name), os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder; a kill half-way never leaves a part of a folder under its own name."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+        return
+    if not path.name.startswith("."):
+        beside = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(beside, ignore_errors=True)
+        path = path.replace(beside)
+    shutil.rmtree(path)
+
+
+def tidy(work: Path) -> None:
+    """Remove what a step needed only while it was at work."""
+    for left in sorted({p for pattern in SCRATCH for p in work.glob(pattern)}):
+        discard(left)
+
+
+def disk_trouble(error: BaseException) -> OSError | None:
+    """The operating system's complaint behind an error, if there is one; compiled libraries wrap it in their own."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def check_writable(folder: Path) -> None:
@@ -81,6 +125,8 @@ class Store:
         lock = FileLock(str(self.root / "partial" / f"{name}.lock"))
         try:
             with lock.acquire(timeout=wait_seconds):
+                if not self.has(name) and (self.partial(name) / "manifest.json").is_file():
+                    self._publish(name)  # killed between the two
                 if self.has(name):
                     yield None
                     return
@@ -92,10 +138,18 @@ class Store:
             raise AligngapError(f"{self.partial(name)}: {what}") from error
 
     def finish(self, name: str, manifest: Mapping[str, Any]) -> Path:
-        """Turn the work folder into the artifact: manifest last, then one rename."""
+        """Turn the work folder into the artifact: everything on the disk, the manifest, then one rename.
+
+        From the manifest on the work is whole: a kill then costs only the tidying up.
+        """
         work = self.partial(name)
-        write_text(work / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        final = self.path(name)
+        sync(work)
+        write_text(work / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n", durable=True)
+        return self._publish(name)
+
+    def _publish(self, name: str) -> Path:
+        work, final = self.partial(name), self.path(name)
+        tidy(work)
         if final.exists():
             shutil.rmtree(final)  # a folder without manifest cannot be an artifact
         os.replace(work, final)

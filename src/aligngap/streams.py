@@ -255,7 +255,7 @@ def label(
     soft: bool = False,
 ) -> list[Pair]:
     """Pairs [B] labelled by the judge in both orders; hard sign labels (a tie is kept with p = 1/2) unless `soft`."""
-    judged = judge.judge(prompts, first, second)
+    judged = judge.judge(prompts, first, second).checked(judge.key, prompts)
     p = judged.p_win if soft else judged.hard
     pairs = []
     for i, prompt in enumerate(prompts):

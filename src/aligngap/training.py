@@ -7,16 +7,20 @@ from its newest state and ends with the same bytes.
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from .fit import Objective, Step, Stream, Trainer, fit
+from .store import discard
 from .streams import pair_from_row, pair_to_row
 from .tables import PAIR_SCHEMA, read_rows, write_rows
+from .types import JudgeFailed, Stopped
 
 if TYPE_CHECKING:
     from .context import Context
@@ -48,7 +52,19 @@ class Journal:
 def newest_state(work: Path) -> Path | None:
     """The newest whole state folder, if any."""
     states = [p for p in work.glob("state-*") if re.fullmatch(r"state-\d{8}", p.name)]
-    return max(states, key=lambda p: p.name, default=None)
+    return next((p for p in sorted(states, reverse=True) if is_whole(p)), None)
+
+
+def is_whole(state: Path) -> bool:
+    """Whether a state can be read: what a dying disk or machine has torn is passed over for an older one."""
+    try:
+        json.loads((state / "state.json").read_text())
+        for part in ("model", "optimizer"):
+            with safe_open(state / f"{part}.safetensors", "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def train(
@@ -65,7 +81,9 @@ def train(
     """Train to the end, or until loss or gradient is not finite; returns the outcome: "ok" or what went wrong.
 
     `after(step)` is called after every step, before any state that includes it is saved. Leaves `log.parquet` in
-    `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on.
+    `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on. The
+    states and journals stay until the step is finished, so that a kill after the last step costs no training. A judge
+    that answers no probability ends the run with that outcome. Raises Stopped, the state saved, if `ctx.stopping()`.
     """
     log = Journal(ctx.work / "log")
     recording = Journal(ctx.work / "recording", PAIR_SCHEMA)
@@ -73,6 +91,7 @@ def train(
     if state is not None:
         trainer.load(state, stream)
         after(trainer.step)
+        ctx.log.note("resumed", step=trainer.step)
     log.rewind(trainer.step)
     recording.rewind(trainer.step)
     outcome, saved = "ok", time.monotonic()
@@ -81,23 +100,36 @@ def train(
         log.flush(trainer.step)
         recording.flush(trainer.step)
         folder = ctx.work / f"state-{trainer.step:08d}"
+        if folder.exists():
+            discard(folder)
         trainer.save(folder, stream)
+        ctx.log.note("saved", step=trainer.step)
         for old in ctx.work.glob("state-*"):
             if old != folder:
                 discard(old)
 
-    for step in fit(trainer, stream, objective, sampler, prepare):
-        log.rows.append(log_row(step, stream))
-        if record_pairs:
-            recording.rows.extend(pair_to_row(p) for p in step.items)
-        if not step.finite:
-            outcome = f"diverged at step {step.number}: loss {step.loss}, gradient norm {step.grad_norm}"
-            break
-        after(step.number)
-        ctx.progress(step.number, trainer.how.steps, f"loss {step.loss:.3f}")
-        if time.monotonic() - saved > ctx.save_seconds and step.number < trainer.how.steps:
-            save()
-            saved = time.monotonic()
+    try:
+        for step in fit(trainer, stream, objective, sampler, prepare):
+            log.rows.append(log_row(step, stream))
+            if record_pairs:
+                recording.rows.extend(pair_to_row(p) for p in step.items)
+            ctx.log.step(step.number, loss=step.loss, grad_norm=step.grad_norm, learning_rate=step.learning_rate)
+            if not step.finite:
+                outcome = f"diverged at step {step.number}: loss {step.loss}, gradient norm {step.grad_norm}"
+                break
+            after(step.number)
+            if ctx.stopping():
+                save()
+                raise Stopped
+            ctx.progress(step.number, trainer.how.steps, f"loss {step.loss:.3f}")
+            if time.monotonic() - saved > ctx.save_seconds and step.number < trainer.how.steps:
+                save()
+                saved = time.monotonic()
+    except JudgeFailed as error:
+        outcome = f"stopped at step {trainer.step + 1}: {error}"
+    state = newest_state(ctx.work)
+    if outcome == "ok" and state is not None and state.name != f"state-{trainer.step:08d}":
+        save()  # a run this long is not trained again for a kill in what follows
     log.flush(trainer.step)
     recording.flush(trainer.step)
     rows = log.collect()
@@ -106,20 +138,8 @@ def train(
         write_rows(ctx.work / "recording.parquet", pairs, PAIR_SCHEMA)
         count_pairs(rows, pairs, trainer.how.batch)
     write_rows(ctx.work / "log.parquet", rows)
-    # States go first: a kill in between begins anew, where a state without its journal would leave rows out.
-    for folder in (*sorted(ctx.work.glob("state-*")), log.folder, recording.folder):
-        discard(folder)
-    for left in ctx.work.glob(".*.removed"):
-        shutil.rmtree(left)
+    ctx.log.note("trained", step=trainer.step, outcome=outcome)
     return outcome
-
-
-def discard(folder: Path) -> None:
-    """Remove a folder; a kill half-way never leaves a part of it under its own name."""
-    beside = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(beside, ignore_errors=True)
-    folder.replace(beside)
-    shutil.rmtree(beside)
 
 
 def log_row(step: Step, stream: Any) -> dict[str, Any]:

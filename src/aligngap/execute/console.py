@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from .local import Local, Outcome
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..records import Tables
     from ..steps import Step
     from ..study import Plan
 
@@ -47,7 +48,8 @@ class Eta:
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed: noted, not raised, so that no library can swallow it; a second one is raised."""
+    """Whether Ctrl-C was pressed, or SIGTERM came (a machine that is taken away): noted, not raised, so that no library
+    can swallow it; a second one is raised."""
     pressed: list[int] = []
 
     def note(number: int, frame: object) -> None:
@@ -55,11 +57,12 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def watch(local: Local, plan: Plan) -> Outcome:
@@ -210,3 +213,15 @@ def print_records(records: pd.DataFrame) -> None:
     print_rows(
         ["arm", "opponent", "seeds", "KL (nats)", "highest win rate", "at KL", "configuration", "seed", "step"], rows
     )
+
+
+def print_failures(failed: Mapping[str, str], tables: Tables | None) -> None:
+    """Steps that failed, then runs whose outcome is not `ok`, a line each."""
+    rows = list(failed.items())
+    if tables is not None:
+        bad = tables.records[tables.records["outcome"] != "ok"].drop_duplicates("run")
+        rows += [(str(run), str(outcome)) for run, outcome in zip(bad["run"], bad["outcome"], strict=True)]
+    if rows:
+        print_rows(["step or run", "what happened"], rows)
+    else:
+        print("nothing failed, and every run ended well")

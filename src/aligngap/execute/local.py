@@ -1,27 +1,35 @@
 """Run steps on this machine: a pool of worker processes, needs before what needs them, nothing finished is lost.
 
 Each worker holds one step at a time under the store's lock. A failed step fails what needs it and nothing else. If the
-command is killed, workers end with it, and the same command goes on from their newest saved state.
+command is stopped, workers save their state and leave; if it is killed, they end with it. Either way the same command
+goes on from the newest saved state.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..provenance import provenance
+from ..runlog import RunLog
 from ..steps import Step, step_from_json
-from ..store import Store, write_text
-from ..types import AligngapError, RunFailed
+from ..store import Store, disk_trouble, write_text
+from ..types import AligngapError, RunFailed, Stopped
+
+PATIENCE_SECONDS = 20.0  # for workers to reach their next step and save
 
 _worker: dict[str, Any] = {}
 
@@ -45,26 +53,39 @@ def make(step: Step, store: Store, ctx: Any) -> bool:
         if work is None:
             return False
         ctx.work = work
-        ctx.progress = _Reporter(store.root / "partial" / f"{step.name}.progress")
+        reporter = _Reporter(store.root / "partial" / f"{step.name}.progress", ctx.stopping)
+        ctx.progress, ctx.log = reporter, RunLog(store.root / "partial" / f"{step.name}.log.jsonl")
+        ctx.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name)
         started = time.monotonic()
-        about = step.run(ctx)
+        try:
+            about = step.run(ctx)
+        except BaseException as error:
+            with suppress(OSError):  # a full disk may be the very reason
+                ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
+            raise
         manifest = {
             "kind": step.kind, "version": step.version, "configuration": step.configuration,
             "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
             "provenance": provenance(ctx.device_name, time.monotonic() - started),
         }  # fmt: skip
         store.finish(step.name, manifest)
-        ctx.progress.path.unlink(missing_ok=True)
+        ctx.log.note("finished")
+        reporter.path.unlink(missing_ok=True)
     return True
 
 
 class _Reporter:
-    """Progress as a small file that the command reads: works for any worker, on any terminal or none."""
+    """Progress as a small file that the command reads: works for any worker, on any terminal or none.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.last = path, 0.0
+    Where a step says how far it is, it can also be stopped; training saves first, see `training.train`.
+    """
+
+    def __init__(self, path: Path, stopping: Callable[[], bool]) -> None:
+        self.path, self.last, self.stopping = path, 0.0, stopping
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        if self.stopping():
+            raise Stopped
         now = time.monotonic()
         if now - self.last > 0.4:
             self.last = now
@@ -77,7 +98,14 @@ def _start(root: str, device: str, threads: int, save_seconds: float, parent: in
             time.sleep(0.5)
         os._exit(1)
 
+    def leave(number: int, frame: object) -> None:
+        if not _worker.get("busy"):
+            os._exit(0)
+        _worker["stopping"] = True
+
     threading.Thread(target=leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the command decides what follows
+    signal.signal(signal.SIGTERM, leave)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
@@ -86,25 +114,54 @@ def _start(root: str, device: str, threads: int, save_seconds: float, parent: in
 
     torch.set_num_threads(threads)
     quiet()
-    _worker["ctx"] = Context(Store(Path(root)), device, save_seconds)
+    ctx = Context(Store(Path(root)), device, save_seconds)
+    ctx.stopping = lambda: bool(_worker.get("stopping"))
+    _worker["ctx"] = ctx
 
 
 def _work(text: str) -> tuple[str, str]:
     """Runs in a worker: ("made" | "found" | "bad input" | "failed", what to say)."""
     ctx = _worker["ctx"]
     step = step_from_json(text)
+    _worker["busy"] = True
     try:
         return ("made" if make(step, ctx.store, ctx) else "found"), ""
+    except Stopped:
+        os._exit(0)
     except AligngapError as error:
         return "bad input", str(error)
-    except OSError as error:
-        where = error.filename or ctx.store.root
-        return "failed", f"{where}: {error.strerror or error}; free space or fix access, then repeat"
-    except Exception as error:  # the sweep goes on without this run; the traceback is kept beside its work
-        log = ctx.store.partial(step.name).with_suffix(".error")
-        write_text(log, traceback.format_exc())
-        first_line = next(iter(str(error).splitlines()), "")
-        return "failed", f"{type(error).__name__}: {first_line} (traceback: {log})"
+    except RunFailed as error:
+        return "failed", str(error)
+    except Exception as error:  # the sweep goes on without this run
+        return "failed", _told(error, step, ctx.store)
+    finally:
+        _worker["busy"] = False
+
+
+def _told(error: Exception, step: Step, store: Store) -> str:
+    """A line about an error nobody foresaw; the traceback is kept beside the step's work, unless the disk refuses."""
+    if disk := disk_trouble(error):
+        return f"{disk.filename or store.root}: {disk.strerror or disk}; free space or fix access, then repeat"
+    log = store.partial(step.name).with_suffix(".error")
+    with suppress(OSError):
+        write_text(log, "".join(traceback.format_exception(error)))
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line} (traceback: {log})"
+
+
+def end(processes: Sequence[Any], patience_seconds: float) -> None:
+    """Ask workers to save and leave; those that have not after a while, or at a second Ctrl-C, are killed."""
+    left = {p.sentinel: p for p in processes}
+    try:
+        for process in processes:
+            process.terminate()
+        limit = time.monotonic() + patience_seconds
+        while left and time.monotonic() < limit:
+            for sentinel in multiprocessing.connection.wait(list(left), max(0.0, limit - time.monotonic())):
+                del left[sentinel]
+    finally:
+        for process in left.values():
+            process.kill()
 
 
 class Local:
@@ -145,6 +202,7 @@ class Local:
             try:
                 while waiting or running:
                     if stopped():
+                        print("aligngap: stopping at the next step …", file=sys.stderr, flush=True)
                         raise KeyboardInterrupt
                     for name, step in sorted(waiting.items(), key=lambda item: -rank[item[0]]):
                         lost = [n.name for n in step.inputs.values() if n.name in broken]
@@ -176,8 +234,7 @@ class Local:
             except BaseException:
                 processes = list((getattr(pool, "_processes", None) or {}).values())  # shutdown forgets them
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in processes:
-                    process.terminate()
+                end(processes, PATIENCE_SECONDS)
                 raise
 
     def position(self, step: Step) -> tuple[float, str]:

@@ -63,6 +63,7 @@ def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysi
         pipeline=_pipeline(_json(folder / "provenance.json")),
         best_of_n=tables.best_of_n,
         probe=tables.probe,
+        failures=tables.failures,
     )
 
 

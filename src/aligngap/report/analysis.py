@@ -122,6 +122,7 @@ def analyse(
     pipeline: Sequence[Mapping[str, Any]] = (),
     best_of_n: pd.DataFrame | None = None,
     probe: pd.DataFrame | None = None,
+    failures: Mapping[str, str] | None = None,
 ) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
@@ -167,7 +168,9 @@ def analyse(
         robust=make_robust(clouds, curves, comparisons, best_of_n[best_of_n["variant"] == ""], main_opponent, rng_seed),
         gao=gao_fits(records[records["opponent"] == gao_opponent], arms),
         gao_opponent=gao_opponent,
-        warnings=tuple(dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records))),
+        warnings=tuple(
+            dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records) + failed(failures or {}))
+        ),
     )
 
 
@@ -208,7 +211,15 @@ def stopped(records: pd.DataFrame) -> list[str]:
     if not len(bad):
         return []
     reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].value_counts().head(4).items())
-    return [f"{len(bad)} run(s) stopped early: {reasons}."]
+    return [f"{len(bad)} run(s) did not end well: {reasons}."]
+
+
+def failed(failures: Mapping[str, str]) -> list[str]:
+    """Sentences about steps that failed, so that what needs them is missing here."""
+    if not failures:
+        return []
+    told = "; ".join(f"{name}: {message}" for name, message in list(failures.items())[:4])
+    return [f"{len(failures)} step(s) failed, and what needs them is missing: {told.rstrip('.')}."]
 
 
 def dynamics(records: pd.DataFrame, opponent: str, columns: list[str]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from ..settings import (
     Optimization,
     Settings,
 )
-from ..types import AligngapError, Pair, PairStream
+from ..types import AligngapError, Pair, PairStream, RunFailed
 from .base import Step
 from .data import Data
 from .judges import FitJudge, OracleJudge, Relabel, Sft, stored_pairs
@@ -181,8 +181,12 @@ class Align(Step):
         return {"outcome": outcome, "last_step": trainer.step}
 
     def recorded(self, ctx: Context) -> list[Pair]:
+        """The pairs the run trained on, in order; RunFailed if it ended before its last step."""
         from ..tables import read_pairs
 
+        outcome = ctx.store.manifest(self.name)["result"]["outcome"]
+        if outcome != "ok":
+            raise RunFailed(f"replays {self.name}, which has no whole recording: {outcome}")
         return read_pairs(ctx.path(self) / "recording.parquet")
 
     def checkpoint(self, ctx: Context, step: int) -> Path:

@@ -13,7 +13,7 @@ from ..settings import (
     Optimization,
     Settings,
 )
-from ..types import AligngapError, Pair
+from ..types import Pair, RunFailed
 from .base import Step
 from .data import Data
 
@@ -64,7 +64,7 @@ class Sft(Step):
         trainer = Trainer(policy.model, self.optimization, self.seed)
         outcome = train(ctx, trainer, Epochs(examples, derive(self.seed, "sft order")), objective)
         if outcome != "ok":
-            raise AligngapError(f"sft: {outcome}; lower sft.learning_rate")
+            raise RunFailed(f"sft: {outcome}; lower sft.learning_rate")
         policy.merge().save(ctx.work / "policy")
         nll = -policy.logps_of([p for p, _ in held_out], [r for _, r in held_out]).sum()
         tokens = sum(len(r) for _, r in held_out)
@@ -127,7 +127,7 @@ class FitJudge(Step):
         trainer = Trainer(judge.module, self.spec.optimization, self.seed)
         outcome = train(ctx, trainer, Epochs(items, derive(self.seed, "judge order")), judge.objective)
         if outcome != "ok":
-            raise AligngapError(f"preference model: {outcome}; lower its learning_rate")
+            raise RunFailed(f"preference model: {outcome}; lower its learning_rate")
         judge.merge().save(ctx.work / "model")
         hard = [p for p in held_out if p.p_chosen != 0.5]
         judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])

@@ -121,8 +121,6 @@ class Measure(Step):
                 rows.extend({"step": step, **row} for row in read)
             if rows:
                 write_rows(ctx.work / f"{table}.parquet", rows)
-        for step in done:
-            (ctx.work / f"measured-{step:06d}.json").unlink()
         return {"steps": done}
 
     def units(self) -> float:
