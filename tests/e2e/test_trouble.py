@@ -67,7 +67,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan, ctx = study(), Context(Store(folder / "store"))
     ctx.store.prepare()
     for step in plan.steps():
-        if step.kind not in ("align", "measure"):
+        if step.kind != "align" and getattr(step, "run_", None) is None:
             make(step, ctx.store, ctx)
     return folder
 
