@@ -7,7 +7,7 @@ pairs (Figure 6, self-classification), which needs a study whose `probe` is not 
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
 
 from aligngap.hypotheses.base import COMMON, Dial, Hypothesis, Point
 from aligngap.hypotheses.rules import Rule, own
@@ -90,7 +90,7 @@ def explains(view: View, rule: Rule) -> Verdict:
 
 def ranks_correlate(x: FloatArray, y: FloatArray) -> FloatArray:
     """Spearman's correlation of x [C, B] with y [C, B], column by column [B]."""
-    a, b = rankdata(x, axis=0), rankdata(y, axis=0)
+    a, b = (pd.DataFrame(v).rank().to_numpy() for v in (x, y))
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0)))

@@ -48,7 +48,8 @@ def last_values(records: pd.DataFrame, arm: str, column: str) -> Ends:
 
     The runs share the held-out pairs, so the standard error of their mean is taken as their mean standard error.
     """
-    rows = records[(records["arm"] == arm) & records[column].notna() & (records["step"] > 0)]
+    mask = (records["arm"] == arm) & records[column].notna() & (records["step"] > 0)
+    rows = records[["run", "seed", "step", column, f"{column}_se"]][mask]
     if not len(rows):
         return {}
     rows = rows.sort_values("step", kind="stable").drop_duplicates("run", keep="last")

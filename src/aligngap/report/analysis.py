@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,19 @@ FEATURED = 7
 #: the place of a verdict that is about no assertion of the paper
 LAST = 1000
 OPPONENT_ORDER = ("golden_policy", "sft", "chosen")
+
+#: column -> axis label
+DYNAMICS = {
+    "accuracy": "accuracy on held-out D_golden",
+    "chosen_log_ratio": "log-ratio of winners, nats",
+    "rejected_log_ratio": "log-ratio of losers, nats",
+    "length_tokens": "response length, tokens",
+    "entropy_nats": "entropy per token, nats",
+    "unended": "share of unended responses",
+}
+SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
+#: what is drawn of a checkpoint
+DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,28 @@ class Analysis:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Every verdict, those on the paper's assertions R1 to R13 first, in their order."""
         return tuple(sorted((v for j in self.judged for v in j.verdicts), key=lambda v: assertion(v.name)))
+
+    def checkpoints(self, opponent: str, arm: str) -> pd.DataFrame:
+        """An arm's rows against an opponent, the columns that are drawn; undefined values included."""
+        if opponent not in self._by_arm:
+            rows = self.records[list(DRAWN)][self.records["opponent"] == opponent]
+            self._by_arm[opponent] = {str(name): part for name, part in rows.groupby("arm", sort=False)}
+        return self._by_arm[opponent].get(arm, self.records[list(DRAWN)].iloc[:0])
+
+    @cached_property
+    def _by_arm(self) -> dict[str, dict[str, pd.DataFrame]]:
+        return {}
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """`dynamics` of every quantity that was measured."""
+        columns = [c for c in DYNAMICS if self.records[c].notna().any()]
+        return dynamics(self.records, self.opponent, columns) if columns else pd.DataFrame()
+
+    @cached_property
+    def sft_level(self) -> float:
+        """Win rate of the SFT policy against the main opponent, mean over seeds; nan if not measured."""
+        return sft_level(self.records[["seed", "step", "win_rate"]][self.records["opponent"] == self.opponent])
 
 
 def assertion(name: str) -> int:
@@ -166,7 +202,7 @@ def analyse(
         judged=judged,
         untested=untested,
         robust=make_robust(clouds, curves, comparisons, best_of_n[best_of_n["variant"] == ""], main_opponent, rng_seed),
-        gao=gao_fits(records[records["opponent"] == gao_opponent], arms),
+        gao=gao_fits(records, gao_opponent, arms),
         gao_opponent=gao_opponent,
         warnings=tuple(
             dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records) + failed(failures or {}))
@@ -175,13 +211,16 @@ def analyse(
 
 
 def gao_fits(
-    rows: pd.DataFrame, arms: tuple[str, ...], min_kl: float = 0.1, cap: int = 4000
+    records: pd.DataFrame, opponent: str, arms: tuple[str, ...], min_kl: float = 0.1, cap: int = 4000
 ) -> dict[tuple[str, str], dict[str, GaoFit]]:
     """Both laws for the golden and the proxy win rate of each arm: the gain is the win rate minus its step-0 value."""
     out: dict[tuple[str, str], dict[str, GaoFit]] = {}
+    scores = ("win_rate", "proxy_win_rate", "oracle_win_rate")
+    wanted = ["arm", "run", "seed", "step", "kl_nats", *scores, *(f"{s}_se" for s in scores)]
+    rows = records[wanted][records["opponent"] == opponent]
     for arm in arms:
         mine = rows[rows["arm"] == arm]
-        for score in ("win_rate", "proxy_win_rate", "oracle_win_rate"):
+        for score in scores:
             base = mine[mine["step"] == 0].groupby("seed")[score].mean()
             later = mine[(mine["kl_nats"] >= min_kl) & mine[score].notna()]
             if len(later) > cap:
@@ -198,16 +237,16 @@ def gao_fits(
     return out
 
 
-def sft_level(records: pd.DataFrame, opponent: str, column: str = "win_rate") -> float:
-    """Win rate of the SFT policy (step 0) against an opponent, mean over seeds; nan if not measured."""
-    rows = records[(records["step"] == 0) & (records["opponent"] == opponent)]
-    values = rows.groupby("seed")[column].mean()
+def sft_level(rows: pd.DataFrame, column: str = "win_rate") -> float:
+    """Score of the SFT policy (step 0) in these rows, mean over seeds; nan if not measured."""
+    values = rows[["seed", column]][rows["step"] == 0].groupby("seed")[column].mean()
     return float(values.mean()) if len(values) else float("nan")
 
 
 def stopped(records: pd.DataFrame) -> list[str]:
     """Sentences about runs that did not end well."""
-    bad = records[~records["outcome"].isin(["ok"]) & records["outcome"].notna()].drop_duplicates("run", keep="last")
+    mask = ~records["outcome"].isin(["ok"]) & records["outcome"].notna()
+    bad = records[["run", "outcome"]][mask].drop_duplicates("run", keep="last")
     if not len(bad):
         return []
     reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].value_counts().head(4).items())
@@ -224,7 +263,7 @@ def failed(failures: Mapping[str, str]) -> list[str]:
 
 def dynamics(records: pd.DataFrame, opponent: str, columns: list[str]) -> pd.DataFrame:
     """Per arm and step: mean over runs and seeds of each column, their least and greatest, and how many runs."""
-    rows = records[records["opponent"] == opponent]
+    rows = records[["arm", "step", *columns]][records["opponent"] == opponent]
     grouped = rows.groupby(["arm", "step"])[columns].agg(["mean", "min", "max", "count"])
     grouped.columns = ["_".join(map(str, pair)) for pair in grouped.columns.to_flat_index()]
     return grouped.reset_index()
@@ -241,7 +280,8 @@ def samples_at_equal_kl(
     samples, rows = analysis.samples, analysis.records
     if not len(samples):
         return float("nan"), -1, []
-    rows = rows[(rows["opponent"] == analysis.opponent) & rows["kl_nats"].notna()]
+    mask = (rows["opponent"] == analysis.opponent) & rows["kl_nats"].notna()
+    rows = rows[["run", "arm", "seed", "step", "config", "kl_nats"]][mask]
     rows = rows.merge(samples[["run", "step"]].drop_duplicates(), on=["run", "step"])
     best: tuple[float, float, int, pd.DataFrame] | None = None
     for seed in sorted(rows["seed"].unique()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,29 +12,21 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.base import Judged
-from aligngap.report.analysis import Analysis, dynamics, sft_level
+from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, sft_level
 from aligngap.report.dials import draw_dial
 from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import peak_of
 
 FORMATS = ("png", "svg", "pdf")
-MAX_POINTS = 4000
+#: points of one arm in one figure, drawn and in its CSV; with more, every so many
+MAX_POINTS = 1500
+#: a scatter of more points is an image inside SVG and PDF
+DENSE = 500
 #: what the best-of-n line is called in every figure
 REFERENCE = "best-of-n of the SFT policy"
 #: figures of the page itself, so that the hypothesis of that name needs none
 OWN = ("opening",)
-
-#: column -> axis label
-DYNAMICS = {
-    "accuracy": "accuracy on held-out D_golden",
-    "chosen_log_ratio": "log-ratio of winners, nats",
-    "rejected_log_ratio": "log-ratio of losers, nats",
-    "length_tokens": "response length, tokens",
-    "entropy_nats": "entropy per token, nats",
-    "unended": "share of unended responses",
-}
-SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
 
 
 def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
@@ -53,7 +46,10 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
             j.hypothesis.name: partial(of_hypothesis, judged=j) for j in analysis.judged if j.hypothesis.name not in OWN
         },
     }
-    made = []
+    #: arms of those that show frontiers: the same arms make the same figure
+    shown = {**{j.hypothesis.name: j.arms for j in analysis.judged if not j.dial}, "opening": analysis.arms}
+    made: list[Path] = []
+    drawn_before: dict[tuple[str, ...], str] = {}
     style: Any = {
         "font.size": 9,
         "font.family": "sans-serif",
@@ -73,12 +69,20 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "figure.dpi": 100,
     }
     for name, maker in makers.items():
+        same = drawn_before.setdefault(shown.get(name, (name,)), name)
+        if same != name:
+            if folder / f"{same}.png" in made:
+                for suffix in (*FORMATS, "csv"):
+                    shutil.copyfile(folder / f"{same}.{suffix}", folder / f"{name}.{suffix}")
+                made.append(folder / f"{name}.png")
+            continue
         with plt.rc_context(style):
             drawn = maker(analysis, plt)
             if drawn is None:
                 continue
             figure, numbers = drawn
             figure.tight_layout()
+            figure.set_layout_engine(None)  # else every format is laid out and drawn once more
             for suffix in FORMATS:
                 meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
                 figure.savefig(folder / f"{name}.{suffix}", dpi=200, metadata=meta)
@@ -115,7 +119,7 @@ def frontiers(analysis: Analysis, plt: Any, arms: tuple[str, ...]) -> tuple[Any,
             color=style.colour,
             alpha=0.35,
             linewidths=0,
-            rasterized=len(points) > 2000,
+            rasterized=len(points) > DENSE,
             zorder=2,
         )
         line = analysis.lines.get(arm)
@@ -153,7 +157,7 @@ def frontiers(analysis: Analysis, plt: Any, arms: tuple[str, ...]) -> tuple[Any,
             zorder=4,
         )
         numbers.append(reference.rename(columns={"n": "best_of_n"}).assign(arm="sft", what="best-of-n"))
-    level = sft_level(analysis.records, analysis.opponent)
+    level = analysis.sft_level
     if np.isfinite(level):
         axis.axhline(level, color="#555555", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axis.annotate(
@@ -224,9 +228,9 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
 
 def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     """Golden against proxy (and true) win rate over sqrt KL per arm, with the better of Gao's two laws."""
-    rows = analysis.records[analysis.records["opponent"] == analysis.gao_opponent]
-    rows = rows[rows["kl_nats"].notna() & rows[list(SCORES)].notna().any(axis=1)]
-    arms = [a for a in analysis.arms if (rows["arm"] == a).any()]
+    scored = {a: analysis.checkpoints(analysis.gao_opponent, a) for a in analysis.arms}
+    scored = {a: r[r["kl_nats"].notna() & r[list(SCORES)].notna().any(axis=1)] for a, r in scored.items()}
+    arms = [a for a, rows in scored.items() if len(rows)]
     if not arms:
         return None
     from aligngap.stats.scaling_law import better_form
@@ -237,12 +241,15 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
     colours = {"win_rate": ("#0072B2", "o"), "proxy_win_rate": ("#E69F00", "s"), "oracle_win_rate": ("#444444", "^")}
     numbers = []
     for axis, arm in zip(axes.flat, arms, strict=False):
-        mine = thin(rows[rows["arm"] == arm])
+        mine = thin(scored[arm])
         for score, label in SCORES.items():
             if not mine[score].notna().any():
                 continue
             colour, marker = colours[score]
-            axis.scatter(mine["kl_nats"], mine[score], s=11, color=colour, marker=marker, alpha=0.4, linewidths=0)
+            axis.scatter(
+                mine["kl_nats"], mine[score], s=11, color=colour, marker=marker, alpha=0.4, linewidths=0,
+                rasterized=len(mine) > DENSE,
+            )  # fmt: skip
             numbers.append(
                 mine[["arm", "run", "seed", "step", "kl_nats", score]]
                 .rename(columns={score: "value"})
@@ -250,7 +257,7 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
             )
             fits = analysis.gao.get((arm, score), {})
             form = better_form(dict(fits))
-            base = sft_level(rows[rows["arm"] == arm], analysis.gao_opponent, score)
+            base = sft_level(scored[arm], score)
             axis.plot([], [], marker + "-", color=colour, label=label, ms=4)
             if form and np.isfinite(base):
                 fit = fits[form]
@@ -275,10 +282,10 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
 
 def dynamics_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     """What changes during training, per arm: mean over runs, the range of runs shaded."""
-    columns = [c for c in DYNAMICS if analysis.records[c].notna().any()]
+    table = analysis.training
+    columns = [c for c in DYNAMICS if f"{c}_mean" in table]
     if not columns:
         return None
-    table = dynamics(analysis.records, analysis.opponent, columns)
     styles = arm_styles(analysis.arms)
     wide = 3
     high = -(-len(columns) // wide)
@@ -304,10 +311,9 @@ def draw_range(axis: Any, mine: pd.DataFrame, column: str, style: ArmStyle, arm:
 
 def cloud_points(analysis: Analysis, arm: str) -> pd.DataFrame:
     """Checkpoints of an arm against the main opponent, thinned if there are very many."""
-    rows = analysis.records
-    rows = rows[(rows["opponent"] == analysis.opponent) & (rows["arm"] == arm) & (rows["kl_nats"] > 0)]
+    rows = analysis.checkpoints(analysis.opponent, arm)
     columns = ["arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se"]
-    return thin(rows[columns].dropna(subset=["kl_nats", "win_rate"]))
+    return thin(rows[columns][(rows["kl_nats"] > 0) & rows["win_rate"].notna()])
 
 
 def thin(rows: pd.DataFrame, cap: int = MAX_POINTS) -> pd.DataFrame:

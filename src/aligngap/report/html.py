@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from aligngap.report import words
-from aligngap.report.analysis import LAST, Analysis, assertion, samples_at_equal_kl
-from aligngap.report.figures import SCORES
+from aligngap.report.analysis import LAST, SCORES, Analysis, assertion, samples_at_equal_kl
 from aligngap.report.interactive import difference_figure, frontier_figure
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
 from aligngap.report.robust_tables import first_screen, tables
@@ -64,7 +63,7 @@ def page(
     target, seed, texts = samples_at_equal_kl(analysis)
     main = analysis.main
     charts = Charts()
-    chart_opening = charts.add(frontier_figure(analysis, analysis.arms))
+    chart_opening = charts.frontiers(analysis, analysis.arms)
     defined = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
     low = min((float(np.nanmin(c.lower)) for c in defined), default=-0.1)
     high = max((float(np.nanmax(c.upper)) for c in defined), default=0.1)
@@ -75,7 +74,7 @@ def page(
     ]
     sections = [
         section(j, len(analysis.seeds))
-        | {"chart": charts.add(dial_figure(j.dial) if j.dial else frontier_figure(analysis, j.arms))}
+        | {"chart": charts.add(dial_figure(j.dial)) if j.dial else charts.frontiers(analysis, j.arms)}
         for j in told(analysis)
     ]
     chart_gao = [(title, charts.add(f)) for title, f in over_optimisation_panels(analysis)]
@@ -141,10 +140,20 @@ class Charts:
 
     def __init__(self) -> None:
         self.items: list[tuple[str, str]] = []
+        self._frontiers: dict[tuple[str, ...], str] = {}
 
     def add(self, figure: Any) -> str:
+        return self._place(script_json(figure.to_json()))
+
+    def frontiers(self, analysis: Analysis, arms: tuple[str, ...]) -> str:
+        """The frontiers of these arms; a second time they are not made anew."""
+        if arms not in self._frontiers:
+            self._frontiers[arms] = script_json(frontier_figure(analysis, arms).to_json())
+        return self._place(self._frontiers[arms])
+
+    def _place(self, json: str) -> str:
         name = f"chart-{len(self.items)}"
-        self.items.append((name, script_json(figure.to_json())))
+        self.items.append((name, json))
         return name
 
 
@@ -158,7 +167,8 @@ def script_json(text: str) -> str:
 def tiles(analysis: Analysis) -> list[dict[str, str]]:
     """The four numbers of the first screen."""
     c = analysis.main
-    rows_ = analysis.records[analysis.records["opponent"] == analysis.opponent]
+    mine = analysis.records["opponent"] == analysis.opponent
+    rows_ = analysis.records[["run", "step", "prompts"]][mine]
     runs, prompts = rows_["run"].nunique(), rows_["prompts"].median()
     checkpoints = len(rows_[["run", "step"]].drop_duplicates())
     out = []

@@ -6,9 +6,10 @@ import html
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from aligngap.report.analysis import Analysis, sft_level
+from aligngap.report.analysis import Analysis
 from aligngap.report.figures import REFERENCE, cloud_points
 from aligngap.report.style import arm_styles
 from aligngap.report.words import opponent as opponent_words
@@ -44,10 +45,10 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
         style = styles[arm]
         line = analysis.lines.get(arm)
         if line is not None and len(line.kl):
-            x = [*rounded(line.kl), *rounded(line.kl[::-1])]
+            x = plain(np.concatenate([line.kl, line.kl[::-1]]))
             figure.add_scatter(
                 x=x,
-                y=[*rounded(line.upper), *rounded(line.lower[::-1])],
+                y=plain(np.concatenate([line.upper, line.lower[::-1]])),
                 fill="toself",
                 mode="lines",
                 fillcolor=rgba(style.colour, 0.16),
@@ -57,8 +58,8 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
                 legendgroup=arm,
             )
             figure.add_scatter(
-                x=rounded(line.kl),
-                y=rounded(line.value),
+                x=plain(line.kl),
+                y=plain(line.value),
                 mode="lines",
                 name=hover_text(arm),
                 legendgroup=arm,
@@ -68,8 +69,8 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
         points = cloud_points(analysis, arm)
         if len(points):
             figure.add_scatter(
-                x=rounded(points["kl_nats"]),
-                y=rounded(points["win_rate"]),
+                x=plain(points["kl_nats"]),
+                y=plain(points["win_rate"]),
                 mode="markers",
                 legendgroup=arm,
                 name=hover_text(f"{arm}, checkpoints"),
@@ -82,8 +83,8 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
         if curve is not None:
             best, _ = peak_of(curve)
             figure.add_scatter(
-                x=rounded([float(np.exp(np.mean(np.log(curve.peak_x))))]),
-                y=rounded([best.value]),
+                x=plain([float(np.exp(np.mean(np.log(curve.peak_x))))]),
+                y=plain([best.value]),
                 mode="markers",
                 marker={
                     "symbol": style.symbol,
@@ -100,8 +101,8 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
     reference = reference[reference["kl_nats"] > 0]
     if len(reference):
         figure.add_scatter(
-            x=rounded(reference["kl_nats"]),
-            y=rounded(reference["win_rate"]),
+            x=plain(reference["kl_nats"]),
+            y=plain(reference["win_rate"]),
             mode="lines+markers",
             name=REFERENCE,
             line={"color": "#777777", "width": 1.6, "dash": "dot"},
@@ -113,7 +114,7 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
             ],
             hovertemplate="%{text}<extra></extra>",
         )
-    level = sft_level(analysis.records, analysis.opponent)
+    level = analysis.sft_level
     if np.isfinite(level):
         figure.add_hline(
             y=level,
@@ -137,8 +138,8 @@ def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float,
         (c.point_lower, c.point_upper, 0.22, "pointwise 95% band"),
     ):
         figure.add_scatter(
-            x=[*rounded(c.x), *rounded(c.x[::-1])],
-            y=[*rounded(upper), *rounded(lower[::-1])],
+            x=plain(np.concatenate([c.x, c.x[::-1]])),
+            y=plain(np.concatenate([upper, lower[::-1]])),
             fill="toself",
             mode="lines",
             fillcolor=rgba(colour, alpha),
@@ -147,8 +148,8 @@ def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float,
             name=name,
         )
     figure.add_scatter(
-        x=rounded(c.x),
-        y=rounded(c.difference),
+        x=plain(c.x),
+        y=plain(c.difference),
         mode="lines",
         line={"color": colour, "width": 2.4},
         name=hover_text(f"{c.a} − {c.b}"),
@@ -213,6 +214,11 @@ def first_texts(samples: pd.DataFrame) -> dict[tuple[str, int], str]:
         (str(run), int(step)): hover_text(str(text))
         for run, step, text in zip(first["run"], first["step"], first["response"], strict=True)
     }
+
+
+def plain(values: Any) -> npt.NDArray[np.float32]:
+    """Numbers of a trace; plotly packs an array into the page, and takes it whole instead of number by number."""
+    return np.asarray(values, dtype=np.float32)
 
 
 def rounded(values: Any) -> list[float | None]:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from aligngap.hypotheses.base import Dial
-from aligngap.report.analysis import Analysis, dynamics, sft_level
+from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, sft_level
 from aligngap.report.dials import styles_of
-from aligngap.report.figures import DYNAMICS, SCORES, thin
-from aligngap.report.interactive import hover_text, layout, rgba, rounded
+from aligngap.report.figures import thin
+from aligngap.report.interactive import hover_text, layout, plain, rgba, rounded
 from aligngap.report.style import arm_styles
 from aligngap.stats.scaling_law import better_form
 
@@ -28,9 +28,9 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
     import plotly.graph_objects as go
 
     out = []
-    rows = analysis.records[analysis.records["opponent"] == analysis.gao_opponent]
     for arm in analysis.arms:
-        mine = thin(rows[(rows["arm"] == arm) & rows["kl_nats"].notna()], 1500)
+        rows = analysis.checkpoints(analysis.gao_opponent, arm)
+        mine = thin(rows[rows["kl_nats"].notna()])
         if not len(mine):
             continue
         figure = go.Figure()
@@ -41,22 +41,22 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
             fits = dict(analysis.gao.get((arm, score), {}))
             form = better_form(fits)
             figure.add_scatter(
-                x=rounded(np.sqrt(mine["kl_nats"])),
-                y=rounded(mine[score]),
+                x=plain(np.sqrt(mine["kl_nats"])),
+                y=plain(mine[score]),
                 mode="markers",
                 name=name,
                 legendgroup=score,
                 marker={"color": colour, "symbol": symbol, "size": 5.5, "opacity": 0.5},
-                text=[f"{k:.3g}" for k in mine["kl_nats"]],
-                hovertemplate=f"{name} %{{y:.3f}} at %{{text}} nats<extra></extra>",
+                customdata=plain(mine["kl_nats"]),
+                hovertemplate=f"{name} %{{y:.3f}} at %{{customdata:.3g}} nats<extra></extra>",
             )
-            base = sft_level(rows[rows["arm"] == arm], analysis.gao_opponent, score)
+            base = sft_level(rows, score)
             if form and np.isfinite(base):
                 fit = fits[form]
                 x = np.linspace(np.sqrt(fit.kl_range[0]), np.sqrt(fit.kl_range[1]), 60)
                 figure.add_scatter(
-                    x=rounded(x),
-                    y=rounded(base + fit(x**2)),
+                    x=plain(x),
+                    y=plain(base + fit(x**2)),
                     mode="lines",
                     legendgroup=score,
                     showlegend=False,
@@ -84,10 +84,8 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
     """(title, chart) per quantity over optimiser steps: mean over an arm's runs, their range shaded."""
     import plotly.graph_objects as go
 
-    columns = [c for c in DYNAMICS if analysis.records[c].notna().any()]
-    if not columns:
-        return []
-    table = dynamics(analysis.records, analysis.opponent, columns)
+    columns = [c for c in DYNAMICS if f"{c}_mean" in analysis.training]
+    table = analysis.training
     styles = arm_styles(analysis.arms)
     out = []
     for column in columns:
@@ -100,8 +98,8 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
             steps = mine["step"].to_numpy(np.float64)
             low, high = mine[f"{column}_min"].to_numpy(), mine[f"{column}_max"].to_numpy()
             figure.add_scatter(
-                x=rounded(np.concatenate([steps, steps[::-1]])),
-                y=rounded(np.concatenate([high, low[::-1]])),
+                x=plain(np.concatenate([steps, steps[::-1]])),
+                y=plain(np.concatenate([high, low[::-1]])),
                 fill="toself",
                 mode="lines",
                 fillcolor=rgba(style.colour, 0.12),
@@ -111,8 +109,8 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
                 legendgroup=arm,
             )
             figure.add_scatter(
-                x=rounded(steps),
-                y=rounded(mine[f"{column}_mean"]),
+                x=plain(steps),
+                y=plain(mine[f"{column}_mean"]),
                 mode="lines",
                 legendgroup=arm,
                 name=hover_text(arm),
@@ -140,12 +138,12 @@ def dial_figure(dial: Dial) -> Any:
     for name, style in styles_of(dial).items():
         points = dial.series[name]
         figure.add_scatter(
-            x=rounded([p.x for p in points]),
-            y=rounded([p.value for p in points]),
+            x=plain([p.x for p in points]),
+            y=plain([p.value for p in points]),
             error_y={
                 "type": "data",
-                "array": rounded([p.upper - p.value for p in points]),
-                "arrayminus": rounded([p.value - p.lower for p in points]),
+                "array": plain([p.upper - p.value for p in points]),
+                "arrayminus": plain([p.value - p.lower for p in points]),
                 "thickness": 1.2,
             },
             mode="lines+markers" if dial.joined else "markers",

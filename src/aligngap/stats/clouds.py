@@ -22,7 +22,8 @@ IntArray = npt.NDArray[np.int64]
 #: score name in per_prompt -> column in records
 SCORES = {"win": "win_rate", "proxy_win": "proxy_win_rate", "oracle_win": "oracle_win_rate"}
 
-
+#: what the axes need of records
+AXIS_COLUMNS = tuple(dict.fromkeys(c for a in AXES for c in (a.column, a.se) if c))
 #: an arm of one seed with more runs, or a run with more checkpoints, is thinned evenly, and the report says so
 MAX_RUNS, MAX_CHECKPOINTS = 60, 100
 
@@ -74,7 +75,9 @@ def make_clouds(
 ) -> Clouds:
     """Clouds against `opponent`; rows without a KL or a score are dropped and counted."""
     column = SCORES[score]
-    rows = records[records["opponent"] == opponent].drop_duplicates(["run", "step"], keep="last")
+    wanted = dict.fromkeys(["arm", "seed", "run", "config", "step", column, f"{column}_se", KL.column, *AXIS_COLUMNS])
+    rows = records[list(wanted)][(records["opponent"] == opponent).to_numpy()]
+    rows = rows.drop_duplicates(["run", "step"], keep="last")
     warnings: list[str] = []
     undefined = rows["kl_nats"].isna() | rows[column].isna()
     if undefined.any() and not undefined.all():
@@ -124,7 +127,7 @@ def make_clouds(
                 prompt_ids=ids,
                 win_by_prompt=by_prompt.get(score),
                 x_by_prompt=by_prompt.get(KL.by_prompt),
-                columns={c: frame[c].to_numpy(np.float64) for a in AXES for c in (a.column, a.se) if c},
+                columns={c: frame[c].to_numpy(np.float64) for c in AXIS_COLUMNS},
                 by_prompt=by_prompt,
             )
         )

@@ -73,7 +73,7 @@ class Comparison:
 
 
 def curves_for(
-    clouds: Clouds, replicates: int = 400, rng_seed: int = 0, effort: float = 6e9, least: int = 60
+    clouds: Clouds, replicates: int = 400, rng_seed: int = 0, effort: float = 3e9, least: int = 60
 ) -> dict[str, ArmCurves]:
     """Frontiers of all arms on one grid; replicates are cut, to `least` at worst, so that a large study stays quick."""
     items = [c for c in clouds.items if c.usable.any()]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats as sps
+from scipy import special
 
 from aligngap.types import Estimate
 
@@ -49,7 +49,7 @@ def interval(estimate: Estimate, level: float = 0.95) -> tuple[float, float]:
     """Student-t interval of an `Estimate` of n independent values; nan where its error is undefined."""
     if estimate.n < 2 or not np.isfinite(estimate.se):
         return NAN, NAN
-    half = float(sps.t.ppf(0.5 + level / 2, estimate.n - 1)) * estimate.se
+    half = float(special.stdtrit(estimate.n - 1, 0.5 + level / 2)) * estimate.se
     return estimate.value - half, estimate.value + half
 
 
@@ -103,14 +103,14 @@ def two_level(point: npt.ArrayLike, reps: npt.ArrayLike, level: float = 0.95) ->
     value = p.mean(axis=0)
     var, df = variance_parts(p, r)
     se = np.where(np.isfinite(value), np.sqrt(var), NAN)
-    q = sps.t.ppf(0.5 + level / 2, np.minimum(df, 1e6))
+    q = special.stdtrit(np.minimum(df, 1e6), 0.5 + level / 2)
     return TwoLevel(value, se, df, value - q * se, value + q * se, p.shape[0])
 
 
 def t_quantile(df: FloatArray, level: float) -> FloatArray:
     """Student-t two-sided quantiles by interpolation in 1/df (exact at the nodes; error below 1e-3)."""
     nodes = np.array([1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7, 10, 15, 25, 50, 200, 1e6])
-    values = sps.t.ppf(0.5 + level / 2, nodes)
+    values = special.stdtrit(nodes, 0.5 + level / 2)
     return np.asarray(np.interp(-1.0 / np.maximum(df, 1.0), -1.0 / nodes, values), dtype=np.float64)
 
 

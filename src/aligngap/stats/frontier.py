@@ -73,14 +73,16 @@ def interpolate(x: FloatArray, y: FloatArray, grid: FloatArray) -> FloatArray:
         at = np.clip(np.searchsorted(x[0], grid, side="right") - 1, 0, last - 1)
         x0, x1, y0, y1 = x[:1, at], x[:1, at + 1], y[..., at], y[..., at + 1]
     else:
-        at = np.zeros((x.shape[0], len(grid)), dtype=np.int64)
+        at = (np.arange(x.shape[0]) * x.shape[1])[:, None] + np.zeros(len(grid), dtype=np.int64)
         for node in range(1, last):
             at += x[:, node, None] <= grid
-        x0, x1 = np.take_along_axis(x, at, 1), np.take_along_axis(x, at + 1, 1)
-        at = at.reshape((1,) * (y.ndim - 2) + at.shape)
-        y0, y1 = np.take_along_axis(y, at, -1), np.take_along_axis(y, at + 1, -1)
+        flat = y.reshape(*y.shape[:-2], -1)
+        x0, x1, y0, y1 = x.take(at), x.take(at + 1), flat.take(at, axis=-1), flat.take(at + 1, axis=-1)
     share = np.clip((grid - x0) / np.maximum(x1 - x0, 1e-12), 0.0, 1.0)
-    return np.asarray(y0 + share * (y1 - y0), dtype=np.float64)
+    y1 -= y0
+    y1 *= share
+    y1 += y0
+    return y1
 
 
 @dataclass(frozen=True)
@@ -159,18 +161,23 @@ def envelope(
     naive = np.full((rows, len(grid)), -np.inf)
     for r in range(int(run.max()) + 1 if len(run) else 0):
         mine = np.flatnonzero(run == r)
-        inside = (grid >= observed[mine].min() - 1e-9) & (grid <= observed[mine].max() + 1e-9) if len(mine) else None
-        if inside is None or not inside.any():
+        if not len(mine):
+            continue
+        at = slice(
+            int(np.searchsorted(grid, observed[mine].min() - 1e-9)),
+            int(np.searchsorted(grid, observed[mine].max() + 1e-9, side="right")),
+        )
+        if at.start == at.stop:
             continue
         order = np.argsort(x[:, mine], axis=1, kind="stable")
         nodes = np.take_along_axis(x[:, mine], order, 1)
-        judge = interpolate(nodes, np.take_along_axis(folds[:, :, mine], order[None], 2), grid[inside])
+        judge = interpolate(nodes, np.take_along_axis(folds[:, :, mine], order[None], 2), grid[at])
         total = judge.sum(axis=0)
         choose = (total - judge) / (f - 1)
-        better = choose > best[:, :, inside]
-        best[:, :, inside] = np.where(better, choose, best[:, :, inside])
-        score[:, :, inside] = np.where(better, judge, score[:, :, inside])
-        naive[:, inside] = np.maximum(naive[:, inside], total / f)
+        better = choose > best[:, :, at]
+        np.copyto(best[:, :, at], choose, where=better)
+        np.copyto(score[:, :, at], judge, where=better)
+        np.maximum(naive[:, at], total / f, out=naive[:, at])
     return score.mean(axis=0), np.where(np.isfinite(naive), naive, np.nan)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats as sps
+from scipy import special
 
 from aligngap.stats.compare import Comparison
 from aligngap.stats.estimate import NAN, FloatArray
@@ -58,7 +58,7 @@ def spread(point: FloatArray, reps: FloatArray, prompts: int) -> Spread:
     correlation = float(np.clip(correlation, 0.0, 1.0)) if correlation > 0.2 else 0.0  # below: Monte-Carlo noise
     seen = float(point.var(ddof=1))
     own = noise * (1 - correlation)
-    upper = seen * (s - 1) / float(sps.chi2.ppf(1 - CAUTION, s - 1))
+    upper = seen * (s - 1) / (2 * float(special.gammaincinv((s - 1) / 2, 1 - CAUTION)))
     return Spread(max(seen - own, 0.0), max(upper - own, 0.0), noise * prompts, correlation, s, prompts)
 
 
@@ -82,16 +82,16 @@ def power(
         return NAN
     noise = s.prompt / prompts
     if seeds == 1:
-        return float(sps.norm.sf(sps.norm.ppf(0.5 + level / 2) - abs(difference) / np.sqrt(max(noise, 1e-300))))
+        return float(special.ndtr(abs(difference) / np.sqrt(max(noise, 1e-300)) - special.ndtri(0.5 + level / 2)))
     tau = s.between_upper if cautious else s.between
     own = max(tau + noise * (1 - s.correlation), 1e-300)  # variance of one seed's result, beyond what seeds share
-    between = own / seeds * sps.chi2.ppf(NODES, seeds - 1) / (seeds - 1)
+    between = own / seeds * 2 * special.gammaincinv((seeds - 1) / 2, NODES) / (seeds - 1)
     prompt_only = noise * (1 + (seeds - 1) * s.correlation) / seeds
     total = np.maximum(between + noise * s.correlation, prompt_only)  # as `estimate.variance_parts`
     df = np.clip(total**2 / (between**2 / (seeds - 1)), seeds - 1, 1e6)
-    half = sps.t.ppf(0.5 + level / 2, df) * np.sqrt(total)
+    half = special.stdtrit(df, 0.5 + level / 2) * np.sqrt(total)
     sd = np.sqrt(own / seeds + noise * s.correlation)
-    return float(sps.norm.sf((half - abs(difference)) / sd).mean())
+    return float(special.ndtr((abs(difference) - half) / sd).mean())
 
 
 def seeds_needed(s: Spread, difference: float, prompts: int, cautious: bool = False, goal: float = POWER) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats as sps
+from scipy import special
 from scipy.special import gammaln
 
 from aligngap.stats.estimate import NAN, FloatArray
@@ -121,7 +121,7 @@ def fit_gao(
     if clustered:
         cov = cluster_covariance(x, y, weight, coef, g)
     dof = groups - 1 if clustered else len(y) - 2
-    half = float(sps.t.ppf(0.5 + level / 2, dof)) * np.sqrt(np.diag(cov))
+    half = float(special.stdtrit(dof, 0.5 + level / 2)) * np.sqrt(np.diag(cov))
     rng = np.random.default_rng(rng_seed)
     scale = np.sqrt(dof / rng.chisquare(dof, 4000))[:, None]
     draws = coef + scale * (rng.normal(size=(4000, 2)) @ np.linalg.cholesky(cov + 1e-300 * np.eye(2)).T)
