@@ -8,7 +8,7 @@ the marginal win probability exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,6 +207,11 @@ def best_of_n_rows(
     return pd.DataFrame(rows)
 
 
+def hump(kl: np.ndarray) -> np.ndarray:
+    """The planted frontier: a win rate that peaks at 4 nats."""
+    return np.asarray(0.3 + 0.15 * np.exp(-((np.log(kl / 4.0)) ** 2) / 4.0))
+
+
 def planted_clouds(
     rng: np.random.Generator,
     gaps: Mapping[str, float],
@@ -219,6 +224,7 @@ def planted_clouds(
     spread: float = 0.0,
     rho: float = 0.5,
     same_prompts: bool = False,
+    shape: Callable[[np.ndarray], np.ndarray] = hump,
 ) -> Clouds:
     """Clouds straight from the planted truth, for simulations: no tables in between.
 
@@ -236,7 +242,7 @@ def planted_clouds(
             kl[:, 0], kl[:, -1] = 0.45, 15.0
             wave = amplitude[0] * np.sin(2 * np.log(kl)) + amplitude[1] * np.cos(2 * np.log(kl))
             worse = spread * np.arange(n)[:, None] / max(n - 1, 1)
-            p = np.clip(0.3 + gap + shift + wave - worse + 0.15 * np.exp(-((np.log(kl / 4.0)) ** 2) / 4.0), 0.01, 0.99)
+            p = np.clip(gap + shift + wave - worse + shape(kl), 0.01, 0.99)
             u = ndtr(np.sqrt(rho) * z + np.sqrt(1 - rho) * rng.normal(size=(n, checkpoints, prompts)))
             wins = (u < p[..., None]).astype(np.float32).reshape(n * checkpoints, prompts)
             items.append(

@@ -17,9 +17,9 @@ from aligngap.records import empty
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.clouds import Clouds, make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
-from aligngap.stats.estimate import FloatArray, TwoLevel, two_level
-from aligngap.stats.frontier import ArmCurves, smoother
+from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
+from aligngap.stats.unimodal import Line, frontier_line
 from aligngap.types import BEST_OF_N_COLUMNS, Verdict
 
 #: the order in which known arms are named and coloured; others follow by first appearance
@@ -42,16 +42,6 @@ DYNAMICS = {
 SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
 #: what is drawn of a checkpoint
 DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
-
-
-@dataclass(frozen=True)
-class Line:
-    """An arm's smoothed frontier with its pointwise 95% band, where every seed reached the KL."""
-
-    kl: FloatArray
-    value: FloatArray
-    lower: FloatArray
-    upper: FloatArray
 
 
 @dataclass(frozen=True)
@@ -134,18 +124,6 @@ def pairs_to_compare(arms: tuple[str, ...], online: str, offline: str) -> list[t
         if arm not in (online, offline):
             pairs += [(arm, base) for base in (offline, online) if base in arms]
     return pairs
-
-
-def frontier_line(curve: ArmCurves) -> Line:
-    """Smooth one arm's frontier (a P-spline of at most 6 effective degrees of freedom) and give it a band."""
-    inside = np.isfinite(curve.frontier).all(axis=0)
-    if not inside.any():
-        none = np.zeros(0)
-        return Line(none, none, none, none)
-    per_run = curve.checkpoints / max(len(curve.seeds) * curve.configs, 1)
-    hat = smoother(curve.grid[inside], edf=float(np.clip(per_run - 1, 2.0, 6.0)))
-    fit: TwoLevel = two_level(curve.frontier[:, inside] @ hat.T, curve.frontier_reps[:, :, inside] @ hat.T)
-    return Line(np.exp(curve.grid[inside]), fit.value, fit.lower, fit.upper)
 
 
 def analyse(

@@ -114,6 +114,22 @@ def t_quantile(df: FloatArray, level: float) -> FloatArray:
     return np.asarray(np.interp(-1.0 / np.maximum(df, 1.0), -1.0 / nodes, values), dtype=np.float64)
 
 
+def seed_draws(point: FloatArray, reps: FloatArray, rng: np.random.Generator, draws: int) -> FloatArray:
+    """Drawn studies [draws, S, K], centred on 0: each seed a bootstrap replicate of its prompts' noise, plus a Gaussian
+    mix of the seeds' own deviations, scaled to the between-seed variance beyond the prompts' noise."""
+    s, b, _ = reps.shape
+    noise = reps - reps.mean(axis=1, keepdims=True)
+    at = rng.integers(0, b, size=(draws, s))
+    drawn = np.stack([noise[i][at[:, i]] for i in range(s)], axis=1)
+    if s == 1:
+        return drawn
+    mean_prompt = reps.var(axis=1, ddof=1).mean(axis=0)
+    between = point.var(axis=0, ddof=1)
+    excess = np.sqrt(np.clip(1.0 - mean_prompt / np.maximum(between, 1e-300), 0.0, 1.0))
+    deviations = (point - point.mean(axis=0)) / np.sqrt(s - 1) * excess
+    return np.asarray(drawn + rng.normal(size=(draws, s, s)) @ deviations)
+
+
 def simultaneous_factor(
     point: FloatArray, reps: FloatArray, level: float, rng: np.random.Generator, draws: int = 1500
 ) -> float:
@@ -127,7 +143,7 @@ def simultaneous_factor(
     88-92% where seeds differ in shape over KL by more than the prompts' noise, as low as 84% for two seeds.
     The factor is the `level` quantile of max over positions |mean| / half-width.
     """
-    s, b, _ = reps.shape
+    s = reps.shape[0]
     keep = np.isfinite(point).all(axis=0) & np.isfinite(reps).all(axis=(0, 1))
     if not keep.any():
         return NAN
@@ -135,19 +151,12 @@ def simultaneous_factor(
     prompt_only = r.mean(axis=0).var(axis=0, ddof=1)
     if not (prompt_only > 0).any():
         return NAN
-    noise = r - r.mean(axis=1, keepdims=True)
-    at = rng.integers(0, b, size=(draws, 1)) if s == 1 else rng.integers(0, b, size=(draws, s))
-    drawn = np.stack([noise[i][at[:, i]] for i in range(s)], axis=1)
+    drawn = seed_draws(p, r, rng, draws)
     floor = np.maximum(prompt_only, 1e-12 * prompt_only.max())
     if s == 1:
         half = t_quantile(np.full(1, 1e6), level) * np.sqrt(floor)
         sup = np.abs(drawn[:, 0] / half).max(axis=1)
         return float(max(np.quantile(sup, level), 1.0))
-    mean_prompt = r.var(axis=1, ddof=1).mean(axis=0)
-    between = p.var(axis=0, ddof=1)
-    excess = np.sqrt(np.clip(1.0 - mean_prompt / np.maximum(between, 1e-300), 0.0, 1.0))
-    deviations = (p - p.mean(axis=0)) / np.sqrt(s - 1) * excess
-    drawn += rng.normal(size=(draws, s, s)) @ deviations
     var = drawn.var(axis=1, ddof=1) / s
     total = np.maximum(var, floor)
     df = np.clip(total**2 / (np.maximum(var, 1e-300) ** 2 / (s - 1)), s - 1, 1e6)

@@ -251,16 +251,29 @@ def arm_curves(
     return out
 
 
-def smoother(grid: FloatArray, edf: float = 6.0, segments: int = 12) -> FloatArray:
-    """Matrix [K, K] of a penalised cubic spline with `edf` effective degrees of freedom on the grid.
+@dataclass(frozen=True)
+class Spline:
+    """A penalised cubic spline on a grid of K points with Q coefficients: its basis, and how it is fitted."""
 
-    P-splines: cubic B-splines with a second-difference penalty (Eilers & Marx 1996, Statistical Science 11: 89-121);
-    the penalty is found by bisection so that the trace of the smoother is `edf`. Linear, so it commutes with the mean
-    over seeds and applies to replicates as it stands.
+    basis: FloatArray  # [K, Q]
+    solve: FloatArray  # [Q, K] values -> coefficients
+    root: FloatArray  # [Q, Q] R with R'R the normal matrix, penalty included
+
+    @property
+    def hat(self) -> FloatArray:
+        """[K, K] values -> fitted values."""
+        return self.basis @ self.solve
+
+
+def spline(grid: FloatArray, edf: float = 6.0, segments: int = 12) -> Spline:
+    """A P-spline with `edf` effective degrees of freedom on an even grid; fewer than five points are interpolated.
+
+    Cubic B-splines with a second-difference penalty (Eilers & Marx 1996, Statistical Science 11: 89-121); the penalty
+    is found by bisection so that the trace of the smoother is `edf`.
     """
     k = len(grid)
     if k < 5 or edf >= k:
-        return np.eye(k)
+        return Spline(np.eye(k), np.eye(k), np.eye(k))
     u = (grid - grid[0]) / (grid[-1] - grid[0])
     m = min(segments, k - 3)
     knots = np.arange(-3, m + 4) / m
@@ -268,9 +281,15 @@ def smoother(grid: FloatArray, edf: float = 6.0, segments: int = 12) -> FloatArr
     penalty = np.diff(np.eye(basis.shape[1]), 2, axis=0)
     gram, ridge = basis.T @ basis, penalty.T @ penalty
     low, high = -8.0, 8.0
-    hat = np.eye(k)
+    normal, solve = gram, basis.T
     for _ in range(40):
         middle = (low + high) / 2
-        hat = basis @ np.linalg.solve(gram + 10.0**middle * ridge + 1e-10 * np.eye(len(gram)), basis.T)
-        low, high = (middle, high) if np.trace(hat) > edf else (low, middle)
-    return np.asarray(hat, dtype=np.float64)
+        normal = gram + 10.0**middle * ridge + 1e-10 * np.eye(len(gram))
+        solve = np.linalg.solve(normal, basis.T)
+        low, high = (middle, high) if np.trace(basis @ solve) > edf else (low, middle)
+    return Spline(np.asarray(basis, dtype=np.float64), solve, np.linalg.cholesky(normal).T)
+
+
+def smoother(grid: FloatArray, edf: float = 6.0, segments: int = 12) -> FloatArray:
+    """Matrix [K, K] of the P-spline: linear, so it commutes with the mean over seeds and applies to replicates."""
+    return spline(grid, edf, segments).hat
