@@ -24,7 +24,7 @@ from aligngap.records import (
     read_samples,
     write_table,
 )
-from aligngap.report import build_report, headline
+from aligngap.report import build_report, headline, words
 from aligngap.report.html import script_json
 from aligngap.report.interactive import hover_text
 from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
@@ -179,6 +179,11 @@ def test_hostile_text_is_escaped_everywhere(made: Path) -> None:
                 assert "<b>x" not in text
                 assert "%{" not in text
     assert "alert(1)" in " ".join(charts)  # shown, as text
+
+
+def test_numbers_for_reading() -> None:
+    assert [words.number(x, 3, True) for x in (-0.0004, 0.0004, 0.0006, np.nan)] == ["0.000", "0.000", "+0.001", "–"]
+    assert [words.nats(x) for x in (1.0, 0.5, 12.0)] == ["1 nat", "0.5 nats", "12 nats"]
 
 
 def test_hover_text_and_script_json_are_inert() -> None:

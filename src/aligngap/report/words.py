@@ -21,12 +21,19 @@ def number(x: float, digits: int = 3, sign: bool = False) -> str:
     if not math.isfinite(x):
         return "–"
     digits = max(digits - len(f"{abs(x):.0f}") + (abs(x) < 10), 0) if abs(x) >= 2 else digits
+    if not round(x, digits):
+        x, sign = 0.0, False  # neither +0.000 nor −0.000
     return f"{x:+.{digits}f}".replace("-", "−") if sign else f"{x:.{digits}f}".replace("-", "−")
 
 
 def kl(x: float) -> str:
     """A KL in nats, three significant digits at most."""
     return "–" if not math.isfinite(x) else f"{x:.2g}" if x < 10 else f"{x:.0f}"
+
+
+def nats(x: float) -> str:
+    """A KL with its unit."""
+    return f"{kl(x)} nat{'s' * (kl(x) != '1')}"
 
 
 def pm(e: Estimate, digits: int = 3) -> str:
@@ -93,7 +100,7 @@ def details(c: Comparison) -> list[str]:
         middle = math.sqrt(c.common[0] * c.common[1])
         at = min(c.budgets, key=lambda x: abs(math.log(x.x / middle)))
         out.append(
-            f"At {kl(at.x)} nats {c.a} wins {pm(at.a)} against {opponent(c.opponent)}, {c.b} {pm(at.b)} "
+            f"At {nats(at.x)} {c.a} wins {pm(at.a)} against {opponent(c.opponent)}, {c.b} {pm(at.b)} "
             f"(difference {number(at.difference.value, 3, True)}, 95% interval {span(at.interval)})."
         )
     if c.defined:
