@@ -200,9 +200,39 @@ def test_the_gap_under_each_loss() -> None:
     gaps = {"online": 0.1, "offline": 0.0}
     gaps |= {"online[dpo]": 0.1, "offline[dpo]": 0.0, "online[slic]": 0.0, "offline[slic]": 0.1}
     view = world(gaps)
-    assert outcomes("losses", view) == {"gap dpo": SUPPORTED, "gap slic": CONTRADICTED}
+    found = {n: outcome for n, outcome in outcomes("losses", view).items() if n.startswith("gap")}
+    assert found == {"gap dpo": SUPPORTED, "gap slic": CONTRADICTED}
     dial = registry.get("hypotheses", "losses").dial(view)
     assert [p.label for p in dial.series["online − offline"]] == ["as opened", "dpo", "slic"]
+
+
+def test_which_share_of_the_gap_each_closes() -> None:
+    """HyPO, RLOO and offline under another loss, against offline as opened."""
+    gaps = {"online": 0.12, "offline": 0.0, "offline-hypo": 0.02, "online-soft": 0.12, "online-soft[rloo]": 0.12}
+    view = world(gaps | {"online[smoothed]": 0.1, "offline[smoothed]": 0.0, "offline[dpo]": 0.12}, **SHARP)
+    found = verdicts("losses", view)
+    assert {n: v.outcome for n, v in found.items()} == {
+        "gap smoothed": SUPPORTED, "closed by offline[dpo]": SUPPORTED, "closed by offline[smoothed]": CONTRADICTED,
+        "closed by offline-hypo": CONTRADICTED, "closed by online-soft": SUPPORTED,
+        "closed by online-soft[rloo]": SUPPORTED,
+    }  # fmt: skip
+    share = found["closed by offline-hypo"].share
+    assert share is not None
+    assert share.value == pytest.approx(1 / 6, abs=0.1)
+    dial = registry.get("hypotheses", "losses").dial(view)
+    gains = dial.series["arm − offline as opened"]
+    assert [p.label for p in gains] == [
+        "offline[dpo]", "offline[smoothed]", "offline-hypo", "online-soft", "online-soft[rloo]"
+    ]  # fmt: skip
+    assert len({p.x for s in dial.series.values() for p in s}) == sum(map(len, dial.series.values()))
+
+
+def test_more_candidates_under_imitation() -> None:
+    gaps = {"online": 0.12, "offline": 0.0, "online[best-of-two]": 0.05, "offline[best-of-two]": 0.0}
+    found = outcomes("noncontrastive", world(gaps | {"online-best-of-4[best-of-two]": 0.12}, **SHARP))
+    assert (found["Best-of-4"], found["Best-of-4 gap"]) == (SUPPORTED, SUPPORTED)
+    found = outcomes("noncontrastive", world(gaps | {"online-best-of-4[best-of-two]": 0.0}, **SHARP))
+    assert (found["Best-of-4"], found["Best-of-4 gap"]) == (CONTRADICTED, CONTRADICTED)
 
 
 def test_staleness_moves_the_frontier_or_does_not() -> None:
@@ -216,6 +246,26 @@ def test_staleness_moves_the_frontier_or_does_not() -> None:
     assert [p.x for p in dial.series["shuffle window"]] == [2]
     rests = world({"online": 0.1, "offline": 0.0, "sync-16": 0.1, "sync-500": 0.1})
     assert outcomes("staleness", rests)["frontier"] != SUPPORTED
+
+
+def test_reuse_and_the_mixture_move_the_frontier_or_only_the_speed() -> None:
+    gaps = {"online": 0.1, "offline": 0.0, "reuse-4": 0.1, "reuse-16": 0.02, "mix-25": 0.1, "mix-50": 0.1}
+    view = world(gaps, **SHARP)
+    found = outcomes("staleness", view)
+    frontier = {arm: found[f"frontier {arm}"] for arm in ("reuse-4", "reuse-16", "mix-25", "mix-50")}
+    assert frontier == {"reuse-4": SUPPORTED, "reuse-16": CONTRADICTED, "mix-25": SUPPORTED, "mix-50": SUPPORTED}
+    dial = registry.get("hypotheses", "staleness").dial(view)
+    assert [p.x for p in dial.series["times trained on"]] == [4, 16]
+    assert [p.x for p in dial.series["reference, %"]] == [25, 50]
+    ranges = {"online": 14.0, "reuse-4": 14.0, "mix-50": 7.0}
+    records, per_prompt, _ = make(
+        {"offline": ArmTruth(), **{arm: ArmTruth(kl_range=(0.5, end)) for arm, end in ranges.items()}},
+        prompts=200, opponents=("golden_policy",),
+    )  # fmt: skip
+    speeds = verdicts("staleness", View(records, per_prompt))
+    assert speeds["speed mix-50"].outcome == SUPPORTED
+    assert speeds["speed mix-50"].effect.value == pytest.approx(7, abs=1)
+    assert speeds["speed reuse-4"].outcome == INCONCLUSIVE
 
 
 def test_stale_pairs_are_slower() -> None:

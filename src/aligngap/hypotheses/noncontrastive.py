@@ -8,6 +8,7 @@ from __future__ import annotations
 from aligngap.hypotheses.base import Hypothesis
 from aligngap.hypotheses.rules import ahead, same, share
 
+BEST_OF_4 = "online-best-of-4[best-of-two]"
 ONLINE, SHUFFLED, OFFLINE = (f"{arm}[best-of-two]" for arm in ("online", "shuffled", "offline"))
 
 NONCONTRASTIVE = Hypothesis(
@@ -20,5 +21,8 @@ NONCONTRASTIVE = Hypothesis(
         ahead("R10 gap", ONLINE, OFFLINE, "Under Best-of-2 online stays ahead of offline on two of three tasks."),
         same("R10 shuffled", SHUFFLED, ONLINE, "Under Best-of-2 shuffled online data equal online."),
         share("R10 coverage", (SHUFFLED, OFFLINE), "Coverage alone recovers online.", of=(ONLINE, OFFLINE)),
+        ahead("Best-of-4", BEST_OF_4, ONLINE, "A larger n is not tested."),
+        share("Best-of-4 gap", (BEST_OF_4, OFFLINE), "A larger n is not tested."),
     ),
+    shows=("online-best-of-4",),
 )

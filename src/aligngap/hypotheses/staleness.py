@@ -1,8 +1,10 @@
 """Staleness as one axis: how old may the pairs be before the frontier moves, and does only the speed change?
 
-One figure joins the sync interval (semi-online: Lanchantin et al. 2025, arXiv 2506.21495), and the shuffle window of
-arXiv 2405.08448, Figure 13. Noukhovitch et al. 2024 (arXiv 2410.18252) find one frontier for all and only the speed to
-differ. Every arm here is one configuration, the recipe; arms are compared where both ran it.
+One figure joins the sync interval (semi-online: Lanchantin et al. 2025, arXiv 2506.21495), how often a batch is trained
+on (sample reuse: Tajwar et al. 2024, arXiv 2404.14367), the shuffle window of arXiv 2405.08448, Figure 13, and the
+share of the reference in who writes (IPO-MD: Calandriello et al. 2024, arXiv 2403.08635). Noukhovitch et al. 2024
+(arXiv 2410.18252) find one frontier for all and only the speed to differ. Every arm here is one configuration, the
+recipe; arms are compared where both ran it.
 """
 
 from __future__ import annotations
@@ -15,16 +17,23 @@ from aligngap.types import Verdict
 
 #: semi-online at s = 10 equals online in arXiv 2506.21495; the nearest interval here
 NEAR, FAR = "sync-16", "sync-500"
-SPEED = (
-    f"KL at the last step, at the recipe. Supported if the 95% two-level interval of online - {FAR} lies above 0 (stale"
-    " pairs move the policy less far in as many steps); contradicted if it lies below 0; else inconclusive."
-)
+REUSED, MIXED = ("reuse-4", "reuse-16"), ("mix-25", "mix-50")
+REUSE = "Modest reuse is fine (arXiv 2404.14367, for PPO)."
+MD = "IPO-MD and online IPO tie (arXiv 2403.08635: wins 0.515 ± 0.024 at m = 0.125)."
+AXES = {"sync interval": "sync-", "times trained on": "reuse-", "shuffle window": "window-", "reference, %": "mix-"}
+
+
+def speed_of(arm: str) -> str:
+    return (
+        f"KL at the last step, at the recipe. Supported if the 95% two-level interval of online - {arm} lies above 0 "
+        "(its pairs move the policy less far in as many steps); contradicted if it lies below 0; else inconclusive."
+    )
 
 
 def differences(view: View) -> Dial | None:
-    """Each arm minus online at equal KL, against how many batches old its pairs may be."""
+    """Each arm minus online at equal KL, against how many batches old its pairs may be, or how far from the policy."""
     series: dict[str, tuple[Point, ...]] = {}
-    for name, prefix in (("sync interval", "sync-"), ("shuffle window", "window-")):
+    for name, prefix in AXES.items():
         points = []
         for arm, batches in view.numbered(prefix).items():
             found = view.contrast({arm: 1.0, "online": -1.0}, matched=True)
@@ -33,16 +42,19 @@ def differences(view: View) -> Dial | None:
         if points:
             series[name] = tuple(points)
     text = "difference to online at equal KL"
-    return Dial("batches between syncs, or in a window", text, series, log_x=True, reference=0.0) if series else None
+    x = "batches between syncs, or in a window; times trained on; % of the reference"
+    return Dial(x, text, series, log_x=True, reference=0.0) if series else None
 
 
 def slower(view: View, rule: Rule) -> Verdict:
-    ends = {arm: view.last(arm, "kl_nats") for arm in ("online", FAR)}
-    found = arms_difference(ends["online"], ends[FAR])
+    """Whether the rule's second arm has moved less far than its first when both end."""
+    arm = rule.arms[1]
+    ends = {name: view.last(name, "kl_nats") for name in ("online", arm)}
+    found = arms_difference(ends["online"], ends[arm])
     if found is None:
         return rule.unknown(no_values("KL", ends))
-    means = {arm: sum(v for v, _ in e.values()) / len(e) for arm, e in ends.items()}
-    text = f"At the end online has moved {means['online']:.2f} nats and {FAR} {means[FAR]:.2f}."
+    means = {name: sum(v for v, _ in e.values()) / len(e) for name, e in ends.items()}
+    text = f"At the end online has moved {means['online']:.2f} nats and {arm} {means[arm]:.2f}."
     interval = found.interval()
     effect = found.estimate("online - stale KL at the end, nats")
     return rule.found(decide(interval), effect, interval, text + one_seed(found.n))
@@ -56,7 +68,10 @@ STALENESS = Hypothesis(
     rules=(
         ahead("frontier", "online", FAR, "Beyond some level the win rate at equal KL falls (Fig. 13).", matched=True),
         same("semi-online", NEAR, "online", "A little staleness costs nothing (Fig. 13).", matched=True),
-        own("speed", "", SPEED, ("online", FAR), slower),
+        own("speed", "", speed_of(FAR), ("online", FAR), slower),
+        *(same(f"frontier {arm}", arm, "online", REUSE, matched=True) for arm in REUSED),
+        *(same(f"frontier {arm}", arm, "online", MD, matched=True) for arm in MIXED),
+        *(own(f"speed {arm}", "", speed_of(arm), ("online", arm), slower) for arm in (*REUSED, *MIXED)),
     ),
     dial=differences,
     shows=("sync-4", "sync-64", "window-2", "window-8", "window-32", "window-500"),
