@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
 
     def of_study(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("study", help="a packaged study's name (see `aligngap list studies`) or a YAML file")
+        of_settings(sub)
+
+    def of_settings(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE",
             help="override a setting, for instance seeds=3 or task.path=pairs.jsonl; may be repeated",
@@ -49,12 +52,25 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, help="output folder (default: out/STUDY)")
         sub.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
 
+    def of_machine(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--workers", type=int, help="worker processes (default: one per core, one on a GPU)")
+        sub.add_argument("--threads", type=int, default=1, help="threads per worker on a CPU (default: 1)")
+        sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+        sub.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
+
     run = command("run", "run everything a study needs, then make its report; the same command resumes")
     of_study(run)
-    run.add_argument("--workers", type=int, help="worker processes (default: one per core, one on a GPU)")
-    run.add_argument("--threads", type=int, default=1, help="threads per worker on a CPU (default: 1)")
-    run.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
-    run.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
+    of_machine(run)
+    mine = command("compare", "is offline enough for your policy and your pairs? the decision, with its uncertainty")
+    mine.add_argument("--policy", required=True, help="your SFT model: a local folder or a hub name")
+    mine.add_argument("--task", required=True, help="your preference file, or a folder with train.* and test.*")
+    mine.add_argument(
+        "--budget", choices=["small", "medium"], default="small", help="how long, how many (default: small)"
+    )
+    mine.add_argument("--seeds", type=int, help="how often all is repeated (default: as the budget says)")
+    mine.add_argument("--plan", action="store_true", help="only say what would run")
+    of_settings(mine)
+    of_machine(mine)
     plan = command("plan", "what would run, what is there already, and how long the rest may take")
     of_study(plan)
     plan.add_argument("--pilot", type=Path, help="output folder of a finished run: also say what the study would see")
@@ -75,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     t5x.add_argument(
         "--tokenizer", help="folder or hub name of the tokenizer to put beside it, e.g. google/t5-v1_1-large"
     )
+    leave = command("export", "a trained policy as a Hugging Face folder with a model card")
+    leave.add_argument("out", type=Path, help="output folder of a run")
+    leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
+    leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
+    leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
     listing = command("list", "what can be named in a study")
     listing.add_argument("shelf", choices=["losses", "judges", "tasks", "behaviors", "hypotheses", "studies"])
     return top
@@ -87,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser().parse_args(words)
         actions = {
             "run": run, "plan": plan, "report": report, "show": show, "diff": diff, "list": listing,
-            "import-t5x": import_t5x,
+            "import-t5x": import_t5x, "compare": compare, "export": export,
         }  # fmt: skip
         return int(actions[args.command](args, words))
     except AligngapError as error:
@@ -131,6 +152,27 @@ def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
+    return carry_out(args, words, *prepared(args))
+
+
+def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .execute.console import print_plan
+    from .own import check_pairs, own_study
+    from .store import Store
+    from .study import expand
+
+    study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
+    out = args.out or Path("out") / study.name
+    check_pairs(study)
+    made, store = expand(study), Store(args.store or out.parent / "store")
+    if args.plan:
+        print_plan(made, store, out)
+        return 0
+    return carry_out(args, words, made, store, out)
+
+
+def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
+    """Run a plan to its end, collect its records and make its report."""
     from .collect import collect
     from .execute.console import stages, watch
     from .execute.local import Local
@@ -138,7 +180,6 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .report import build_report, headline
     from .store import check_writable
 
-    made, store, out = prepared(args)
     device = pick_device(args.device)
     workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
     if workers < 1 or not args.save_seconds > 0:
@@ -229,6 +270,14 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
         return 0
     print_records(read_folder(args.out).records)
     print(headline(args.out))
+    return 0
+
+
+def export(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from .export import export as write
+    from .store import Store
+
+    print(write(args.out, args.run, args.to, Store(args.store or args.out.resolve().parent / "store")))
     return 0
 
 

@@ -33,18 +33,23 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     """
     tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
     about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
+    if plan.study.decision_margin is not None:
+        about["costs"] = {}
     count = 0
     for run in plan.runs:
         start = plan.start[run.name]
         if not store.has(run.measure.name) or not store.has(start.name):
             continue
         count += 1
-        outcome = store.manifest(run.align.name)["result"]["outcome"]
+        result = store.manifest(run.align.name)["result"]
+        outcome = result["outcome"]
         measured = [store.path(name) / "rows.parquet" for name in (start.name, run.measure.name)]
         if outcome == "ok" and all(path.exists() for path in measured):
             outcome = noticed(*(pd.read_parquet(path) for path in measured))
         about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": outcome}
         log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
+        if "costs" in about:
+            about["costs"][run.name] = generated(run, store, log, result)
         for source in [start.name, run.measure.name] if run.align.start is None else [run.measure.name]:
             for table, frames in tables.items():
                 part = store.path(source) / f"{table}.parquet"
@@ -101,6 +106,19 @@ def noticed(start: pd.DataFrame, rows: pd.DataFrame) -> str:
         if told:
             return f"by step {step:.0f}: {', '.join(told)}"
     return "ok"
+
+
+def generated(run: Run, store: Store, log: pd.DataFrame, result: dict[str, Any]) -> dict[str, Any]:
+    """What a run generated for training: responses, tokens of those it trained on, seconds of writing and labelling."""
+    writes = bool(run.align.source.sampled)
+    tokens = 0
+    if writes:
+        sides = ["chosen_ids", "rejected_ids"]
+        pairs = pq.read_table(store.path(run.align.name) / "recording.parquet", columns=[*sides, "writer"]).to_pandas()
+        tokens = int(sum(pairs.loc[pairs["writer"] != "data", side].map(len).sum() for side in sides))
+    responses = int(log["responses_sampled"].iloc[-1]) if len(log) else 0
+    seconds = result.get("draw_seconds") if writes else 0.0  # None: made before draws were timed
+    return {"arm": run.arm, "responses": responses, "tokens": tokens, "seconds": seconds}
 
 
 def parts(run: Run, start: Measure, store: Store, shown: set[str]) -> list[dict[str, Any]]:

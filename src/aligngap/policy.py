@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
+WRITES_TEXT = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "DoubleHeadsModel")
 DROPOUT_FIELDS = (
     "dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
 )  # fmt: skip
@@ -160,8 +161,19 @@ def config_of(spec: ModelSpec, **settings: Any) -> Any:
 def check_spec(spec: ModelSpec) -> None:
     """Refuse a model that cannot be named, built or read, before anything is computed."""
     config = config_of(spec)
+    _check_architecture(spec, config)
     if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise AligngapError(f"model family `{config.model_type}`: neither encoder-decoder nor a causal language model")
+
+
+def _check_architecture(spec: ModelSpec, config: Any) -> None:
+    """Refuse a stored model whose head is not one that writes text."""
+    named = config.architectures or []
+    if spec.path is not None and named and not any(n.endswith(WRITES_TEXT) for n in named):
+        raise AligngapError(
+            f"model {spec.path}: its architecture is {', '.join(named)}, which writes no text; give a causal or an "
+            "encoder-decoder language model (…ForCausalLM, …LMHeadModel, …ForConditionalGeneration)"
+        )
 
 
 def is_encoder_decoder(spec: ModelSpec) -> bool:

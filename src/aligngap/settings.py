@@ -87,7 +87,7 @@ class Limits(Settings):
 class Optimization(Settings):
     """How steps are taken: the same fields, and in a study the same values, for every arm."""
 
-    steps: int = Field(ge=1, description="optimiser steps")
+    steps: int = Field(ge=0, description="optimiser steps; 0 (of `sft` and `pretrain` only): the model as it is")
     batch: int = Field(default=32, ge=1, description="items (pairs, responses) per optimiser step")
     micro_batch: int | None = Field(default=None, ge=1, description="items per backward pass; null: all at once")
     learning_rate: float = Field(default=1e-5, gt=0, description="peak learning rate")
@@ -103,6 +103,12 @@ class Optimization(Settings):
     lora: LoraSpec | None = Field(default=None, description="train low-rank adapters; null: train all weights")
 
 
+def some_steps(how: Optimization) -> Optimization:
+    if how.steps < 1:
+        raise ValueError("`steps` must be at least 1: only `sft` and `pretrain` may take a model as it is")
+    return how
+
+
 class JudgeSpec(Settings):
     """A pairwise preference model: its backbone, how long it learns, and from how many labels.
 
@@ -114,6 +120,11 @@ class JudgeSpec(Settings):
     pretrain: Optimization | None = Field(default=None, description="fine-tuning of its backbone; null: as `sft`")
     optimization: Optimization = Field(description="how it learns the labels")
     labels: int | None = Field(default=None, ge=2, description="number of training pairs; null: all of them")
+
+    @field_validator("optimization")
+    @classmethod
+    def _learns(cls, how: Optimization) -> Optimization:
+        return some_steps(how)
 
 
 class LossSpec(BaseModel):
@@ -143,6 +154,11 @@ class Recipe(Settings):
     on_policy_kl: float = Field(
         default=0.0, ge=0.0, description="weight of the KL term on unlabelled pairs (HyPO); arms without any ignore it"
     )
+
+    @field_validator("optimization")
+    @classmethod
+    def _trains(cls, how: Optimization) -> Optimization:
+        return some_steps(how)
 
 
 class Arm(Settings):
@@ -309,6 +325,14 @@ class Study(Settings):
     probe: int = Field(
         default=0, ge=0, description="pairs near each checkpoint of the first compared arm's run on which the proxy "
         "and both arms' policies are held as classifiers; 0: none"
+    )  # fmt: skip
+    judge_share: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="share of the training prompts that only the judges learn from, and "
+        "no policy; 0: judges and policies learn from the same prompts"
+    )  # fmt: skip
+    decision_margin: float | None = Field(
+        default=None, gt=0.0, lt=0.5, description="the gain in win rate that online must bring to be worth it: the "
+        "report then opens with a recommendation; null: none is made"
     )  # fmt: skip
     seeds: int | list[int] = Field(
         default=1, description="a number (seeds 0, 1 …) or a list; all stages repeat per seed"

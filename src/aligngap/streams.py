@@ -11,6 +11,7 @@ pair and not of where it came from (`fit.with_reference`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -209,6 +210,34 @@ class Mixture:
         self.draws = int(state["draws"])
         self.first.load_state_dict(state["first"])
         self.second.load_state_dict(state["second"])
+
+
+class Stopwatch:
+    """Another stream, and the seconds that its draws took: what writing and labelling fresh pairs costs.
+
+    The seconds are saved with the stream's state, so that a run that was killed still counts all of them; they change
+    nothing that is drawn.
+    """
+
+    def __init__(self, source: PairStream) -> None:
+        self.source, self.seconds = source, 0.0
+
+    @property
+    def responses_sampled(self) -> int:
+        return int(getattr(self.source, "responses_sampled", 0))
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]:
+        started = time.perf_counter()
+        pairs = self.source.draw(n, sampler)
+        self.seconds += time.perf_counter() - started
+        return pairs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.source.state_dict(), "draw_seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.source.load_state_dict({k: v for k, v in state.items() if k != "draw_seconds"})
+        self.seconds = float(state.get("draw_seconds", 0.0))
 
 
 class Relabelled:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -297,7 +297,7 @@ class Pipeline:
         tokenizer = study.tokenizer if study.policy.path is None else TokenizerSpec(path=study.policy.path)
         self.data = Data(
             task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=study.policy.family,
-            limits=study.limits, seed=seed,
+            limits=study.limits, seed=seed, judge_share=study.judge_share,
         )  # fmt: skip
         self.sft = self.tuned(study.policy, study.sft)
         self.golden = self.judge(study.golden, "golden", None)
@@ -316,15 +316,18 @@ class Pipeline:
             arm = Arm(behavior="policy", judge="golden", soft_labels=needs_probabilities(own.study))
             self.opponents["golden_policy"] = own.responses(own.recipe_run(arm, "golden policy"))
 
-    def tuned(self, model: ModelSpec, how: Optimization) -> Sft:
+    def tuned(self, model: ModelSpec, how: Optimization, split: Literal["train", "judge"] = "train") -> Sft:
         return Sft(
-            data=self.data, model=model, optimization=how, limits=self.study.limits, seed=derive(self.seed, "sft")
-        )
+            data=self.data, model=model, optimization=how, limits=self.study.limits, seed=derive(self.seed, "sft"),
+            split=split if how.steps else "train",  # a model as it is has learned from neither
+        )  # fmt: skip
 
     def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge:
-        backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft)
+        split = self.data.judges_learn_from
+        backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft, split)
         own = spec.model_copy(update={"model": None, "pretrain": None})  # the backbone says both: equal ones are shared
-        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=own, seed=derive(self.seed, role))
+        seed = derive(self.seed, role)
+        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split)
 
     def relabel(self, judge: FitJudge | OracleJudge, soft: bool = False) -> Relabel:
         return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)

@@ -27,7 +27,7 @@ def kill_when(
     with subprocess.Popen(
         words, cwd=folder, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 600
         while not reached():
             assert process.poll() is None, f"ended before the stage was seen: {process.communicate()[1][-2000:]}"
             assert time.monotonic() < limit

@@ -51,19 +51,24 @@ def _analysis(folder: Path) -> Analysis:
 def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysis:
     from aligngap.records import read_folder
     from aligngap.report.analysis import analyse
+    from aligngap.report.decision import cheaper_arms
 
     tables = read_folder(folder)
     online, offline = compared(folder)
+    study, provenance = _study(folder), _json(folder / "provenance.json")
     return analyse(
         tables.records,
         tables.per_prompt,
         tables.samples,
         online,
         offline,
-        pipeline=_pipeline(_json(folder / "provenance.json")),
+        pipeline=_pipeline(provenance),
         best_of_n=tables.best_of_n,
         probe=tables.probe,
         failures=tables.failures,
+        margin=_margin(folder, study),
+        cheaper=cheaper_arms(_section(study, "arms")),
+        costs=_section(provenance, "costs"),
     )
 
 
@@ -85,16 +90,42 @@ def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, 
 
 def compared(folder: Path) -> tuple[str, str]:
     """The two arms that the study in `folder` compares first: its `compare`, else online and offline."""
+    from aligngap.types import AligngapError
+
+    try:
+        first, second = _study(folder).get("compare", ("online", "offline"))
+    except (TypeError, ValueError) as error:
+        raise AligngapError(f"{folder / 'study.yaml'}: `compare` must name two arms ({error})") from error
+    return str(first), str(second)
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    """The resolved study that `collect` wrote beside the records; empty if it is not there."""
     import yaml
 
     from aligngap.types import AligngapError
 
     try:
-        study = yaml.safe_load(_text(folder / "study.yaml")) or {}
-        first, second = study.get("compare", ("online", "offline"))
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise AligngapError(f"{folder / 'study.yaml'}: `compare` must name two arms ({error})") from error
-    return str(first), str(second)
+        found = yaml.safe_load(_text(folder / "study.yaml")) or {}
+    except yaml.YAMLError as error:
+        raise AligngapError(f"{folder / 'study.yaml'}: not YAML ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(found, dict):
+        raise AligngapError(f"{folder / 'study.yaml'}: not a study; run it again, or take the file away")
+    return found
+
+
+def _margin(folder: Path, study: dict[str, Any]) -> float | None:
+    from aligngap.types import AligngapError
+
+    margin = study.get("decision_margin")
+    if margin is not None and not (isinstance(margin, float) and 0 < margin < 0.5):
+        raise AligngapError(f"{folder / 'study.yaml'}: `decision_margin` must lie between 0 and 0.5, not be {margin!r}")
+    return margin
+
+
+def _section(of: dict[str, Any], key: str) -> dict[str, Any]:
+    found = of.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from aligngap import registry
 from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
+from aligngap.hypotheses.decision import Decision, decide
 from aligngap.hypotheses.view import View
 from aligngap.records import empty
 from aligngap.report.robust import Robust, make_robust
@@ -68,6 +69,8 @@ class Analysis:
     gao: Mapping[tuple[str, str], Mapping[str, GaoFit]] = field(default_factory=dict)  # (arm, score) -> form -> fit
     gao_opponent: str = ""
     warnings: tuple[str, ...] = ()
+    decision: Decision | None = None
+    costs: Mapping[str, Any] = field(default_factory=dict)  # what each run generated, as `collect` wrote it
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -137,6 +140,9 @@ def analyse(
     best_of_n: pd.DataFrame | None = None,
     probe: pd.DataFrame | None = None,
     failures: Mapping[str, str] | None = None,
+    margin: float | None = None,
+    cheaper: Sequence[str] = (),
+    costs: Mapping[str, Any] | None = None,
 ) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
@@ -185,6 +191,8 @@ def analyse(
         warnings=tuple(
             dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records) + failed(failures or {}))
         ),
+        decision=None if margin is None else decide(view, margin, cheaper),
+        costs=costs or {},
     )
 
 

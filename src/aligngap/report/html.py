@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from aligngap.report import words
+from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, SCORES, Analysis, assertion, samples_at_equal_kl
 from aligngap.report.interactive import difference_figure, frontier_figure
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
@@ -81,9 +81,7 @@ def page(
     chart_dynamics = [(title, charts.add(f)) for title, f in dynamics_panels(analysis)]
     return environment.from_string(source).render(
         study_name=analysis.study,
-        answer=words.answer(main),
-        state=words.verdict(main),
-        details=[*words.details(main), *first_screen(analysis)],
+        **opening(analysis),
         tiles=tiles(analysis),
         opponent=words.opponent(analysis.opponent),
         arms=[{"name": a, "colour": styles[a].colour, "what": what(analysis, a)} for a in analysis.arms],
@@ -162,6 +160,23 @@ def script_json(text: str) -> str:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
+
+
+def opening(analysis: Analysis) -> dict[str, Any]:
+    """The first sentence, what stands under it, and the options of a decision where the study asks for one."""
+    main, d = analysis.main, analysis.decision
+    found: dict[str, Any] = {
+        "answer": words.answer(main), "state": words.verdict(main), "option_rows": [], "option_header": (),
+        "option_notes": [], "details": [*words.details(main), *first_screen(analysis)],
+    }  # fmt: skip
+    if d is None:
+        return found
+    costs = decision.costs_of(analysis.costs)
+    return found | {
+        "answer": decision.sentence(d, costs), "state": decision.state(d),
+        "details": [*decision.details(d), words.answer(main), *found["details"]],
+        "option_header": decision.HEADER, "option_rows": decision.rows(d, costs), "option_notes": decision.notes(d),
+    }  # fmt: skip
 
 
 def tiles(analysis: Analysis) -> list[dict[str, str]]:
@@ -270,7 +285,7 @@ def summarise(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     out.append(("artifacts", f"{len(artifacts)}, made in {seconds:,.0f} seconds of worker time"))
     for run, about in found.get("runs", {}).items():
         out.append((str(run), ", ".join(str(v) for _, v in flatten(about))))
-    known = {"artifacts", "runs", "pipeline"}
+    known = {"artifacts", "runs", "pipeline", "costs"}
     return out + [(k, str(v)) for k, v in flatten({k: v for k, v in found.items() if k not in known})]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from aligngap.report import words
+from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.robust_tables import controlled_cells, first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
@@ -52,6 +53,7 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines = [
         f"# {_escape(analysis.study)}: online against offline at equal KL",
         "",
+        *decided(analysis),
         f"**{_escape(words.answer(main))}**",
         "",
     ]
@@ -73,6 +75,18 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def decided(analysis: Analysis) -> list[str]:
+    """The recommendation, where the study asks for one: before everything else."""
+    d = analysis.decision
+    if d is None:
+        return []
+    costs = decision.costs_of(analysis.costs)
+    lines = [f"**{_escape(decision.sentence(d, costs))}**", "", *[f"- {_escape(s)}" for s in decision.details(d)], ""]
+    lines += [_row(decision.HEADER), _row(["---"] * len(decision.HEADER))]
+    lines += [_row([_escape(x) for x in r]) for r in decision.rows(d, costs)]
+    return [*lines, "", *[f"{_escape(note)}\n" for note in decision.notes(d)]]
 
 
 def claims(analysis: Analysis) -> list[str]:
@@ -103,15 +117,27 @@ def hypotheses(analysis: Analysis) -> list[str]:
 
 def terminal(analysis: Analysis) -> str:
     """The page that `aligngap show` prints."""
-    out = [words.answer(analysis.main), ""]
+    out = []
+    if analysis.decision is not None:
+        costs = decision.costs_of(analysis.costs)
+        out = [
+            decision.sentence(analysis.decision, costs),
+            *[f"  {s}" for s in decision.details(analysis.decision)],
+            "",
+        ]
+        out += [*_aligned([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
+    out += [words.answer(analysis.main), ""]
     out += [f"  {s}" for s in [*words.details(analysis.main), *first_screen(analysis)]]
-    table = [HEADER, *rows(analysis)]
-    width = [max(len(r[i]) for r in table) for i in range(len(HEADER))]
-    out += ["", *["  ".join(x.ljust(w) for x, w in zip(r, width, strict=True)).rstrip() for r in table], ""]
+    out += ["", *_aligned([HEADER, *rows(analysis)]), ""]
     for v in analysis.verdicts:
         out.append(f"{v.name:<12} {v.outcome:<13} {effect(v)}  {v.reason}")
     out += ["", *[f"! {s}" for s in words.caveats(analysis)]]
     return "\n".join(out)
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+    width = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
+    return ["  ".join(x.ljust(w) for x, w in zip(r, width, strict=True)).rstrip() for r in table]
 
 
 def _row(cells: list[str] | tuple[str, ...]) -> str:

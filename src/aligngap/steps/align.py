@@ -154,6 +154,7 @@ class Align(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from ..fit import Trainer, pair_objective, with_reference
+        from ..streams import Stopwatch
         from ..training import train
 
         reference, key, adapter = ctx.start(self), f"{self.name}@step0", self.optimization.lora
@@ -161,7 +162,7 @@ class Align(Step):
             policy = reference.copy(key)
         else:
             policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
-        stream = self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference)
+        stream = Stopwatch(self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference))
         trainer = Trainer(policy.model, self.optimization, self.seed)
         measured = set(self.measured_steps)
 
@@ -178,7 +179,7 @@ class Align(Step):
         outcome = train(
             ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=True
         )
-        return {"outcome": outcome, "last_step": trainer.step}
+        return {"outcome": outcome, "last_step": trainer.step, "draw_seconds": round(stream.seconds, 3)}
 
     def recorded(self, ctx: Context) -> list[Pair]:
         """The pairs the run trained on, in order; RunFailed if it ended before its last step."""

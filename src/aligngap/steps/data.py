@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,7 @@ class Data(Step):
     family: ModelSpec
     limits: Limits
     seed: int
+    judge_share: float = 0.0
 
     @cached_property
     def configuration(self) -> Any:
@@ -60,7 +62,13 @@ class Data(Step):
                     rows.append(row)
                     continue
                 dropped[reason] = dropped.get(reason, 0) + 1
-        counts = {split: sum(r["split"] == split for r in rows) for split in ("train", "test")}
+        if self.judge_share:
+            apart = kept_for_judges(
+                [r["prompt_id"] for r in rows if r["split"] == "train"], self.judge_share, self.seed
+            )
+            for row in rows:
+                row["split"] = "judge" if row["prompt_id"] in apart and row["split"] == "train" else row["split"]
+        counts = {split: sum(r["split"] == split for r in rows) for split in self.splits}
         for split, count in counts.items():
             if count < 2:
                 raise AligngapError(
@@ -70,6 +78,15 @@ class Data(Step):
                 )
         write_rows(ctx.work / "data.parquet", rows)
         return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The parts of the data, no prompt in two of them: "judge" only where the judges have prompts of their own."""
+        return ("train", "judge", "test") if self.judge_share else ("train", "test")
+
+    @property
+    def judges_learn_from(self) -> Literal["train", "judge"]:
+        return "judge" if self.judge_share else "train"
 
     @property
     def closed(self) -> bool:
@@ -101,6 +118,12 @@ class Data(Step):
         distinct = list({p.prompt.id: p.prompt for p in self.pairs(ctx, split)}.values())
         order = np.random.default_rng(derive(self.seed, "measured prompts", split)).permutation(len(distinct))
         return [distinct[int(i)] for i in order[:n]]
+
+
+def kept_for_judges(prompt_ids: Iterable[str], share: float, seed: int) -> set[str]:
+    """The prompts that only the judges learn from: `share` of the distinct ones, drawn by the seed, at least one."""
+    ids = sorted(set(prompt_ids), key=lambda i: (derive(seed, "judges' prompts", i), i))
+    return set(ids[: max(1, round(share * len(ids)))])
 
 
 def build_task(section: dict[str, Any]) -> Any:

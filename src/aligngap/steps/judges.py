@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Sft(Step):
-    """Fine-tune on both responses of every pair: wide coverage of the data, not quality (arXiv 2405.08448, 4.1)."""
+    """Fine-tune on both responses of every pair: wide coverage of the data, not quality (arXiv 2405.08448, 4.1).
+
+    With no steps it is the given model as it is; `split` says whose prompts it learns from.
+    """
 
     kind: Literal["sft"] = "sft"
     data: Data
@@ -30,6 +33,7 @@ class Sft(Step):
     optimization: Optimization
     limits: Limits
     seed: int
+    split: Literal["train", "judge"] = "train"
 
     def run(self, ctx: Context) -> dict[str, Any]:
         import torch
@@ -53,7 +57,7 @@ class Sft(Step):
                 for p in pairs
                 for r in (p.chosen, p.rejected)
             ]
-            for pairs in (self.data.pairs(ctx, "train"), self.data.pairs(ctx, "test")[:256])
+            for pairs in (self.data.pairs(ctx, self.split), self.data.pairs(ctx, "test")[:256])
         )
         mean_length = sum(len(r) for _, r in examples) / len(examples)
 
@@ -61,10 +65,11 @@ class Sft(Step):
             logps = policy.logps(collate([p for p, _ in items], [r for _, r in items]))
             return -logps / mean_length, {}  # nats per token of an average response
 
-        trainer = Trainer(policy.model, self.optimization, self.seed)
-        outcome = train(ctx, trainer, Epochs(examples, derive(self.seed, "sft order")), objective)
-        if outcome != "ok":
-            raise RunFailed(f"sft: {outcome}; lower sft.learning_rate")
+        if self.optimization.steps:
+            trainer = Trainer(policy.model, self.optimization, self.seed)
+            outcome = train(ctx, trainer, Epochs(examples, derive(self.seed, "sft order")), objective)
+            if outcome != "ok":
+                raise RunFailed(f"sft: {outcome}; lower sft.learning_rate")
         policy.merge().save(ctx.work / "policy")
         nll = -policy.logps_of([p for p, _ in held_out], [r for _, r in held_out]).sum()
         tokens = sum(len(r) for _, r in held_out)
@@ -91,6 +96,7 @@ class FitJudge(Step):
     backbone: Sft
     spec: JudgeSpec
     seed: int
+    split: Literal["train", "judge"] = "train"
 
     def run(self, ctx: Context) -> dict[str, Any]:
 
@@ -103,7 +109,7 @@ class FitJudge(Step):
         from ..training import train
 
         source = self.labels or self.data
-        pairs, held_out = source.pairs(ctx, "train"), source.pairs(ctx, "test")
+        pairs, held_out = source.pairs(ctx, self.split), source.pairs(ctx, "test")
         if self.spec.labels is not None:
             keep = np.random.default_rng(derive(self.seed, "labels")).permutation(len(pairs))[: self.spec.labels]
             pairs = [pairs[int(i)] for i in sorted(keep)]
@@ -156,14 +162,15 @@ class Relabel(Step):
         judge = ctx.judge(self.judge)
         reference = ctx.policy(self.reference)
         about: dict[str, Any] = {}
-        for number, split in enumerate(("train", "test")):
+        for number, split in enumerate(self.data.splits):
             given = self.data.pairs(ctx, split)
-            ctx.progress(number, 2, split)
+            ctx.progress(number, len(self.data.splits), split)
             pairs = label(
                 [p.prompt for p in given], [p.chosen for p in given], [p.rejected for p in given], judge,
                 writer="data", soft=self.soft,
             )  # fmt: skip
-            pairs = ctx.with_stored_reference(reference, pairs)
+            if split != "judge":  # from which no policy learns
+                pairs = ctx.with_stored_reference(reference, pairs)
             write_pairs(ctx.work / f"{split}.parquet", pairs)
             agree = sum(p.chosen.ids == g.chosen.ids for p, g in zip(pairs, given, strict=True))
             ties = sum(p.judged_forward == p.judged_backward for p in pairs)

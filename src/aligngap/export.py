@@ -1,0 +1,194 @@
+"""A trained policy of a finished study as an ordinary Hugging Face folder, with a model card that says what it is.
+
+Numbers on the card are the records' own, with their standard errors. Leaves out: publishing it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from . import __version__
+from .records import read_records
+from .registry import did_you_mean
+from .settings import LoraSpec, Optimization
+from .store import Store
+from .types import AligngapError
+
+OPPONENTS = {"golden_policy": "the golden policy", "sft": "the SFT policy", "chosen": "the data's chosen responses"}
+
+
+def export(out: Path, name: str, to: Path, store: Store) -> Path:
+    """Write the policy of a run's checkpoint into the folder `to`, whole or not at all.
+
+    `name` is RUN or RUN@STEP: a run's whole name, or words of it that only one run has ("online", "online seed=1");
+    without a step, the run's last checkpoint. Raises AligngapError for an unknown run or step, for an artifact that is
+    no longer in the store, and for a folder that is there and not empty.
+    """
+    records, about, study = read_records(out), _provenance(out), _study(out)
+    wanted, at, step_text = name.rpartition("@") if "@" in name else (name, "", "")
+    run = find_run(wanted, list(about["runs"]))
+    artifact = str(about["runs"][run]["align"])
+    if not store.has(artifact):
+        raise AligngapError(f"{store.path(artifact)}: no such artifact; name the study's store with --store")
+    checkpoints = {int(p.name.removeprefix("step-")): p for p in store.path(artifact).glob("checkpoints/step-*")}
+    if at and not (step_text.isdecimal() and int(step_text) in checkpoints):
+        known = ", ".join(map(str, sorted(checkpoints)))
+        raise AligngapError(f"{name}: the run has no checkpoint `{step_text}`; it has: {known}")
+    step = int(step_text) if at else max(checkpoints)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise AligngapError(f"{to}: is there already and not an empty folder; choose another with --to")
+    beside, manifest = to.with_name(f".{to.name}.writing"), store.manifest(artifact)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        write_policy(checkpoints[step], beside, store, manifest)
+        card = model_card(records, study, about, manifest, run, step)
+        (beside / "README.md").write_text(card, encoding="utf-8")
+        os.replace(beside, to)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise AligngapError(f"{to}: cannot be written ({error.strerror or error})") from error
+    return to
+
+
+def write_policy(checkpoint: Path, to: Path, store: Store, manifest: Mapping[str, Any]) -> None:
+    """The checkpoint's folder; of a low-rank adapter, the weights that it started from with the adapter added."""
+    how = manifest["configuration"]["optimization"].get("lora")
+    if how is None:
+        shutil.copytree(checkpoint, to)
+        return
+    if "start" in manifest["inputs"]:
+        raise AligngapError(
+            f"{checkpoint}: an adapter on another run's policy; add it to that policy with PEFT's `merge_and_unload`"
+        )
+    from .policy import Policy
+
+    base = Policy.load(store.path(manifest["inputs"]["sft"]) / "policy", response_tokens=1)
+    base.adapted(LoraSpec.model_validate(how), "", 0, checkpoint).copy("").merge().save(to)
+
+
+def find_run(wanted: str, runs: list[str]) -> str:
+    """The one run of that name, or the one that has all of these words."""
+    if wanted in runs:
+        return wanted
+    found = [run for run in runs if wanted.split() and set(wanted.split()) <= set(run.split())]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise AligngapError(f"`{wanted}` is the name of {len(found)} runs; add words of one: {'; '.join(found)}")
+    raise AligngapError(f"no run `{wanted}`{did_you_mean(wanted, runs)}")
+
+
+def model_card(
+    records: pd.DataFrame, study: Mapping[str, Any], about: Mapping[str, Any], manifest: Mapping[str, Any], run: str,
+    step: int,
+) -> str:  # fmt: skip
+    """README.md of an exported policy, in the form of the Hugging Face hub."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    rows = records[(records["run"] == run) & (records["step"] == step)]
+    first = rows.iloc[0] if len(rows) else None
+    arm, task = run.split()[0], dict(study.get("task", {}))
+    path = study.get("policy", {}).get("path")
+    defaults = {n: f.get_default() for n, f in Optimization.model_fields.items() if not f.is_required()}
+    loss = {"name": "ipo", **manifest["configuration"].get("loss", {})}  # what stands at its default is not in a key
+    how = {**defaults, **manifest["configuration"]["optimization"]}
+    made = manifest["provenance"]
+    data = ModelCardData(
+        library_name="transformers", tags=["aligngap", "preference-alignment", str(loss["name"]), arm],
+        base_model=path if path and not Path(path).exists() and path.count("/") == 1 else None,
+    )  # fmt: skip
+    lines = [
+        f"# {run}, step {step}",
+        "",
+        f"A policy of the study `{study['name']}` ({study['question']}), made by aligngap {made['aligngap']}, commit "
+        f"{made['commit']}, after arXiv 2405.08448; exported with aligngap {__version__}.",
+        "",
+        "## Training",
+        "",
+        *_table(("", ""), [
+            ("arm", f"`{arm}`: {_plain(study['arms'].get(arm.partition('[')[0], {}))}"),
+            ("loss", _plain(loss)),
+            ("optimisation", _plain(how)),
+            ("seed", str(first["seed"]) if first is not None else run.rpartition("seed=")[2]),
+            ("steps", str(step)),
+            ("start", f"`{path}`" if path else f"a {study['policy'].get('model_type')} from scratch, after SFT"),
+            ("task", _plain({k: v for k, v in task.items() if k not in ("path",) and v is not None})),
+        ]),
+        "## What was measured",
+        "",
+    ]  # fmt: skip
+    if first is None:
+        lines += ["This checkpoint was not measured.", ""]
+    else:
+        judged = "mean over prompts ± standard error; the golden judge is a model that stands in for people"
+        lines += [
+            f"KL from the policy it started from: {first['kl_nats']:.3f} ± {first['kl_nats_se']:.3f} nats a response.",
+            "",
+            *_table(
+                ("win rate against", "golden judge", "proxy judge", "prompts"),
+                [
+                    (
+                        OPPONENTS.get(r["opponent"], str(r["opponent"])),
+                        f"{r['win_rate']:.3f} ± {r['win_rate_se']:.3f}",
+                        f"{r['proxy_win_rate']:.3f} ± {r['proxy_win_rate_se']:.3f}",
+                        str(r["prompts"]),
+                    )
+                    for _, r in rows.iterrows()
+                ],
+            ),
+            f"({judged}.)",
+            "",
+        ]
+    source = [row["value"] for row in about.get("pipeline", []) if row["part"] == "data" and row["what"] == "source"]
+    named = f" `{task.get('name')}`" if source else ""
+    lines += [
+        "## Licence and limits",
+        "",
+        f"No licence is granted by this card. The licence of the starting model and that of the data{named} hold for "
+        "these weights as far as they say so; look them up before using or passing them on. The policy was trained to "
+        "study alignment, on one preference data set, by a judge that is itself a model; it was not tested for safety.",
+        "",
+    ]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [header, ("---",) * len(header), *rows]
+    return [*("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines), ""]
+
+
+def _plain(values: Mapping[str, Any]) -> str:
+    """Settings in a line, those that are not set left out."""
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items() if v is not None)
+
+
+def _provenance(out: Path) -> dict[str, Any]:
+    path = out / "provenance.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found.get("runs"), dict):
+            raise ValueError("it names no runs")
+        return found
+    except (OSError, ValueError, AttributeError) as error:
+        raise AligngapError(f"{path}: cannot be read ({error}); give the output folder of a finished run") from error
+
+
+def _study(out: Path) -> dict[str, Any]:
+    path = out / "study.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "recipe" not in found:
+            raise ValueError("it is no study")
+        return found
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(error).split())[:160]
+        raise AligngapError(f"{path}: cannot be read ({what}); give the output folder of a finished run") from error

@@ -1,0 +1,168 @@
+"""The recommendation as a person reads it: a sentence with its reason, what it rests on, a table of the options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aligngap.hypotheses.decision import OFFLINE, ONLINE, RULE, SEMI, WEAK, Decision, Option
+from aligngap.report import words
+
+HEADER = ("option", "online − it at equal KL", "share of online's gain kept", "fresh responses", "tokens", "seconds")
+#: the classes of the page's first line
+STATES = {OFFLINE: "undecided", ONLINE: "ahead", SEMI: "ahead"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one arm generated for training, mean over its runs; seconds (writing and labelling) nan if not recorded."""
+
+    responses: float
+    tokens: float
+    seconds: float
+
+
+def costs_of(rows: Mapping[str, Any]) -> dict[str, Cost]:
+    """Per arm, from the `costs` that `collect` writes into the provenance; an entry of another shape is left out."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for row in rows.values():
+        if isinstance(row, Mapping) and {"arm", "responses", "tokens", "seconds"} <= set(row):
+            values = (row["responses"], row["tokens"], row["seconds"])
+            found.setdefault(str(row["arm"]), []).append(
+                tuple(math.nan if v is None else float(v) for v in values)  # type: ignore[arg-type]
+            )
+    return {arm: Cost(*(sum(column) / len(runs) for column in zip(*runs, strict=True))) for arm, runs in found.items()}
+
+
+def cheaper_arms(arms: Mapping[str, Any]) -> list[str]:
+    """The semi-online arms of a study, the one with the most steps between syncs first."""
+    every = {name: int(arm.get("sync_every", 1)) for name, arm in arms.items() if isinstance(arm, Mapping)}
+    return sorted((name for name, sync in every.items() if sync > 1), key=lambda name: -every[name])
+
+
+def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
+    """The recommendation with its reason."""
+    gap, (low, high) = d.gap, d.gap.average_interval
+    gain = (
+        f"{words.number(gap.average.value, 3, True)} in win rate at equal KL (95% interval {words.span((low, high))})"
+    )
+    if d.outcome == OFFLINE:
+        return (
+            f"Offline is enough: {gap.a} gains {gain}, which excludes a gain of {d.margin:g} or more over {gap.b}"
+            f"{', and ' + saved(costs[gap.a]) if gap.a in costs else ''}."
+        )
+    if d.outcome == SEMI:
+        o = next(o for o in d.options if o.arm == d.choose)
+        return (
+            f"Train {o.arm}: {gap.a} gains {gain} over {gap.b}, and {o.arm} keeps {share(o)} of it, less than "
+            f"{d.margin:g} behind {gap.a} ({words.span(o.interval)}) with fewer syncs of the policy that writes."
+        )
+    if d.outcome == ONLINE:
+        rest = f", and no cheaper option is shown to lie less than {d.margin:g} behind" if d.options else ""
+        spent = f"; it takes {amount(costs[gap.a])}" if gap.a in costs else ""
+        return f"Train {gap.a}: it gains {gain} over {gap.b}{rest}{spent}."
+    if d.doubt == "judge":
+        return (
+            f"Cannot tell yet: golden, which stands in for your raters, agrees with {percent(d.agreement.value)} of "
+            f"their held-out labels ({interval_percent(d.agreement_interval)}), which is not told from chance: needs "
+            "more labelled pairs, a longer training of the judges, or a stronger model for them."
+        )
+    if d.doubt == "undefined":
+        return f"Cannot tell yet: {gap.a} and {gap.b} are not comparable at equal KL. {' '.join(gap.warnings)}"
+    return f"Cannot tell yet: needs {more(d)}; so far {gap.a} gains {gain}, between none and {d.margin:g}."
+
+
+def more(d: Decision) -> str:
+    """How many more prompts or seeds."""
+    need = d.need
+    if need is None or (need.prompts is None and need.seeds is None):
+        what = "prompts and seeds" if need is None else "a change of plan: no number of prompts or up to 200 seeds"
+        return f"more {what}" if need is None else f"{what} would tell"
+    ways = []
+    if need.prompts is not None:
+        ways.append(f"about {need.prompts:,} more prompts to measure on")
+    if need.seeds is not None:
+        ways.append(f"about {need.seeds} more seed{'s' if need.seeds > 1 else ''}")
+    return " or ".join(ways)
+
+
+def details(d: Decision) -> list[str]:
+    """What stands under the sentence: what golden is worth, and what power the number of prompts or seeds is for."""
+    out = []
+    if not math.isfinite(d.agreement.value):
+        out.append("How often golden agrees with your labels was not recorded.")
+    else:
+        said = (
+            f"Golden, which stands in for your raters, agrees with {percent(d.agreement.value)} of their labels on "
+            f"prompts it has not seen ({interval_percent(d.agreement_interval)})."
+        )
+        weak = d.agreement.value < WEAK or not d.agreement_interval[0] > 0.5
+        out.append(
+            said + (" That is near chance, or not told from it: what golden prefers may not be theirs." if weak else "")
+        )
+    if d.need is not None:
+        out.append(f"Such a study would see a difference of {d.need.difference:g} with 80% power.")
+    if len(d.gap.seeds) == 1:
+        out.append("One seed: how much another training run would differ is not in the interval.")
+    return out
+
+
+def rows(d: Decision, costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
+    """Online, the cheaper arms and offline, each with what it keeps and what it generated per run."""
+    gap = d.gap
+    offline = f"{words.number(gap.average.value, 3, True)} ({words.span(gap.average_interval)})"
+    out: list[tuple[str, ...]] = [(gap.a, "–", "100%", *spent(costs.get(gap.a)))]
+    for o in reversed(d.options):
+        behind = f"{words.number(o.behind.value, 3, True)} ({words.span(o.interval)})"
+        out.append((o.arm, behind if math.isfinite(o.behind.value) else "–", share(o), *spent(costs.get(o.arm))))
+    out.append((gap.b, offline if gap.defined else "–", "0%", *spent(costs.get(gap.b))))
+    return out
+
+
+def notes(d: Decision) -> list[str]:
+    """The rule and how to read the table."""
+    return [
+        f"Margin {d.margin:g}. {RULE}",
+        "Fresh responses, the tokens of those that were trained on, and the seconds of writing and labelling are means "
+        "over an arm's runs, as measured on the machine that ran them. A share is undefined where the gap is not told "
+        "from 0.",
+    ]
+
+
+def share(o: Option) -> str:
+    if not math.isfinite(o.kept.value):
+        return "undefined"
+    ends = (percent(x) if math.isfinite(x) else "unbounded" for x in o.kept_interval)
+    return f"{percent(o.kept.value)} ({' to '.join(ends)})"
+
+
+def spent(c: Cost | None) -> tuple[str, str, str]:
+    if c is None:
+        return "–", "–", "–"
+    return f"{c.responses:,.0f}", f"{c.tokens:,.0f}", f"{c.seconds:,.1f}" if math.isfinite(c.seconds) else "–"
+
+
+def amount(c: Cost) -> str:
+    seconds = f", {c.seconds:,.0f} seconds" if math.isfinite(c.seconds) else ""
+    return f"{c.responses:,.0f} fresh responses a run ({c.tokens:,.0f} tokens{seconds})"
+
+
+def saved(c: Cost) -> str:
+    return f"online's {amount(c)} are saved"
+
+
+def percent(x: float) -> str:
+    return f"{words.number(100 * x, 0)}%"
+
+
+def interval_percent(interval: tuple[float, float]) -> str:
+    return f"95% interval {percent(max(interval[0], 0.0))} to {percent(min(interval[1], 1.0))}"
+
+
+def state(d: Decision) -> str:
+    return STATES.get(d.outcome, "undefined")
+
+
+__all__: Sequence[str] = ["HEADER", "Cost", "cheaper_arms", "costs_of", "details", "notes", "rows", "sentence", "state"]
