@@ -18,6 +18,7 @@ from .types import AligngapError, RunFailed
 
 if TYPE_CHECKING:
     from .settings import Study
+    from .store import Store
     from .study import Plan
 
 
@@ -182,9 +183,10 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
     device = pick_device(args.device)
     workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
-    if workers < 1 or not args.save_seconds > 0:
-        raise AligngapError("--workers and --save-seconds must be positive")
+    if workers < 1 or args.threads < 1 or not args.save_seconds > 0:
+        raise AligngapError("--workers, --threads and --save-seconds must be positive")
     check_models(made.study)
+    check_data(made, store)
     store.prepare()
     check_writable(out)
     local = Local(store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds)
@@ -204,6 +206,17 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
         lost = f" and {outcome.lost} that need them" if outcome.lost else ""
         raise RunFailed(f"{len(outcome.failed)} steps failed{lost}; the same command tries them again")
     return 0
+
+
+def check_data(made: Plan, store: Store) -> None:
+    """Read every data file that no earlier run has read: a broken row costs a line, not a store and a process."""
+    from .steps import Data, build_task
+
+    for step in made.steps():
+        if isinstance(step, Data) and not store.has(step.name):
+            task = build_task(step.task)
+            if hasattr(task, "path"):
+                task.load(step.seed)
 
 
 def check_models(study: Study) -> None:

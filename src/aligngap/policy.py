@@ -75,7 +75,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         own = json.loads(about.read_text()).get("tokenizer_class") if about.is_file() else None
         # A tokenizer that names no family is loaded as it is: beside a Qwen2 model, Auto would make it Qwen2's.
         plain = own in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(str(path))
+        tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
+            str(path), trust_remote_code=False
+        )
     except Exception as error:
         raise AligngapError(
             f"tokenizer {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
@@ -115,10 +117,11 @@ def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
     `spec` says how it is run; which model it is, `path` says.
     """
     try:
-        config = AutoConfig.from_pretrained(str(path))
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         set_dropout(config, spec.dropout)
         maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return as_told(maker.from_pretrained(str(path), config=config, dtype=torch.float32), spec)
+        loading = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+        return as_told(maker.from_pretrained(str(path), config=config, **loading), spec)
     except Exception as error:
         raise AligngapError(
             f"model {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
@@ -140,7 +143,11 @@ def as_told(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
 def config_of(spec: ModelSpec, **settings: Any) -> Any:
     """The transformers configuration a specification names, with its settings; a wrong one is refused in one line."""
     try:
-        config = AutoConfig.from_pretrained(spec.path) if spec.path else AutoConfig.for_model(spec.model_type)
+        config = (
+            AutoConfig.from_pretrained(spec.path, trust_remote_code=False)
+            if spec.path
+            else AutoConfig.for_model(spec.model_type)
+        )
     except Exception as error:
         where = f"model {spec.path}" if spec.path else f"model.model_type `{spec.model_type}`"
         remedy = "give a local folder or a reachable hub name" if spec.path else "name a family transformers knows"

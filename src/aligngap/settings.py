@@ -6,15 +6,19 @@ YAML and `--set key=value` are two spellings of these classes. Defaults are the 
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+#: What an arm or a variant may be called: it stands in tables, in files' names and in "ARM[VARIANT]" and "ARM@STEP".
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,79}")
 
 
 class Settings(BaseModel):
     """Frozen, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LoraSpec(Settings):
@@ -379,6 +383,10 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Study:
+        for kind, names in (("arms", self.arms), ("variants", self.variants)):
+            for given in names:
+                if not NAME.fullmatch(given):
+                    raise ValueError(f"{kind}: `{given}`: a name is of letters, digits, blanks and . _ + = -")
         for side in self.compare:
             if side not in self.arms:
                 raise ValueError(f"`compare` names `{side}`, which is not among the arms: {', '.join(self.arms)}")

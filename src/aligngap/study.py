@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,8 @@ from .steps import (
 )
 from .streams import order_of
 from .types import AligngapError
+
+MAX_NODES = 100_000  #: values in a study's file, aliases written out
 
 
 def packaged() -> dict[str, Any]:
@@ -133,6 +136,22 @@ class _OneKeyOnce(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def expanded_size(value: Any) -> float:
+    """How many values there are once every alias is written out; infinite where one holds itself."""
+    sizes: dict[int, float] = {}
+
+    def size(value: Any) -> float:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = math.inf  # until it is known: met again inside itself, it has no end
+            inside = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(size(v) for v in inside)
+        return sizes[id(value)]
+
+    return size(value)
+
+
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         raw = _OneKeyOnce(text).get_single_data()
@@ -143,6 +162,8 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
         raise AligngapError(f"{name}{where}: {problem}") from error
     except (RecursionError, ValueError) as error:
         raise AligngapError(f"{name}: not a study ({type(error).__name__})") from error
+    if expanded_size(raw) > MAX_NODES:
+        raise AligngapError(f"{name}: more than {MAX_NODES} values once its aliases are written out; make it smaller")
     if not isinstance(raw, dict):
         raise AligngapError(f"{name}: a study is a mapping of keys to values, this is {type(raw).__name__}")
     return raw
@@ -181,6 +202,8 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
         study = Study.model_validate(raw)
     except ValidationError as error:
         raise AligngapError(f"{name}: {explain(error)}") from error
+    except UnicodeEncodeError as error:
+        raise AligngapError(f"{name}: {error.object!a} holds a lone surrogate, which is no character") from error
     try:
         build_loss(study.recipe.loss)
         for arm in study.arms:

@@ -210,3 +210,53 @@ def test_nothing_is_unpickled(module: str) -> None:
     assert "yaml load" not in source
     assert "allow_pickle" not in source
     assert "eval" not in {t.string for t in tokens} or module in ("aligngap.policy", "aligngap.fit")  # model.eval()
+
+
+TREE = ROOT.parents[1]
+CODE = sorted(
+    p for room in ("src", "tests", "benchmarks", "docs", "examples") for p in (TREE / room).rglob("*.py")
+)  # fmt: skip
+UNPICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+
+
+def calls(tree: ast.AST) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def keywords(tree: ast.AST) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg:
+            found.setdefault(node.arg, set()).add(ast.unparse(node.value))
+    return found
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda p: str(p.relative_to(TREE)))
+def test_nothing_in_the_tree_unpickles_or_runs_what_it_reads(path: Path) -> None:
+    """Sources, tests, benchmarks, docs and examples: no pickle, no torch.load, no unsafe YAML, no remote code."""
+    tree = ast.parse(path.read_text())
+    modules = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    assert not modules & UNPICKLES
+    assert not calls(tree) & {"torch.load", "yaml.load", "yaml.unsafe_load", "pd.read_pickle", "eval"}
+    given = keywords(tree)
+    assert "True" not in given.get("allow_pickle", set()) | given.get("trust_remote_code", set())
+
+
+def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
+    """Whoever loads a model says so: nothing in a folder or on the hub can make it unpickle or import code."""
+    from conftest import tiny_policy
+
+    from aligngap.policy import load_model
+    from aligngap.types import AligngapError
+
+    tiny_policy("t5").save(tmp_path)
+    load_model(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(AligngapError, match="safetensors"):
+        load_model(tmp_path)
+    for room in ("policy", "tokenizer", "rollout.hf"):
+        for node in ast.walk(ast.parse(MODULES[f"aligngap.{room}"].read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained"):
+                told = ast.unparse(node)
+                assert "trust_remote_code=False" in told or "**loading" in told, told

@@ -132,7 +132,10 @@ def build_task(section: dict[str, Any]) -> Any:
 
     if "name" not in section:
         raise AligngapError(f"task.name: missing; known tasks: {', '.join(registry.names('tasks'))}")
-    maker = registry.get("tasks", str(section["name"]))
+    try:
+        maker = registry.get("tasks", str(section["name"]))
+    except AligngapError as error:
+        raise AligngapError(f"task.name: {error}") from error
     try:
         return maker(**{k: v for k, v in section.items() if k != "name"})
     except ValidationError as error:
@@ -145,7 +148,9 @@ def explain(error: Any, prefix: str = "") -> str:
     where = prefix + ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        message = "unknown key; remove it or correct its name"
+    elif first["type"] == "missing":
+        message = "missing; add it"
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     more = f" [and {error.error_count() - 1} more]" if error.error_count() > 1 else ""
