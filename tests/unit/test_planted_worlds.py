@@ -1,0 +1,75 @@
+"""Verdicts against a truth that is planted and then trained: the real pipeline in worlds whose cause is known.
+
+`test_hypotheses.py` plants truths in records; here they are planted in data and labels, and every step runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planted_worlds import train
+
+from aligngap import registry
+from aligngap.hypotheses.rules import ahead
+from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
+from aligngap.hypotheses.view import View
+from aligngap.types import Verdict
+
+ONLINE = {"behavior": "policy", "judge": "oracle"}
+FINAL = {"behavior": "responses", "writers": ["online@6", "online@6"], "judge": "oracle"}
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.SHELVES["tasks"], "planted", "planted_worlds:Planted")
+
+
+def verdicts(view: View, *names: str) -> dict[str, Verdict]:
+    return {v.name: v for n in names for v in registry.get("hypotheses", n).judge(view)}
+
+
+def test_what_the_data_hold_is_the_cause(tmp_path: Path) -> None:
+    """The data never compare the best word with another; labels are true everywhere. So the online run's pairs close
+    the gap in any order (H1), and so do pairs by a better policy (H2)."""
+    arms = {
+        "online": ONLINE, "offline": {"behavior": "dataset", "judge": "oracle"},
+        "shuffled": {"behavior": "recording", "of": "online", "order": "shuffled"}, "final-vs-final": FINAL,
+    }  # fmt: skip
+    view = View(*train(arms, 3, tmp_path, blind=True), opponent="sft")
+    found = verdicts(view, "coverage", "quality")
+    assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
+    assert found["H1"].outcome == SUPPORTED
+    assert found["H2"].outcome == SUPPORTED
+    assert found["R5"].outcome == CONTRADICTED
+
+
+def test_labels_are_the_cause(tmp_path: Path) -> None:
+    """The data compare all words, but their rater says the opposite of the truth. The online run's responses, labelled
+    by who learned from that rater, do not close the gap: neither coverage (H1) nor quality (H2) is the cause."""
+    arms = {
+        "online": ONLINE, "offline": {"behavior": "dataset", "judge": "golden"},
+        "shuffled": {"behavior": "recording", "of": "online", "order": "shuffled", "judge": "golden"},
+        "final-vs-final": {**FINAL, "judge": "golden"},
+    }  # fmt: skip
+    view = View(*train(arms, 3, tmp_path, judge_steps=40, wrong_rater=True), opponent="sft")
+    found = verdicts(view, "coverage", "quality")
+    assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
+    assert found["H1"].outcome == CONTRADICTED
+    assert found["H2"].outcome == CONTRADICTED
+    assert found["R4 shuffled"].outcome == SUPPORTED
+
+
+def test_where_nothing_is_planted_nothing_is_found(tmp_path: Path) -> None:
+    """Both arms learn from the SFT policy's own responses under true labels: one writes them as it goes, one has them
+    from the start. Of four comparisons at the 95% level at most one may be sure (two by chance: 1.4%)."""
+    arms = {
+        "online": {**ONLINE, "sync_every": 48},
+        "offline": {"behavior": "responses", "writers": ["sft", "sft"], "judge": "oracle"},
+    }
+    records, wins = train(arms, 6, tmp_path)
+    outcomes = []
+    for triple in ((0, 1, 2), (3, 4, 5), (0, 2, 4), (1, 3, 5)):
+        view = View(records[records["seed"].isin(triple)], wins[wins["seed"].isin(triple)], opponent="sft")
+        outcomes.append(ahead("gap", "online", "offline").judge(view).outcome)
+    assert outcomes.count(INCONCLUSIVE) >= 3
