@@ -110,7 +110,7 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
         raise AligngapError(f"{path}: no such file; run the study first, or give the folder that holds it")
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
         raise AligngapError(f"{path}: not a readable Parquet file: {_line(error)}") from error
     with file:
         found = file.schema_arrow
@@ -137,7 +137,10 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
     for name, (kind, _) in columns.items():
         if kind in ("int", "bool") and table.column(name).null_count:
             raise AligngapError(f"{path}: column {name} holds {table.column(name).null_count} empty value(s)")
-    frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
+    try:
+        frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
+    except (pa.ArrowException, ValueError) as error:
+        raise AligngapError(f"{path}: holds text that is not UTF-8: {_line(error)}") from error
     for name, (kind, _) in columns.items():
         if kind == "float" and np.isinf(frame[name].to_numpy()).any():
             frame[name] = frame[name].replace([np.inf, -np.inf], np.nan)

@@ -56,3 +56,11 @@ def test_valid_files_are_read_whatever_is_done_to_them(name: str) -> None:
         TARGETS[name](bytes(raw))
 
     tried()
+
+
+@pytest.mark.parametrize("old", [b"study", b"outcome", b"win_rate"])
+def test_a_column_whose_name_is_not_text(old: bytes) -> None:
+    """Found by `fuzz.py records`: the name of a column that is not UTF-8."""
+    (seed,) = SEEDS["records"]()
+    for times in (1, 2, -1):
+        TARGETS["records"](seed.replace(old, b"\x8c" + old[1:], times))
