@@ -65,7 +65,7 @@ SECTIONS: Mapping[type[BaseModel], str] = {
     settings.Optimization: (
         "How steps are taken: `sft`, `recipe.optimization`, `optimization` and `pretrain` of `golden` and `proxy`"
     ),
-    settings.JudgeSpec: "A preference model: `golden`, `proxy`",
+    settings.JudgeSpec: "A judge: `golden`, `proxy`",
     settings.Recipe: "`recipe`",
     settings.LossSpec: "`recipe.loss`",
     settings.Arm: "An arm, under `arms`",
@@ -112,6 +112,11 @@ def task_settings() -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
+def judge_settings() -> str:
+    kinds = {n: registry.get("judges", n) for n in registry.SHELVES["judges"] if n != "oracle"}
+    return "\n" + "\n".join(f"### `{n}`\n\n{keys_of(kind)}" for n, kind in kinds.items()) + "\n"
+
+
 def columns(declared: Mapping[str, tuple[str, str]]) -> str:
     return "\n" + table(["column", "type", "meaning"], [(f"`{n}`", k, meaning) for n, (k, meaning) in declared.items()])
 
@@ -143,6 +148,7 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "hypotheses": hypotheses,
     "loss-settings": loss_settings,
     "task-settings": task_settings,
+    "judge-settings": judge_settings,
     "records": lambda: columns(types.RECORD_COLUMNS),
     "per-prompt": lambda: columns(types.PER_PROMPT_COLUMNS),
     "samples": lambda: columns(types.SAMPLE_COLUMNS),

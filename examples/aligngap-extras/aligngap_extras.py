@@ -58,14 +58,20 @@ class SortedLetters(BaseModel):
         return TaskData(train=every[len(every) // 5 :], test=every[: len(every) // 5], source="sorted letters")
 
 
-class Shorter:
-    """A judge that prefers the response of fewer characters; the same length is a tie."""
+class Shorter(BaseModel):
+    """A judge that prefers the response of fewer characters; about the same length is a tie."""
 
-    key = "shorter"
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    margin: int = Field(default=0, ge=0, description="difference in characters up to which it is a tie")
+
+    @property
+    def key(self) -> str:
+        return f"shorter {self.margin}"
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
         gap = np.array([len(y.text) - len(x.text) for x, y in zip(a, b, strict=True)], dtype=np.float64)
-        forward = (np.sign(gap) + 1) / 2
+        forward = (np.sign(gap) * (np.abs(gap) > self.margin) + 1) / 2
         return Judgement(forward=forward, backward=1 - forward)
 
 

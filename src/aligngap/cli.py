@@ -186,6 +186,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     if workers < 1 or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
     check_models(made.study)
+    check_judges(made, store)
     check_data(made, store)
     store.prepare()
     check_writable(out)
@@ -230,6 +231,22 @@ def check_models(study: Study) -> None:
         load_tokenizer(study.tokenizer.path)
     for spec in dict.fromkeys(s.model_dump_json() for s in study.models):
         check_spec(type(study.policy).model_validate_json(spec))
+
+
+def check_judges(made: Plan, store: Any) -> None:
+    """Ask each judge that can say so whether it can be used, unless everything is done."""
+    from .steps import ReadyJudge, build_judge
+
+    steps = made.steps()
+    if all(store.has(s.name) for s in steps):
+        return
+    for judge in (s for s in steps if isinstance(s, ReadyJudge)):
+        kind = build_judge(judge.spec)
+        if hasattr(kind, "check"):
+            try:
+                kind.check(store.root)
+            except RunFailed as error:
+                raise AligngapError(str(error)) from error
 
 
 def pick_device(name: str) -> str:

@@ -66,10 +66,11 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     ]
     if best:
         records.write_table(out / records.BEST_OF_N, pd.concat(best, ignore_index=True), BEST_OF_N_COLUMNS)
-    held = {seed: store.path(s.name) / "probe.parquet" for seed, s in plan.probes.items() if store.has(s.name)}
+    probed = [*plan.probes.items(), *plan.judges_probes.items()]
+    held = [(seed, store.path(s.name) / "probe.parquet") for seed, s in probed if store.has(s.name)]
     if held:
         of = plan.study.compare[0]
-        along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held.items()]
+        along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
         records.write_table(out / records.PROBE, pd.concat(along, ignore_index=True), PROBE_COLUMNS)
     for step in plan.steps():
         if store.has(step.name):

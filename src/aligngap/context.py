@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .policy import Policy
     from .settings import ModelSpec
-    from .steps import Align, Data, FitJudge, OracleJudge, Sft, Step
+    from .steps import Align, Data, FitJudge, OracleJudge, ReadyJudge, Sft, Step
 
 T = TypeVar("T")
 
@@ -96,17 +96,37 @@ class Context:
 
         return self.cached(("start", other.name, at), build)
 
-    def judge(self, step: FitJudge | OracleJudge) -> Judge:
+    def judge(self, step: FitJudge | ReadyJudge | OracleJudge) -> Judge:
         if step.kind == "oracle":
             from .judges.oracle import SandboxOracle
             from .steps import build_task
 
             key = ("oracle", step.model_dump_json())
             return self.cached(key, lambda: SandboxOracle(build_task(step.task), step.seed))
-        from .judges.preference_model import PreferenceModel
+        from .steps import build_judge
 
-        folder, spec = self.path(step) / "model", step.backbone.model
-        return self.cached(step.name, lambda: PreferenceModel.load(folder, spec=spec).to(self.device))
+        def build() -> Judge:
+            kind = build_judge(step.spec)
+            if step.kind == "ready-judge":
+                ready: Judge = kind.open(self.store.root, self.device) if hasattr(kind, "open") else kind
+                return ready
+            folder, backbone = self.path(step) / "model", self.path(step.backbone) / "policy"
+            learner = kind.load(folder, backbone, step.backbone.model)
+            learner.to(self.device)
+            judge: Judge = learner
+            return judge
+
+        return self.cached(step.name, build)
+
+    def spent(self) -> dict[str, Any]:
+        """What judges that are paid for say they were asked and cost since this was last called."""
+        found = {}
+        for value in self._cache.values():
+            if hasattr(value, "spent"):
+                about = value.spent()
+                if about:
+                    found[value.key] = about
+        return found
 
     def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
         """Fill in the reference's log-probabilities, batch by batch, with progress."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .steps import Align, BestOfN, FitJudge, Measure, Relabel, Sft, Step, Written
+from .steps import Align, BestOfN, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
 
 #: Seconds of one core per unit of work, from the manifests of one opening study in the sandbox on 2 quiet cores.
 SECONDS_PER_UNIT: dict[type[Step], float] = {
     Sft: 1.5e-4, FitJudge: 2.4e-4, Relabel: 1.1e-3, Written: 1.1e-3, Measure: 3.0e-4, BestOfN: 5.0e-4,
+    JudgesProbe: 1.5e-4,
 }  # fmt: skip
 
 

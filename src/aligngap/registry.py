@@ -31,7 +31,12 @@ SHELVES: dict[str, dict[str, str]] = {
         "arena": "aligngap.tasks.arena:ArenaTask",
     },
     "judges": {
-        "preference-model": "aligngap.judges.preference_model:PreferenceModel",
+        "pairwise": "aligngap.judges.kinds:Pairwise",
+        "bradley-terry": "aligngap.judges.kinds:BradleyTerry",
+        "local": "aligngap.judges.kinds:Local",
+        "reward-model": "aligngap.judges.kinds:RewardModel",
+        "function": "aligngap.judges.function:FunctionJudge",
+        "endpoint": "aligngap.judges.endpoint:Endpoint",
         "oracle": "aligngap.judges.oracle:SandboxOracle",
     },
     "behaviors": {
@@ -44,6 +49,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "coverage": "aligngap.hypotheses.coverage:COVERAGE",
         "quality": "aligngap.hypotheses.quality:QUALITY",
         "classification": "aligngap.hypotheses.classification:CLASSIFICATION",
+        "pointwise": "aligngap.hypotheses.pointwise:POINTWISE_PROXY",
         "noncontrastive": "aligngap.hypotheses.noncontrastive:NONCONTRASTIVE",
         "scaling": "aligngap.hypotheses.scaling:SCALING",
         "which-data": "aligngap.hypotheses.which_data:WHICH_DATA",

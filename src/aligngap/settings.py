@@ -113,22 +113,29 @@ def some_steps(how: Optimization) -> Optimization:
     return how
 
 
-class JudgeSpec(Settings):
-    """A pairwise preference model: its backbone, how long it learns, and from how many labels.
+class JudgeSpec(BaseModel):
+    """A judge by its registered kind, with that kind's own settings beside it; the rest is for kinds that learn.
 
     `model: null` takes the policy's own specification. The backbone is first fine-tuned on the responses (`pretrain`;
     null: the study's `sft` section), as the paper initialises its models from supervised checkpoints.
     """
 
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str = Field(default="pairwise", description="a registered kind of judge; its settings stand beside it")
     model: ModelSpec | None = Field(default=None, description="its backbone; null: the policy's specification")
     pretrain: Optimization | None = Field(default=None, description="fine-tuning of its backbone; null: as `sft`")
-    optimization: Optimization = Field(description="how it learns the labels")
+    optimization: Optimization | None = Field(default=None, description="how it learns; kinds that learn need it")
     labels: int | None = Field(default=None, ge=2, description="number of training pairs; null: all of them")
 
     @field_validator("optimization")
     @classmethod
-    def _learns(cls, how: Optimization) -> Optimization:
-        return some_steps(how)
+    def _learns(cls, how: Optimization | None) -> Optimization | None:
+        return how and some_steps(how)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class LossSpec(BaseModel):
@@ -316,8 +323,8 @@ class Study(Settings):
     limits: Limits = Field(default_factory=Limits, description="longest prompt and response")
     policy: ModelSpec = Field(description="the model that is aligned")
     sft: Optimization = Field(description="supervised fine-tuning on both responses of every pair")
-    golden: JudgeSpec = Field(description="the preference model that stands in for people; it relabels the data")
-    proxy: JudgeSpec = Field(description="the preference model that is trained on the relabelled data")
+    golden: JudgeSpec = Field(description="the judge that stands in for people; it relabels the data")
+    proxy: JudgeSpec = Field(description="the judge that online arms hear; one that learns learns the relabelled data")
     recipe: Recipe = Field(description="loss and optimisation of every arm")
     measurement: MeasurementSpec = Field(default_factory=MeasurementSpec, description="the same for every arm")
     arms: dict[str, Arm] = Field(min_length=1, description="named streams")

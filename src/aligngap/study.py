@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -27,17 +27,21 @@ from .steps import (
     BestOfN,
     Data,
     FitJudge,
+    JudgesProbe,
     Measure,
     OracleJudge,
     Probe,
+    ReadyJudge,
     Relabel,
     Responses,
     Sft,
     Source,
     Step,
     Written,
+    build_judge,
     build_task,
     explain,
+    identity_of,
 )
 from .streams import order_of
 from .types import AligngapError
@@ -206,6 +210,8 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
         raise AligngapError(f"{name}: {error.object!a} holds a lone surrogate, which is no character") from error
     try:
         build_loss(study.recipe.loss)
+        for role in ("golden", "proxy"):
+            build_judge(getattr(study, role), role)
         for arm in study.arms:
             for _, loss, _ in settings_of(study, arm):
                 build_loss(loss)
@@ -282,10 +288,11 @@ class Plan:
     start: dict[str, Measure]
     references: dict[tuple[int, str], BestOfN]  # by seed and variant
     probes: dict[int, Probe]
+    judges_probes: dict[int, JudgesProbe] = field(default_factory=dict)
 
     def steps(self) -> list[Step]:
         """Every step once, needs before what needs them."""
-        wanted = [*self.start.values(), *self.references.values(), *self.probes.values()]
+        wanted = [*self.start.values(), *self.references.values(), *self.probes.values(), *self.judges_probes.values()]
         wanted += [r.measure for r in self.runs]
         return list({s.name: s for w in wanted for s in w.walk()}.values())
 
@@ -345,14 +352,16 @@ class Pipeline:
             split=split if how.steps else "train",  # a model as it is has learned from neither
         )  # fmt: skip
 
-    def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge:
+    def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge | ReadyJudge:
+        if not hasattr(build_judge(spec, role), "start"):
+            return ReadyJudge(data=self.data, labels=labels, spec=spec, identity=identity_of(spec, role))
         split = self.data.judges_learn_from
         backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft, split)
         own = spec.model_copy(update={"model": None, "pretrain": None})  # the backbone says both: equal ones are shared
         seed = derive(self.seed, role)
         return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split)
 
-    def relabel(self, judge: FitJudge | OracleJudge, soft: bool = False) -> Relabel:
+    def relabel(self, judge: FitJudge | ReadyJudge | OracleJudge, soft: bool = False) -> Relabel:
         return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
 
     def source(self, arm: Arm) -> Source:
@@ -419,6 +428,12 @@ class Pipeline:
         runs = {name: self.run(arms[name], recipe.loss, recipe.optimization) for name in self.study.compare}
         return Probe(recording=runs[self.study.compare[0]], policies=runs, golden=self.golden, pairs=self.study.probe)
 
+    def judges_probe(self, proxies: dict[str, FitJudge | ReadyJudge]) -> JudgesProbe:
+        """The variants' proxies as classifiers along the same recording."""
+        recipe = self.study.recipe
+        run = self.run(self.study.arms[self.study.compare[0]], recipe.loss, recipe.optimization)
+        return JudgesProbe(recording=run, judges=proxies, golden=self.golden, pairs=self.study.probe)
+
     def measure(self, run: Align | None) -> Measure:
         return Measure(
             data=self.data, sft=self.sft, run_=run, golden=self.golden, proxy=self.proxy, oracle=self.oracle,
@@ -473,15 +488,19 @@ def expand(study: Study) -> Plan:
     start: dict[str, Measure] = {}
     references: dict[tuple[int, str], BestOfN] = {}
     probes: dict[int, Probe] = {}
+    judges_probes: dict[int, JudgesProbe] = {}
     settings = {"": study, **{name: varied(study, name) for name in study.variants}}
     for seed in study.seed_list:
         base: Pipeline | None = None
+        proxies: dict[str, FitJudge | ReadyJudge] = {}
         for variant, its in settings.items():
             made = Pipeline(its, seed, base)
             if base is None:
                 base = made
                 if study.probe:
                     probes[seed] = made.probe()
+            elif made.golden.name == base.golden.name and made.proxy.name != base.proxy.name:
+                proxies[variant] = made.proxy
             if study.measurement.best_of_n and (not variant or its.task != study.task):
                 references[seed, variant] = made.best_of_n()
             sft_measured = made.measure(None)
@@ -497,7 +516,9 @@ def expand(study: Study) -> Plan:
                     measured = made.measure(run)
                     start[full] = sft_measured
                     runs.append(Run(full, shown, config, seed, loss.name, beta, how.learning_rate, run, measured))
-    return Plan(study, runs, start, references, probes)
+        if study.probe and base is not None and proxies:
+            judges_probes[seed] = base.judges_probe(proxies)
+    return Plan(study, runs, start, references, probes, judges_probes)
 
 
 def arm_diff(study: Study, left: str, right: str) -> list[tuple[str, str, str]]:

@@ -309,8 +309,14 @@ PROBE_COLUMNS: dict[str, tuple[str, str]] = {
     "seed": ("int", "as in records"),
     "recording": ("str", "the arm whose run wrote the pairs"),
     "step": ("int", "the checkpoint of that run near which they were written"),
-    "classifier": ("str", "`proxy` (the labels the run learned from), `writer` (its policy at this step) or `final`"),
-    "arm": ("str", "whose policy classifies: the recorded arm for `writer`, any arm for `final`, empty for the proxy"),
+    "classifier": (
+        "str",
+        "`proxy` (the labels the run learned from), `writer` (its policy at this step), `final`, or `judge`",
+    ),
+    "arm": (
+        "str",
+        "whose policy it is: the recorded arm for `writer`, any arm for `final`; a `judge` is this variant's proxy",
+    ),
     "accuracy": ("float", "share of pairs on which it prefers the golden winner; a tie of its own counts one half"),
     "accuracy_se": ("float", "standard error over pairs"),
     "pairs": ("int", "pairs of which the golden judge prefers one side"),

@@ -383,7 +383,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shelf", ["losses", "judges", "tasks", "behaviors", "hypotheses", "studies"])
 def test_list(shelf: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", shelf]) == 0
-    known = {"losses": "best-of-two", "judges": "preference-model", "tasks": "sandbox", "behaviors": "policy",
+    known = {"losses": "best-of-two", "judges": "bradley-terry", "tasks": "sandbox", "behaviors": "policy",
              "hypotheses": "opening", "studies": "opening"}  # fmt: skip
     assert known[shelf] in capsys.readouterr().out
 

@@ -17,6 +17,8 @@ probe: 24
 variants:
   dpo: {set: {recipe.loss: {name: dpo, beta: 0.1}}, arms: [online]}
   proxy-small: {set: {proxy.labels: 40}, arms: [online]}
+  proxy-bradley-terry: {set: {proxy.kind: bradley-terry}, arms: [online]}
+  proxy-local: {set: {proxy.kind: local, proxy.beta: 0.1}, arms: [online]}
 sweep:
   - {axes: {learning_rate: [3.0e-3, 6.0e-3]}, arms: [offline], why: a pooled offline arm}
 arms:
@@ -40,7 +42,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_arm_is_recorded(out: Path) -> None:
     records = read_folder(out).records
     arms = {"online", "offline", "twin", "shuffled", "window-2", "blocks-2", "reversed", "shuffled-golden"}
-    assert set(records["arm"]) == arms | {"online[dpo]", "online[proxy-small]"}
+    variants = ("dpo", "proxy-small", "proxy-bradley-terry", "proxy-local")
+    assert set(records["arm"]) == arms | {f"online[{v}]" for v in variants}
     assert records.groupby("arm")["config"].nunique()["offline"] == 2
 
 
@@ -63,7 +66,8 @@ def test_the_report_judges_it(out: Path) -> None:
 def test_the_provenance_tells_what_each_variant_changed(out: Path) -> None:
     parts = json.loads((out / "provenance.json").read_text())["pipeline"]
     found = {r["part"]: r["value"] for r in parts if r["what"] == "training pairs"}
-    assert found == {"golden judge": 127, "proxy judge": 127, "proxy judge[proxy-small]": 40}  # 160, less the long ones
+    whole = ("golden judge", "proxy judge", "proxy judge[proxy-bradley-terry]", "proxy judge[proxy-local]")
+    assert found == {**dict.fromkeys(whole, 127), "proxy judge[proxy-small]": 40}  # 160, less the long ones
     assert [r["part"] for r in parts if r["what"] == "parameters"] == ["SFT policy"]
 
 
@@ -71,6 +75,7 @@ def test_the_probe_holds_everybody_along_the_online_run(out: Path) -> None:
     table = read_folder(out).probe
     found = table.set_index(["classifier", "arm", "step"])["accuracy"].to_dict()
     who = [("proxy", ""), ("writer", "online"), ("final", "online"), ("final", "offline")]
+    who += [("judge", v) for v in ("proxy-small", "proxy-bradley-terry", "proxy-local")]
     assert set(found) == {(*w, step) for w in who for step in (4, 8)}
     assert table["accuracy"].between(0, 1).all()
     assert (table["pairs"] + table["ties"] == 24).all()

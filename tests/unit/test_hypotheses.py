@@ -56,7 +56,7 @@ def outcomes(name: str, view: View) -> dict[str, str]:
 
 
 def test_every_hypothesis_is_whole() -> None:
-    assert len(ALL) == 12
+    assert len(ALL) == 13
     for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
         assert h.name == name
         assert h.question.endswith("?")
@@ -372,6 +372,31 @@ def test_classifiers_along_the_online_run() -> None:
     assert (paper["R6"], paper["R6 decay"], paper["R13"]) == (SUPPORTED, SUPPORTED, SUPPORTED)
     other = probed(proxy=(0.65, 0.8), online=0.55, offline=0.85, writer=0.7)
     assert (other["R6"], other["R6 decay"], other["R13"]) == (CONTRADICTED, CONTRADICTED, CONTRADICTED)
+
+
+@pytest.mark.parametrize(("accuracy", "gap", "expected"), [(0.7, 0.1, SUPPORTED), (0.55, 0.0, CONTRADICTED)])
+def test_a_pointwise_proxy_against_the_pairwise_one(accuracy: float, gap: float, expected: str) -> None:
+    """Planted: it classifies and teaches as the pairwise proxy does (0.7, a gap of 0.1), or worse in both."""
+    variants = ("proxy-bradley-terry", "proxy-local")
+    truth = {
+        "online": ArmTruth(gap=0.1),
+        "offline": ArmTruth(),
+        **{f"online[{v}]": ArmTruth(gap=gap) for v in variants},
+    }
+    records, per_prompt, _ = make(truth, prompts=1500, opponents=("golden_policy",), seed_sd=0.0)
+    rows = [
+        {"seed": seed, "recording": "online", "step": step, "classifier": who, "arm": arm, "pairs": 1024, "ties": 0,
+         "accuracy": value + 0.002 * seed, "accuracy_se": 0.014}
+        for seed in range(3) for step in (10, 100)
+        for who, arm, value in [("proxy", "", 0.7), *(("judge", v, accuracy) for v in variants)]
+    ]  # fmt: skip
+    view = View(records, per_prompt, probe=pd.DataFrame(rows)[list(PROBE_COLUMNS)])
+    found = outcomes("pointwise", view)
+    assert found["Bradley-Terry accuracy"] == found["local accuracy"] == expected
+    assert found["Bradley-Terry frontier"] == found["local frontier"] == expected
+    unprobed = verdicts("pointwise", View(records, per_prompt))["local accuracy"]
+    assert unprobed.outcome == INCONCLUSIVE
+    assert "probe" in unprobed.reason
 
 
 # ------------------------------------------------------------------------------------------------- nothing planted

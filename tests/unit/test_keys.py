@@ -31,7 +31,7 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "batch": 32, "micro_batch": None, "learning_rate": 1e-5, "schedule": "constant", "warmup_steps": 0,
         "optimizer": "adamw", "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "grad_clip": 1.0,
     },
-    JudgeSpec: {"model": None, "pretrain": None, "labels": None},
+    JudgeSpec: {"kind": "pairwise", "model": None, "pretrain": None, "optimization": None, "labels": None},
     LossSpec: {"name": "ipo"},
     Arm: {
         "judge": None, "sync_every": 1, "soft_labels": False, "of": None, "order": "in-order", "writers": None,

@@ -63,6 +63,8 @@ def make(step: Step, store: Store, ctx: Any) -> bool:
             with suppress(OSError):  # a full disk may be the very reason
                 ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
             raise
+        if spent := ctx.spent():
+            about |= {"judges": spent}
         manifest = {
             "kind": step.kind, "version": step.version, "configuration": step.configuration,
             "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..batch import Ids, collate
 from ..policy import PLAIN, Backbone, encode_response, load_model, load_tokenizer, seeded
 from ..settings import ModelSpec
-from ..types import Judgement, Prompt, Response, chunks
+from ..types import Judgement, Pair, Prompt, Response, chunks
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,16 @@ class PreferenceModel(Backbone):
             pooled.append(torch.cat([total / (end - begin + 1).unsqueeze(-1), last], -1))
         out: Tensor = self.head(pooled[0], pooled[1]).float()
         return out
+
+    def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Shown]:
+        """Each pair in both orders: over epochs the order is random and balanced, Eq. 5's two halves."""
+
+        def shown(p: Pair, swap: bool) -> Shown:
+            prompt = self.encode_prompt(p.prompt.text)
+            a, b = (self.encode_response(r.text, r.ended) for r in (p.chosen, p.rejected))
+            return Shown(prompt, b, a, 1.0 - p.p_chosen) if swap else Shown(prompt, a, b, p.p_chosen)
+
+        return [shown(p, bool(s)) for p in pairs for s in rng.permutation([False, True])]
 
     def objective(self, shown: Sequence[Shown]) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log-likelihood of the label in the order shown: arXiv 2405.08448, Eq. 5. [N] unreduced."""

@@ -1,4 +1,4 @@
-"""The steps of a study: Data, Sft, FitJudge, Relabel, Written, Align, Responses, Measure, BestOfN, Probe.
+"""The steps of a study: from data and judges to runs, measurements and probes.
 
 A step is its configuration and the steps it needs, nested; its key is the hash of both, so equal work is shared
 between arms, sweeps and studies and is never done twice. `run` does the work inside a folder that the store hands out,
@@ -14,14 +14,16 @@ import json
 from .align import Align, Source, Written, build_loss
 from .base import Step
 from .data import Data, build_task, explain
-from .judges import FitJudge, OracleJudge, Relabel, Sft
+from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, build_judge, identity_of
 from .measure import BestOfN, Measure, Responses
-from .probe import Probe
+from .probe import JudgesProbe, Probe
 
-for _step in (FitJudge, Relabel, Written, Source, Align, Responses, Measure, BestOfN, Probe):
+for _step in (FitJudge, ReadyJudge, Relabel, Written, Source, Align, Responses, Measure, BestOfN, Probe, JudgesProbe):
     _step.model_rebuild()
 
-KINDS: tuple[type[Step], ...] = (Data, Sft, FitJudge, Relabel, Written, Align, Responses, Measure, BestOfN, Probe)
+KINDS: tuple[type[Step], ...] = (
+    Data, Sft, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, Measure, BestOfN, Probe, JudgesProbe,
+)  # fmt: skip
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 
 
@@ -32,6 +34,27 @@ def step_from_json(text: str) -> Step:
 
 
 __all__ = [
-    "KINDS", "STEPS", "Align", "BestOfN", "Data", "FitJudge", "Measure", "OracleJudge", "Probe", "Relabel", "Responses",
-    "Sft", "Source", "Step", "Written", "build_loss", "build_task", "explain", "step_from_json",
+    "KINDS",
+    "STEPS",
+    "Align",
+    "BestOfN",
+    "Data",
+    "FitJudge",
+    "JudgesProbe",
+    "Measure",
+    "OracleJudge",
+    "Probe",
+    "ReadyJudge",
+    "Relabel",
+    "Responses",
+    "Sft",
+    "Source",
+    "Step",
+    "Written",
+    "build_judge",
+    "build_loss",
+    "build_task",
+    "explain",
+    "identity_of",
+    "step_from_json",
 ]  # fmt: skip

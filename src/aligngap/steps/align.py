@@ -20,7 +20,7 @@ from ..settings import (
 from ..types import AligngapError, Pair, PairStream, RunFailed
 from .base import Step
 from .data import Data
-from .judges import FitJudge, OracleJudge, Relabel, Sft, stored_pairs
+from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, stored_pairs
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -34,7 +34,7 @@ class Written(Step):
     data: Data
     writers: list[Sft | Align]
     at: list[int | None]
-    judge: FitJudge | OracleJudge
+    judge: FitJudge | ReadyJudge | OracleJudge
     reference: Sft
     soft: bool = False
     temperature: float = 1.0
@@ -75,7 +75,7 @@ class Source(Settings):
     """An arm's stream and the artifacts it draws on: the one thing in which two arms of a study differ."""
 
     arm: Arm
-    judge: FitJudge | OracleJudge | None = None
+    judge: FitJudge | ReadyJudge | OracleJudge | None = None
     dataset: Relabel | Written | None = None
     recording: Align | None = None
     mixed: list[Source] = Field(default_factory=list)

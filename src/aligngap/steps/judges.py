@@ -1,10 +1,12 @@
-"""From data to judges: SFT, the pairwise preference models, and the data as a judge labels them."""
+"""From data to judges: SFT, the judges that learn, and the data as a judge labels them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import registry
 from ..seeding import derive
 from ..settings import (
     JudgeSpec,
@@ -13,9 +15,9 @@ from ..settings import (
     Optimization,
     Settings,
 )
-from ..types import Pair, RunFailed
-from .base import Step
-from .data import Data
+from ..types import AligngapError, Pair, RunFailed
+from .base import Step, _plain
+from .data import Data, explain
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -88,7 +90,7 @@ class OracleJudge(Settings):
 
 
 class FitJudge(Step):
-    """Train a pairwise preference model on the rater's labels (golden) or on a relabelled set (proxy)."""
+    """Train a judge that learns on the rater's labels (golden) or on a relabelled set (proxy)."""
 
     kind: Literal["judge"] = "judge"
     data: Data
@@ -103,8 +105,6 @@ class FitJudge(Step):
         import numpy as np
 
         from ..fit import Trainer
-        from ..judges.preference_model import PreferenceModel, Shown
-        from ..policy import load_model
         from ..streams import Epochs
         from ..training import train
 
@@ -114,26 +114,18 @@ class FitJudge(Step):
             keep = np.random.default_rng(derive(self.seed, "labels")).permutation(len(pairs))[: self.spec.labels]
             pairs = [pairs[int(i)] for i in sorted(keep)]
         folder = ctx.path(self.backbone) / "policy"
-        spec = self.backbone.model
+        spec, how = self.backbone.model, self.spec.optimization
+        assert how is not None  # `build_judge` has checked it
         tokenizer = ctx.tokenizer(self.data, spec)
-        judge = PreferenceModel(
-            load_model(folder, spec), tokenizer, key=self.name, seed=derive(self.seed, "head"), spec=spec
-        ).to(ctx.device)
-        if self.spec.optimization.lora is not None:
-            judge.attach(self.spec.optimization.lora, derive(self.seed, "adapter"))
-        swaps = np.random.default_rng(derive(self.seed, "shown order"))
-
-        def shown(p: Pair, swap: bool) -> Shown:
-            prompt = judge.encode_prompt(p.prompt.text)
-            a, b = (judge.encode_response(r.text, r.ended) for r in (p.chosen, p.rejected))
-            return Shown(prompt, b, a, 1.0 - p.p_chosen) if swap else Shown(prompt, a, b, p.p_chosen)
-
-        # Each pair in both orders: over epochs the order is random and balanced, Eq. 5's two halves.
-        items = [shown(p, bool(s)) for p in pairs for s in swaps.permutation([False, True])]
-        trainer = Trainer(judge.module, self.spec.optimization, self.seed)
+        judge = build_judge(self.spec).start(folder, spec, tokenizer, key=self.name, seed=derive(self.seed, "head"))
+        judge.to(ctx.device)
+        if how.lora is not None:
+            judge.attach(how.lora, derive(self.seed, "adapter"))
+        items = judge.items(pairs, np.random.default_rng(derive(self.seed, "shown order")))
+        trainer = Trainer(judge.module, how, self.seed)
         outcome = train(ctx, trainer, Epochs(items, derive(self.seed, "judge order")), judge.objective)
         if outcome != "ok":
-            raise RunFailed(f"preference model: {outcome}; lower its learning_rate")
+            raise RunFailed(f"{self.spec.kind} judge: {outcome}; lower its learning_rate")
         judge.merge().save(ctx.work / "model")
         hard = [p for p in held_out if p.p_chosen != 0.5]
         judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])
@@ -143,7 +135,37 @@ class FitJudge(Step):
         }  # fmt: skip
 
     def units(self) -> float:
-        return 3.0 * self.spec.optimization.steps * self.spec.optimization.batch
+        how = self.spec.optimization
+        return 3.0 * how.steps * how.batch if how else 1.0
+
+
+class ReadyJudge(Step):
+    """A judge that does not learn, held against the labels: the rater's (golden) or those of a relabelled set (proxy).
+
+    `identity` is what makes its answers; how it is asked (batch, concurrency, a key's variable) is no part of the key.
+    """
+
+    kind: Literal["ready-judge"] = "ready-judge"
+    data: Data
+    labels: Relabel | None = None
+    spec: JudgeSpec
+    identity: dict[str, Any]
+
+    @cached_property
+    def configuration(self) -> Any:
+        found = _plain(self, {})
+        return found | {"spec": {"kind": self.spec.kind}}
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        held_out = [p for p in (self.labels or self.data).pairs(ctx, "test") if p.p_chosen != 0.5]
+        judge = ctx.judge(self)
+        judged = judge.judge([p.prompt for p in held_out], [p.chosen for p in held_out], [p.rejected for p in held_out])
+        right = judged.hard
+        return {
+            "held_out_accuracy": float(right.mean()), "held_out_pairs": len(held_out),
+            "held_out_ties": int((right == 0.5).sum()),
+            "first_position_share": float(((judged.forward > 0.5).mean() + (judged.backward > 0.5).mean()) / 2),
+        }  # fmt: skip
 
 
 class Relabel(Step):
@@ -151,7 +173,7 @@ class Relabel(Step):
 
     kind: Literal["relabel"] = "relabel"
     data: Data
-    judge: FitJudge | OracleJudge
+    judge: FitJudge | ReadyJudge | OracleJudge
     reference: Sft
     soft: bool = False
 
@@ -189,4 +211,44 @@ def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:
     from ..tables import read_pairs
 
     found: list[Pair] = ctx.cached((step.name, "pairs", split), lambda: read_pairs(ctx.path(step) / f"{split}.parquet"))
+    return found
+
+
+LEARNS = ("model", "pretrain", "optimization", "labels")  # settings of a judge that are for kinds that learn
+
+
+def build_judge(spec: JudgeSpec, where: str = "judge") -> Any:
+    """The kind of judge a study names, with its settings; unknown names and keys are refused in one line."""
+    from dataclasses import fields, is_dataclass
+
+    from pydantic import ValidationError
+
+    maker = registry.get("judges", spec.kind)
+    if spec.kind == "oracle":
+        raise AligngapError(f"{where}.kind: the oracle is the true preference beside golden and proxy; an arm names it")
+    try:
+        kind = maker(**spec.options)
+    except ValidationError as error:
+        raise AligngapError(explain(error, prefix=f"{where}.")) from error
+    except TypeError as error:
+        known = {f.name for f in fields(maker)} if is_dataclass(maker) else set[str]()
+        unknown = next((o for o in spec.options if o not in known), "")
+        what = f".{unknown}: unknown key" if unknown else f": {error}"
+        raise AligngapError(f"{where}{what} (a judge of kind `{spec.kind}`)") from error
+    learns = hasattr(kind, "start")
+    if learns and spec.optimization is None:
+        raise AligngapError(f"{where}.optimization: Field required")
+    given = [name for name in LEARNS if getattr(spec, name) is not None]
+    if given and not learns:
+        raise AligngapError(f"{where}.{given[0]}: a judge of kind `{spec.kind}` does not learn; leave it out")
+    return kind
+
+
+def identity_of(spec: JudgeSpec, where: str) -> dict[str, Any]:
+    """What makes a ready judge's answers: its own `identity()`, or its settings."""
+    kind = build_judge(spec, where)
+    try:
+        found: dict[str, Any] = kind.identity() if hasattr(kind, "identity") else spec.options
+    except AligngapError as error:
+        raise AligngapError(f"{where}.{error}") from error
     return found

@@ -16,7 +16,7 @@ from ..types import Prompt, Response
 from .align import Align
 from .base import Step, _plain
 from .data import Data
-from .judges import FitJudge, OracleJudge, Relabel, Sft
+from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -66,8 +66,8 @@ class Measure(Step):
     data: Data
     sft: Sft
     run_: Align | None = None
-    golden: FitJudge
-    proxy: FitJudge
+    golden: FitJudge | ReadyJudge
+    proxy: FitJudge | ReadyJudge
     oracle: OracleJudge | None = None
     held_out: Relabel
     reference_samples: Responses
@@ -134,8 +134,8 @@ class BestOfN(Step):
     kind: Literal["best-of-n"] = "best-of-n"
     data: Data
     sft: Sft
-    golden: FitJudge
-    proxy: FitJudge
+    golden: FitJudge | ReadyJudge
+    proxy: FitJudge | ReadyJudge
     opponents: dict[str, Responses]
     labelled: Relabel
     measurement: MeasurementSpec

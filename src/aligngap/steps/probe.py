@@ -15,7 +15,7 @@ from pydantic import Field
 from ..types import Estimate, Pair
 from .align import Align
 from .base import Step
-from .judges import FitJudge
+from .judges import FitJudge, ReadyJudge
 
 if TYPE_CHECKING:
     from ..context import Context
@@ -45,7 +45,7 @@ class Probe(Step):
     kind: Literal["probe"] = "probe"
     recording: Align
     policies: dict[str, Align]
-    golden: FitJudge
+    golden: FitJudge | ReadyJudge
     pairs: int = Field(ge=2)
 
     def run(self, ctx: Context) -> dict[str, Any]:
@@ -78,3 +78,36 @@ class Probe(Step):
 
     def units(self) -> float:
         return 2.0 * len(self.recording.measured_steps) * self.pairs * (len(self.policies) + 3)
+
+
+class JudgesProbe(Step):
+    """Other judges held against the golden model on the same pairs as `Probe`: what else the run might have heard."""
+
+    kind: Literal["judges-probe"] = "judges-probe"
+    recording: Align
+    judges: dict[str, FitJudge | ReadyJudge]
+    golden: FitJudge | ReadyJudge
+    pairs: int = Field(ge=2)
+
+    def run(self, ctx: Context) -> dict[str, Any]:
+        from ..streams import label
+        from ..tables import write_rows
+
+        recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
+        steps = self.recording.measured_steps
+        rows: list[dict[str, Any]] = []
+        for number, step in enumerate(steps):
+            written = near(recorded, step * width, self.pairs)
+            asked = [p.prompt for p in written], [p.chosen for p in written], [p.rejected for p in written]
+            truth = label(*asked, ctx.judge(self.golden), writer="")
+            for at, (name, judge) in enumerate(self.judges.items()):
+                ctx.progress(number * len(self.judges) + at, len(steps) * len(self.judges), f"step {step}")
+                found = agreement(label(*asked, ctx.judge(judge), writer=""), truth)
+                right = {"accuracy": found.value, "accuracy_se": found.se}
+                counts = {"pairs": found.n, "ties": len(truth) - found.n}
+                rows.append({"step": step, "classifier": "judge", "arm": name, **right, **counts})
+        write_rows(ctx.work / "probe.parquet", rows)
+        return {"rows": len(rows)}
+
+    def units(self) -> float:
+        return 4.0 * len(self.recording.measured_steps) * self.pairs * (len(self.judges) + 1)

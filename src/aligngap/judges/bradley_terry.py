@@ -1,0 +1,141 @@
+"""The point-wise Bradley-Terry reward model: a backbone and a head that gives each response one number r(x, y).
+
+It is fitted by -log sigmoid(r_w - r_l) (Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155, Eq. 1) on the
+labels the pairwise model would learn from. It cannot express a preference that depends on what stands beside, and has
+no position bias. Text is the boundary: responses are encoded by this model's own tokenizer, with EOS where they ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..batch import Ids, collate
+from ..policy import PLAIN, Backbone, load_model, load_tokenizer, seeded
+from ..settings import ModelSpec
+from ..types import Judgement, Pair, Prompt, Response, chunks
+from .pointwise import Read, Scores, judge_by
+
+
+class Labelled(NamedTuple):
+    """A pair as token ids and the probability that the first response is better."""
+
+    prompt: Ids
+    first: Ids
+    second: Ids
+    p_first: float
+
+
+class RewardHead(nn.Module):
+    """Reward [N] from pooled states [N, 2d] of a response: the pairwise model's head for one side."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        with seeded(seed, torch.device("cpu")):
+            self.norm = nn.LayerNorm(2 * width)
+            self.hidden = nn.Linear(2 * width, 2 * width)
+            self.score = nn.Linear(2 * width, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        out: Tensor = self.score(F.gelu(self.hidden(self.norm(pooled)))).squeeze(-1)
+        return out
+
+
+class BradleyTerryModel(Backbone):
+    """A reward model that learns: backbone and head as one module, saved as a folder plus `head.safetensors`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        key: str,
+        seed: int = 0,
+        batch: int = 128,
+        spec: ModelSpec = PLAIN,
+    ) -> None:
+        super().__init__(model, tokenizer, spec)
+        self.key, self.batch_size = key, batch
+        config = model.config
+        self.head = RewardHead(getattr(config, "d_model", None) or config.hidden_size, seed)
+        self.module = nn.ModuleDict({"backbone": model, "head": self.head})
+        self.separator: int = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else self.eos_id
+
+    def to(self, device: torch.device) -> BradleyTerryModel:
+        self.module.to(device)
+        return self
+
+    def save(self, path: Path) -> None:
+        self.model.save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))
+        save_file(self.head.state_dict(), str(path / "head.safetensors"))
+        (path / "judge.json").write_text(json.dumps({"kind": "Bradley-Terry reward model", "key": self.key}))
+
+    @classmethod
+    def load(cls, path: Path, *, batch: int = 128, spec: ModelSpec = PLAIN) -> BradleyTerryModel:
+        key = json.loads((path / "judge.json").read_text())["key"]
+        judge = cls(load_model(path, spec), load_tokenizer(path), key=key, batch=batch, spec=spec)
+        judge.head.load_state_dict(load_file(str(path / "head.safetensors")))
+        return judge
+
+    def rewards(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Tensor:
+        """r(x, y) [N], differentiable; one prompt is encoded once however many responses it has."""
+        distinct = list(dict.fromkeys(map(tuple, prompts)))
+        index = {p: i for i, p in enumerate(distinct)}
+        # The state at a column has read everything before it: the closing separator's has read the whole response.
+        completions = [(*r, self.separator) for r in responses]
+        batch = collate(distinct, completions, [index[tuple(p)] for p in prompts]).to(self.device)
+        states = self.hidden(batch).float()
+        last = batch.lengths - 1
+        begin = last.clamp_max(1)  # an empty response still has its separator's state
+        inside = batch.columns >= begin[batch.rows]
+        mean = batch.sum_rows(states * inside.unsqueeze(-1)) / (last - begin + 1).unsqueeze(-1)
+        end = batch.sum_rows(states * (batch.columns == last[batch.rows]).unsqueeze(-1))
+        out: Tensor = self.head(torch.cat([mean, end], -1)).float()
+        return out
+
+    def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Labelled]:
+        """Each pair once: the loss is the same in both orders."""
+        return [
+            Labelled(
+                self.encode_prompt(p.prompt.text),
+                self.encode_response(p.chosen.text, p.chosen.ended),
+                self.encode_response(p.rejected.text, p.rejected.ended),
+                p.p_chosen,
+            )
+            for p in pairs
+        ]
+
+    def objective(self, items: Sequence[Labelled]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logistic loss of the labels on the difference of rewards, [B] unreduced; ties are labels of one half."""
+        prompts = [x.prompt for x in items]
+        rewards = self.rewards([*prompts, *prompts], [*(x.first for x in items), *(x.second for x in items)])
+        difference = rewards[: len(items)] - rewards[len(items) :]
+        labels = torch.tensor([x.p_first for x in items], device=difference.device)
+        losses = F.binary_cross_entropy_with_logits(difference, labels, reduction="none")
+        return losses, {"accuracy": ((difference > 0) == (labels > 0.5)).float()}
+
+    @torch.no_grad()
+    def score(self, read: Sequence[Read]) -> Scores:
+        """Rewards [N] of texts, in batches of neighbours in length, in the order given."""
+        prompts = [self.encode_prompt(p) for p, _, _ in read]
+        responses = [self.encode_response(y, ended) for _, y, ended in read]
+        order = sorted(range(len(read)), key=lambda i: (len(prompts[i]), len(responses[i]), i))
+        out = np.empty(len(read))
+        for part in chunks(order, self.batch_size):
+            found = self.rewards([prompts[i] for i in part], [responses[i] for i in part])
+            out[list(part)] = found.double().cpu().numpy()
+        return out
+
+    def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
+        """sigmoid(r_a - r_b) [B] and its complement."""
+        return judge_by(self.score, prompts, a, b)

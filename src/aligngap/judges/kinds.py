@@ -1,0 +1,127 @@
+"""The kinds of judge a study can name under `golden` and `proxy`, each a settings class; heavy code is loaded late.
+
+A kind that *learns* has `start` (an untrained learner on a fine-tuned backbone) and `load` (a trained one); the step
+`FitJudge` trains it on labels, as every kind by the same trainer. A kind that is *ready* has `judge` itself, or `open`
+that gives what has; nothing is trained. Its fields are its settings in the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import Field, field_validator
+
+from ..settings import LoraSpec, ModelSpec, Settings
+from ..types import Judgement, Pair, Prompt, Response
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Learner(Protocol):
+    """A judge that learns from labelled pairs: what a kind's `start` and `load` give."""
+
+    module: Any  # torch.nn.Module: what the trainer trains
+    key: str
+
+    def to(self, device: torch.device) -> Any: ...
+
+    def attach(self, spec: LoraSpec, seed: int) -> Any:
+        """Put a low-rank adapter into its backbone, which alone trains of it; `merge` adds it to the weights."""
+        ...
+
+    def merge(self) -> Any: ...
+
+    def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Any]:
+        """Pairs as this learner is shown them in training; `rng` is for the order of presentation."""
+        ...
+
+    def objective(self, items: Sequence[Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Unreduced losses [B] and metrics [B]."""
+        ...
+
+    def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement: ...
+
+    def save(self, path: Path) -> None: ...
+
+
+class Pairwise(Settings):
+    """A preference model that reads both responses in one context and assumes no scale of quality: the paper's."""
+
+    def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
+        from ..policy import load_model
+        from .preference_model import PreferenceModel
+
+        return PreferenceModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
+
+    def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
+        from .preference_model import PreferenceModel
+
+        return PreferenceModel.load(path, spec=spec)
+
+
+class BradleyTerry(Settings):
+    """A point-wise reward model: one number per response, and the sigmoid of the difference as its preference."""
+
+    def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
+        from ..policy import load_model
+        from .bradley_terry import BradleyTerryModel
+
+        return BradleyTerryModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
+
+    def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
+        from .bradley_terry import BradleyTerryModel
+
+        return BradleyTerryModel.load(path, spec=spec)
+
+
+class Local(Settings):
+    """A policy as reward model: beta times its log-ratio to the backbone it started at, trained by DPO."""
+
+    beta: float = Field(default=0.1, gt=0, description="scale of its reward, and the beta of its DPO loss")
+
+    def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
+        from ..policy import load_model
+        from .local import LocalReward
+
+        ours, theirs = load_model(backbone, spec), load_model(backbone, spec)
+        return LocalReward(ours, theirs, tokenizer, key=key, beta=self.beta, spec=spec)
+
+    def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
+        from .local import LocalReward
+
+        return LocalReward.load(path, backbone, beta=self.beta, spec=spec)
+
+
+class RewardModel(Settings):
+    """A ready reward model: a sequence classifier with one logit, from a folder or the hub, with its own tokenizer."""
+
+    path: str = Field(description="a local folder or a hub name")
+    template: str = Field(
+        default="{prompt}\n\n{response}", description="how both are joined, if its tokenizer has no chat template"
+    )
+    max_tokens: int = Field(default=2048, ge=8, description="longer texts are cut at the front")
+    batch: int = Field(default=32, ge=1, description="texts per forward pass")
+
+    @field_validator("template")
+    @classmethod
+    def _both(cls, template: str) -> str:
+        if "{prompt}" not in template or "{response}" not in template:
+            raise ValueError("must hold {prompt} and {response}")
+        return template
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"batch"})
+
+    def check(self, folder: Path) -> None:
+        from .reward_model import check_path
+
+        check_path(self.path)
+
+    def open(self, folder: Path, device: torch.device) -> Any:
+        from .reward_model import RewardModelJudge
+
+        return RewardModelJudge(self.path, self.template, self.max_tokens, self.batch, device)
