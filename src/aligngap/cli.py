@@ -17,6 +17,7 @@ from . import __version__
 from .types import AligngapError, RunFailed
 
 if TYPE_CHECKING:
+    from .execute.agenda import Executor
     from .settings import Study
     from .store import Store
     from .study import Plan
@@ -57,6 +58,14 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--workers", type=int, help="worker processes (default: one per core, one on a GPU)")
         sub.add_argument("--threads", type=int, default=1, help="threads per worker on a CPU (default: 1)")
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+        sub.add_argument(
+            "--executor", choices=["local", "ray"], default="local",
+            help="where steps run: processes of this machine, or tasks on a running Ray cluster (default: local)",
+        )  # fmt: skip
+        sub.add_argument(
+            "--gpus", type=float, metavar="SHARE",
+            help="with --executor ray, a step's share of a GPU, for instance 0.25 (default: 1 if the cluster has any)",
+        )  # fmt: skip
         sub.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
 
     run = command("run", "run everything a study needs, then make its report; the same command resumes")
@@ -176,22 +185,19 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     """Run a plan to its end, collect its records and make its report."""
     from .collect import collect
     from .execute.console import stages, watch
-    from .execute.local import Local
     from .records import write_failures
     from .report import build_report, headline
     from .store import check_writable
 
-    device = pick_device(args.device)
-    workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
-    if workers < 1 or args.threads < 1 or not args.save_seconds > 0:
+    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
+    executor = pick_executor(args, store)
     check_models(made.study)
     check_judges(made, store)
     check_data(made, store)
     store.prepare()
     check_writable(out)
-    local = Local(store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds)
-    outcome = watch(local, made)
+    outcome = watch(executor, made)
     count = collect(made, store, out)
     write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
@@ -218,6 +224,23 @@ def check_data(made: Plan, store: Store) -> None:
             task = build_task(step.task)
             if hasattr(task, "path"):
                 task.load(step.seed)
+
+
+def pick_executor(args: argparse.Namespace, store: Store) -> Executor:
+    """Local processes or a Ray cluster, refused before any work where it cannot be had."""
+    if args.executor == "ray":
+        from .execute.ray import Ray
+
+        if args.device != "auto":
+            raise AligngapError("--device belongs to --executor local; with ray, --gpus says what a step gets")
+        return Ray(store, gpus=args.gpus, workers=args.workers, threads=args.threads, save_seconds=args.save_seconds)
+    from .execute.local import Local
+
+    if args.gpus is not None:
+        raise AligngapError("--gpus belongs to --executor ray; with local processes, --device names the device")
+    device = pick_device(args.device)
+    workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
+    return Local(store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds)
 
 
 def check_models(study: Study) -> None:

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from ..store import Store
 from ..types import Progress as ProgressRole
-from .local import Local, Outcome
+from .agenda import Executor
+from .local import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +42,7 @@ class Eta:
     def left(self, running: float) -> str:
         done = self.done + running
         spent = time.monotonic() - self.started
-        if done < 0.02 * self.total or spent < 5:
+        if done <= 0.02 * self.total or spent < 5:
             return "?"
         return clock(spent * (self.total - done) / done)
 
@@ -65,7 +66,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def watch(local: Local, plan: Plan) -> Outcome:
+def watch(local: Executor, plan: Plan) -> Outcome:
     """Run a plan to its end and show it; returns what was made, found and failed."""
     from ..forecast import seconds_of
 

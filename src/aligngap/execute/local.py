@@ -28,6 +28,7 @@ from ..runlog import RunLog
 from ..steps import Step, step_from_json
 from ..store import Store, disk_trouble, write_text
 from ..types import AligngapError, RunFailed, Stopped
+from .agenda import position
 
 PATIENCE_SECONDS = 20.0  # for workers to reach their next step and save
 
@@ -241,11 +242,7 @@ class Local:
 
     def position(self, step: Step) -> tuple[float, str]:
         """(fraction done, note) of a running step."""
-        try:
-            done, total, note = (self.store.root / "partial" / f"{step.name}.progress").read_text().split(" ", 2)
-            return float(done) / max(1.0, float(total)), note
-        except (OSError, ValueError):
-            return 0.0, ""
+        return position(self.store, step)
 
 
 def importance(steps: Sequence[Step]) -> dict[str, float]:

@@ -1,0 +1,68 @@
+"""What is to be done next: steps whose needs are made, the costliest chain first; what fails costs what needs it only.
+
+Bookkeeping without any process in it, and the role that the command knows an executor by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from ..steps import Step
+from ..store import Store
+
+
+class Executor(Protocol):
+    """Makes steps, wherever it does so; `run` yields (event, step, message) as `local.Local.run` says."""
+
+    @property
+    def store(self) -> Store: ...
+
+    def run(
+        self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[str, Step, str]]: ...
+
+    def position(self, step: Step) -> tuple[float, str]:
+        """(fraction done, note) of a running step."""
+        ...
+
+
+class Agenda:
+    """Steps waiting, made and broken."""
+
+    def __init__(self, steps: Sequence[Step], rank: dict[str, float]) -> None:
+        self.waiting = {s.name: s for s in sorted(steps, key=lambda s: -rank[s.name])}
+        self.unmade = set(self.waiting)
+        self.broken: dict[str, str] = {}
+
+    def ready(self) -> Iterator[Step]:
+        """Steps that can start now, most urgent first; each is given out once."""
+        for step in list(self.waiting.values()):
+            if not any(need.name in self.unmade for need in step.inputs.values()):
+                del self.waiting[step.name]
+                yield step
+
+    def lost(self) -> Iterator[tuple[Step, str]]:
+        """Steps that cannot be made any more, and why; each is told once."""
+        for step in list(self.waiting.values()):
+            why = [need.name for need in step.inputs.values() if need.name in self.broken]
+            if why:
+                del self.waiting[step.name]
+                self.broken[step.name] = f"needs {why[0]}, which failed"
+                yield step, self.broken[step.name]
+
+    def end(self, step: Step, event: str, message: str) -> None:
+        """Note how a started step ended."""
+        if event in ("made", "found"):
+            self.unmade.discard(step.name)
+        else:
+            self.broken[step.name] = message
+
+
+def position(store: Store, step: Step) -> tuple[float, str]:
+    """(fraction done, note) of a step that some worker is making, from what it last said in the store."""
+    try:
+        done, total, note = (store.root / "partial" / f"{step.name}.progress").read_text().split(" ", 2)
+        return float(done) / max(1.0, float(total)), note
+    except (OSError, ValueError):
+        return 0.0, ""

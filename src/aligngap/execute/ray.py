@@ -1,0 +1,194 @@
+"""Run steps on a Ray cluster: each is a task on some node, its artifact goes through a store that all nodes share.
+
+Keys, bytes and resuming are those of local processes, since a task does what a local worker does. Ray starts a task
+anew whose worker was killed or whose node has died, and it goes on from its newest saved state in the store; what is
+finished is in the store and lost with no node.
+
+What this module leaves out: starting a cluster (`ray start`, docs/cluster.md), and one run over several devices.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..steps import Step
+from ..store import Store, write_text
+from ..types import AligngapError
+from . import local
+from .agenda import Agenda, position
+
+RETRIES = 5  # times a step is started anew after its worker or its node has died
+
+
+def connect() -> Any:
+    """The ray module, connected to a running cluster: that of RAY_ADDRESS, or of this machine."""
+    try:
+        import ray
+    except ImportError as error:
+        raise AligngapError("--executor ray: Ray is not installed; pip install 'aligngap[ray]'") from error
+    if not ray.is_initialized():
+        given = os.environ.get("RAY_ADDRESS", "")
+        try:
+            host, _, port = given.rpartition(":")
+            if host and port.isdecimal():  # asked first: Ray ends the process where nobody answers
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init("auto", log_to_driver=False, logging_level="error")
+        except (OSError, RuntimeError, ValueError) as error:
+            remedy = "start one with `ray start --head`, or set RAY_ADDRESS to HOST:PORT of its head"
+            raise AligngapError(f"--executor ray: no Ray cluster at {given or 'this machine'}; {remedy}") from error
+    return ray
+
+
+def _work(text: str, root: str, folder: str, device: str, threads: int, save_seconds: float) -> tuple[str, str]:
+    """Runs in a Ray worker: what `local._work` does, with a context kept for the worker's next step."""
+    if "ctx" not in local._worker:
+        import torch
+
+        from ..context import Context
+        from ..policy import quiet
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.chdir(folder)
+        torch.set_num_threads(threads)
+        quiet()
+        local._worker["ctx"] = Context(Store(Path(root)), device, save_seconds)
+    return local._work(text)
+
+
+def _look(root: str, folder: str, token: str, version: str) -> tuple[str, str]:
+    """Runs on every node: (its name, what is wrong with it: "" if nothing)."""
+    host = socket.gethostname()
+    try:
+        shared = (Path(root) / "partial" / ".cluster").read_text() == token
+    except OSError:
+        shared = False
+    if not shared:
+        return host, f"does not see {root}; put --store on a folder that all nodes share"
+    if not Path(folder).is_dir():
+        return host, f"has no folder {folder}; start the command in a folder that all nodes share"
+    if __version__ != version:
+        return host, f"has aligngap {__version__}, the command {version}; install one version on all nodes"
+    return host, ""
+
+
+class Ray:
+    """The cluster's workers. `gpus` is a step's share of a GPU (1/4: four small runs on each), 0 runs on CPUs, and None
+    takes a whole one where the cluster has any.
+
+    Like `workers` of local processes, neither `gpus` nor the number of nodes changes a result on the same kind of
+    device; at most `workers` steps run at once (None: as many as the cluster has room for).
+    """
+
+    def __init__(
+        self, store: Store, *, gpus: float | None = None, workers: int | None = None, threads: int = 1,
+        save_seconds: float = 30.0,
+    ) -> None:  # fmt: skip
+        if gpus is not None and not 0 <= gpus < math.inf:
+            raise AligngapError(f"--gpus {gpus:g}: must be 0 or more")
+        self.store = Store(store.root.resolve())
+        self.ray = connect()
+        self.gpus = float(self.ray.cluster_resources().get("GPU", 0.0) > 0) if gpus is None else gpus
+        self.workers, self.threads, self.save_seconds = workers, threads, save_seconds
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Refuse what no node of the cluster could ever run."""
+        nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
+        most = max((n.get("GPU", 0.0) for n in nodes), default=0.0)
+        if self.gpus > most:
+            remedy = "take fewer with --gpus, or 0 to run on CPUs"
+            raise AligngapError(f"--gpus {self.gpus:g}: no node of the Ray cluster has more than {most:g}; {remedy}")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise AligngapError(f"--gpus {self.gpus:g}: a share of one GPU, or a whole number of them")
+        cores = max((n.get("CPU", 0.0) for n in nodes), default=0.0)
+        if self.threads > cores:
+            raise AligngapError(f"--threads {self.threads}: no node of the Ray cluster has more than {cores:g} cores")
+
+    def check_nodes(self) -> None:
+        """Ask every node, before any work, whether it sees the store and the folder of the command."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
+
+        token = secrets.token_hex(8)
+        write_text(self.store.root / "partial" / ".cluster", token)
+        look = self.ray.remote(num_cpus=0)(_look)
+        nodes = [n["NodeID"] for n in self.ray.nodes() if n["Alive"]]
+        told = (str(self.store.root), os.getcwd(), token, __version__)
+        asked = [look.options(scheduling_strategy=OnNode(n, soft=False)).remote(*told) for n in nodes]
+        try:
+            answers = self.ray.get(asked, timeout=120)
+        except Exception as error:  # whatever kept a node from importing aligngap, or from answering
+            first = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
+            raise AligngapError(f"--executor ray: a node cannot run aligngap ({first}); install it on all") from error
+        for host, wrong in answers:
+            if wrong:
+                raise AligngapError(f"--executor ray: node {host} {wrong}")
+
+    def run(
+        self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[str, Step, str]]:
+        """Work through the steps as tasks until done or `stopped`; events as of `local.Local.run`."""
+        todo = []
+        for step in steps:
+            if self.store.has(step.name):
+                yield "found", step, ""
+            else:
+                todo.append(step)
+        if not todo:
+            return
+        self.check_nodes()
+        agenda = Agenda(todo, local.importance(todo))
+        device = "cuda" if self.gpus > 0 else "cpu"
+        task = self.ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES)(_work)
+        settings = (str(self.store.root), os.getcwd(), device, self.threads, self.save_seconds)
+        running: dict[Any, Step] = {}
+        queue: list[Step] = []
+        try:
+            while agenda.waiting or queue or running:
+                if stopped():
+                    raise KeyboardInterrupt
+                for step, why in agenda.lost():
+                    yield "lost", step, why
+                queue += agenda.ready()
+                while queue and len(running) < (self.workers or self._room()):
+                    step = queue.pop(0)
+                    running[task.remote(step.model_dump_json(), *settings)] = step
+                    yield "start", step, ""
+                if not running:
+                    continue
+                finished, _ = self.ray.wait(list(running), timeout=0.5)
+                for reference in finished:
+                    step = running.pop(reference)
+                    event, message = self._answer(reference)
+                    agenda.end(step, event, message)
+                    yield event, step, message
+                if not finished:
+                    yield "tick", next(iter(running.values())), ""
+        except BaseException:
+            for reference in running:
+                self.ray.cancel(reference, force=True)
+            raise
+
+    def _room(self) -> int:
+        """Steps that the cluster as it stands can run at once; at least one, so that one waits for a node to come."""
+        have = self.ray.cluster_resources()
+        room = have.get("CPU", 0.0) / self.threads
+        return max(1, int(min(room, have.get("GPU", 0.0) / self.gpus) if self.gpus else room))
+
+    def _answer(self, reference: Any) -> tuple[str, str]:
+        try:
+            event, message = self.ray.get(reference)
+            return str(event), str(message)
+        except self.ray.exceptions.RayError as error:
+            what = f"its worker died {RETRIES + 1} times ({type(error).__name__})"
+            return "failed", f"{what}; the same command goes on from where it was"
+
+    def position(self, step: Step) -> tuple[float, str]:
+        """(fraction done, note) of a running step, from the shared store."""
+        return position(self.store, step)

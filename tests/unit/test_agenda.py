@@ -1,0 +1,86 @@
+"""What an executor does next, without any process: needs first, urgent first, failures cost what needs them only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, Literal
+
+from pydantic import Field
+
+from aligngap.execute.agenda import Agenda
+from aligngap.steps.base import Step
+
+
+class Fake(Step):
+    kind: Literal["fake"] = "fake"
+    label_: str
+    needs: list[Any] = Field(default_factory=list)
+
+    def run(self, ctx: Any) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def diamond() -> dict[str, Fake]:
+    """a before b and c; d after both."""
+    a = Fake(label_="a")
+    b, c = (Fake(label_=x, needs=[a]) for x in "bc")
+    return {"a": a, "b": b, "c": c, "d": Fake(label_="d", needs=[b, c])}
+
+
+def agenda(steps: dict[str, Fake]) -> Agenda:
+    rank = {s.name: float(n == "c") for n, s in steps.items()}
+    return Agenda(list(steps.values()), rank)
+
+
+def names(steps: Any) -> str:
+    return "".join(s.label_ for s in steps)
+
+
+def test_needs_come_first_and_the_urgent_before_the_rest() -> None:
+    steps = diamond()
+    todo = agenda(steps)
+    assert names(todo.ready()) == "a"
+    assert names(todo.ready()) == ""  # given out once
+    todo.end(steps["a"], "made", "")
+    assert names(todo.ready()) == "cb"
+    todo.end(steps["c"], "found", "")
+    assert names(todo.ready()) == ""
+    todo.end(steps["b"], "made", "")
+    assert names(todo.ready()) == "d"
+    assert not todo.waiting
+
+
+def test_a_failure_costs_what_needs_it_and_nothing_else() -> None:
+    steps = diamond()
+    todo = agenda(steps)
+    list(todo.ready())
+    todo.end(steps["a"], "made", "")
+    list(todo.ready())
+    todo.end(steps["c"], "failed", "no memory")
+    lost = list(todo.lost())
+    assert [(s.label_, why) for s, why in lost] == [("d", f"needs {steps['c'].name}, which failed")]
+    assert list(todo.lost()) == []
+    todo.end(steps["b"], "made", "")
+    assert names(todo.ready()) == ""
+    assert not todo.waiting
+
+
+def test_what_is_already_made_is_no_part_of_the_agenda() -> None:
+    steps = diamond()
+    del steps["a"]
+    assert sorted(names(agenda(steps).ready())) == ["b", "c"]
+
+
+def test_ray_that_is_not_installed_is_one_line() -> None:
+    """With `ray` made unimportable, in a fresh interpreter."""
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from aligngap.cli import main\n"
+        "sys.exit(main(['run', 'opening', '--executor', 'ray', '--out', sys.argv[1]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "unused"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "aligngap: --executor ray: Ray is not installed; pip install 'aligngap[ray]'"
+    ]
