@@ -273,7 +273,7 @@ class Smoothed:
 
 
 @dataclass(frozen=True)
-class OnPolicyKL:
+class UnlabelledKL:
     """Any loss where pairs are labelled, and `weight` KL(pi || pi_ref) where they are not: HyPO, arXiv 2406.01462.
 
     Song et al. 2024 add to an offline loss a KL term, estimated on unlabelled responses of the policy itself. From two
@@ -286,7 +286,7 @@ class OnPolicyKL:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < math.inf:
-            raise AligngapError(f"on_policy_kl is {self.weight!r}: the weight of the KL term must not be negative")
+            raise AligngapError(f"weight of the KL term is {self.weight!r}: must not be negative")
 
     def __call__(self, x: PairLogps) -> Tensor:
         if x.labelled is None:

@@ -120,7 +120,7 @@ class OnPolicy:
     With `candidates` above 2 it writes that many responses to a prompt; the pair is the first and the last of the
     judge's round robin (`ranking.py`), labelled by the judge as any pair is. `through` turns the policy into the
     sampler that writes, for instance its mixture with the reference (`policy.Mixed`). Without a judge the pairs are
-    unlabelled: what HyPO's KL term is estimated on (`losses.OnPolicyKL`).
+    unlabelled: what HyPO's KL term is estimated on (`losses.UnlabelledKL`).
     """
 
     def __init__(

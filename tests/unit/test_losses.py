@@ -22,10 +22,10 @@ from aligngap.losses import (
     BestOfTwo,
     ChiPO,
     Loss,
-    OnPolicyKL,
     PairLogps,
     SLiC,
     Smoothed,
+    UnlabelledKL,
     classified_right,
 )
 from aligngap.types import AligngapError
@@ -35,7 +35,7 @@ CONTRASTIVE: list[Loss] = [
     SLiC(0.1), SLiC(0.3, "mean"), *(GPO(0.1, f) for f in GPO_FUNCTIONS), GPO(0.3, "savage", "mean"),  # type: ignore[arg-type]
 ]  # fmt: skip
 LOSSES: list[Loss] = [
-    *CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0), OnPolicyKL(IPO(0.1), 0.3),
+    *CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0), UnlabelledKL(IPO(0.1), 0.3),
     RLOO(0.1), RLOO(0.5, "win"),
 ]  # fmt: skip
 MIXING = [loss for loss in LOSSES if not isinstance(loss, RLOO)]  # those that mix p l(h) + (1 - p) l(-h)
@@ -93,7 +93,7 @@ def test_margin_by_hand() -> None:
         (BestOfTwo("mean"), 2.5),
         (RLOO(0.1, "win"), (0.5 - 0.3) ** 2 / 0.4),
         (RLOO(0.1), (math.log((1 - 1e-6) / (1 - (1 - 1e-6))) - 0.3) ** 2 / 0.4),  # a hard label is all but sure
-        (OnPolicyKL(IPO(0.1), 0.3), 0.04),
+        (UnlabelledKL(IPO(0.1), 0.3), 0.04),
     ],
 )
 def test_by_hand(loss: Loss, value: float) -> None:

@@ -17,7 +17,7 @@ from test_closed_forms import every_pair, random_world
 from test_streams import PAIRS, PROMPTS, Writer, ranks
 from torch import Tensor
 
-from aligngap.losses import IPO, RLOO, Loss, OnPolicyKL
+from aligngap.losses import IPO, RLOO, Loss, UnlabelledKL
 from aligngap.seeding import derive
 from aligngap.steps import Align
 from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, pair_from_row, pair_to_row
@@ -87,7 +87,7 @@ def test_off_policy_rloo_is_no_policy_gradient() -> None:
 def test_unlabelled_pairs_descend_the_kl(seed: int, weight: float) -> None:
     logits, ref, p = world(seed)
     (truth,) = torch.autograd.grad(weight * divergence(logits, ref), logits)
-    hypo = OnPolicyKL(IPO(0.1), weight)
+    hypo = UnlabelledKL(IPO(0.1), weight)
     torch.testing.assert_close(expected_gradient(hypo, logits, ref, p, False), truth, atol=1e-12, rtol=1e-9)
     ours, plain = expected_gradient(hypo, logits, ref, p, True), expected_gradient(IPO(0.1), logits, ref, p)
     assert torch.equal(ours, plain)  # bit by bit: the KL term leaves no trace on labelled pairs
@@ -98,7 +98,7 @@ def test_without_the_term_an_unlabelled_pair_is_a_tie() -> None:
     logits, ref, _ = world(1)
     tie = np.full((K, K), 0.5)
     found = expected_gradient(IPO(0.3), logits, ref, tie, False)
-    kl = expected_gradient(OnPolicyKL(IPO(0.3), 4 * 0.3**2), logits, ref, tie, False)
+    kl = expected_gradient(UnlabelledKL(IPO(0.3), 4 * 0.3**2), logits, ref, tie, False)
     torch.testing.assert_close(found, kl, atol=1e-12, rtol=1e-9)
 
 

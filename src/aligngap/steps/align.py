@@ -199,12 +199,12 @@ class Align(Step):
 
 def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float) -> Any:
     """The loss of a recipe: the one it names under its label smoothing, with the KL term for unlabelled pairs."""
-    from ..losses import OnPolicyKL, Smoothed
+    from ..losses import Smoothed, UnlabelledKL
 
     loss = build_loss(spec)
     if label_smoothing:
         loss = Smoothed(loss, label_smoothing)
-    return OnPolicyKL(loss, on_policy_kl) if on_policy_kl else loss
+    return UnlabelledKL(loss, on_policy_kl) if on_policy_kl else loss
 
 
 def build_loss(spec: LossSpec) -> Any:
