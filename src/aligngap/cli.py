@@ -246,14 +246,19 @@ def pick_executor(args: argparse.Namespace, store: Store) -> Executor:
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
     from .lora import check_peft
-    from .policy import check_spec, load_tokenizer
+    from .policy import check_spec, check_tokenizer, load_tokenizer, quiet
+    from .study import varied
 
-    if any(how.lora is not None for how in study.optimizations):
+    quiet()
+    every = [study, *(varied(study, name) for name in study.variants)]
+    if any(how.lora is not None for s in every for how in s.optimizations):
         check_peft()
-    if study.tokenizer.path is not None:
-        load_tokenizer(study.tokenizer.path)
-    for spec in dict.fromkeys(s.model_dump_json() for s in study.models):
-        check_spec(type(study.policy).model_validate_json(spec))
+    for path in dict.fromkeys(s.tokenizer.path for s in every):
+        if path is not None:
+            load_tokenizer(path)
+    for spec in {m.model_dump_json(): m for s in every for m in s.models}.values():
+        check_spec(spec)
+        check_tokenizer(spec)
 
 
 def check_judges(made: Plan, store: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -35,8 +36,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from . import lora, rollout
+from . import chat, lora, rollout
 from .batch import Batch, Ids, collate, pad
+from .pretrained import first_line, located, refusal
 from .seeding import derive
 from .settings import LoraSpec, ModelSpec
 from .types import AligngapError, Prompt, Response, chunks
@@ -64,34 +66,31 @@ def seeded(seed: int, device: torch.device) -> Any:
 def quiet() -> None:
     """Silence transformers' warnings and progress bars in this process: the command shows its own progress."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    for name in ("huggingface_hub", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from a local folder or hub name; it must have an EOS and a padding token."""
+    """A tokenizer from wherever a study's `path` may name; it must have an EOS token."""
+    place = located(path)
     try:
-        about = Path(path) / "tokenizer_config.json"
+        about = Path(place) / "tokenizer_config.json"
         own = json.loads(about.read_text()).get("tokenizer_class") if about.is_file() else None
         # A tokenizer that names no family is loaded as it is: beside a Qwen2 model, Auto would make it Qwen2's.
         plain = own in ("TokenizersBackend", "PreTrainedTokenizerFast")
         tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
-            str(path), trust_remote_code=False
+            place, trust_remote_code=False
         )
     except Exception as error:
-        raise AligngapError(
-            f"tokenizer {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
-        ) from error
+        raise refusal("tokenizer", path, error) from error
     if tokenizer.eos_token_id is None:
         raise AligngapError(f"tokenizer {path}: has no EOS token; a response could never end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # responses are masked by length, never by `!= pad`
     tokenizer.split_special_tokens = True  # "</s>" inside data is text, not the end of a response
     return tokenizer
-
-
-def first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -112,20 +111,20 @@ def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) 
 
 
 def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
-    """A model from a local folder or hub name, encoder-decoder or decoder-only by its own configuration.
+    """A model from wherever a study's `path` may name, encoder-decoder or decoder-only by its own configuration.
 
     `spec` says how it is run; which model it is, `path` says.
     """
+    place = located(path)
     try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         set_dropout(config, spec.dropout)
         maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         loading = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-        return as_told(maker.from_pretrained(str(path), config=config, **loading), spec)
+        model = maker.from_pretrained(place, config=config, **loading)
     except Exception as error:
-        raise AligngapError(
-            f"model {path}: cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
-        ) from error
+        raise refusal("model", path, error) from error
+    return as_told(model, spec)
 
 
 def as_told(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
@@ -142,16 +141,18 @@ def as_told(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
 
 def config_of(spec: ModelSpec, **settings: Any) -> Any:
     """The transformers configuration a specification names, with its settings; a wrong one is refused in one line."""
+    place = located(spec.path) if spec.path else None
     try:
         config = (
-            AutoConfig.from_pretrained(spec.path, trust_remote_code=False)
-            if spec.path
+            AutoConfig.from_pretrained(place, trust_remote_code=False)
+            if place
             else AutoConfig.for_model(spec.model_type)
         )
     except Exception as error:
-        where = f"model {spec.path}" if spec.path else f"model.model_type `{spec.model_type}`"
-        remedy = "give a local folder or a reachable hub name" if spec.path else "name a family transformers knows"
-        raise AligngapError(f"{where}: cannot be loaded ({first_line(error)}); {remedy}") from error
+        if spec.path:
+            raise refusal("model", spec.path, error) from error
+        what = f"cannot be loaded ({first_line(error)}); name a family transformers knows"
+        raise AligngapError(f"model.model_type `{spec.model_type}`: {what}") from error
     for name in spec.config:
         if not hasattr(config, name):
             raise AligngapError(f"model.config.{name}: not a setting of a `{spec.model_type}` model")
@@ -166,8 +167,11 @@ def config_of(spec: ModelSpec, **settings: Any) -> Any:
 
 
 def check_spec(spec: ModelSpec) -> None:
-    """Refuse a model that cannot be named, built or read, before anything is computed."""
+    """Refuse a model that cannot be named, built, read or used as the study says, before anything is computed."""
     config = config_of(spec)
+    if spec.path is not None and "model_type" in spec.model_fields_set and spec.model_type != config.model_type:
+        what = f"is a `{config.model_type}` model, and the study says model_type `{spec.model_type}`"
+        raise AligngapError(f"model {spec.path}: {what}; leave model_type out, or name another model")
     _check_architecture(spec, config)
     if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise AligngapError(f"model family `{config.model_type}`: neither encoder-decoder nor a causal language model")
@@ -181,6 +185,18 @@ def _check_architecture(spec: ModelSpec, config: Any) -> None:
             f"model {spec.path}: its architecture is {', '.join(named)}, which writes no text; give a causal or an "
             "encoder-decoder language model (…ForCausalLM, …LMHeadModel, …ForConditionalGeneration)"
         )
+
+
+def check_tokenizer(spec: ModelSpec) -> None:
+    """Refuse a pretrained model whose own tokenizer it cannot read, or that has no template where `chat` is set."""
+    if spec.path is None:
+        return
+    tokenizer, config = load_tokenizer(spec.path), config_of(spec)
+    if len(tokenizer) > config.vocab_size:
+        what = f"its tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}"
+        raise AligngapError(f"model {spec.path}: {what}; put the tokenizer that belongs to it into its folder")
+    if spec.chat:
+        chat.check_template(tokenizer, f"model {spec.path}")
 
 
 def is_encoder_decoder(spec: ModelSpec) -> bool:
@@ -245,7 +261,7 @@ class Backbone:
         return self
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
-        return encode_prompt(self.tokenizer, self.encoder_decoder, text)
+        return encode_prompt(self.tokenizer, self.encoder_decoder, text, self.spec.chat)
 
     def encode_response(self, text: str, ended: bool = True) -> tuple[int, ...]:
         return encode_response(self.tokenizer, text, ended)
@@ -303,9 +319,24 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [i for part in re.split(inside, text) for i in tokenizer.encode(part, add_special_tokens=False)]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool, text: str) -> tuple[int, ...]:
-    """Prompt ids: closed by EOS for an encoder (as T5 does), by the separator, if there is one, for a decoder."""
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The BOS token, where the tokenizer begins every text of a decoder with it by itself, as Llama's does."""
+    begin: list[int] = tokenizer("", add_special_tokens=True).input_ids[:1]
+    return begin if begin == [tokenizer.bos_token_id] and begin != [tokenizer.eos_token_id] else []
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool, text: str, by_template: bool = False
+) -> tuple[int, ...]:
+    """Prompt ids: closed by EOS for an encoder (as T5 does), by the separator, if there is one, for a decoder.
+
+    With `by_template` the chat template writes them, and opens and closes a decoder's prompt itself.
+    """
+    if by_template:
+        ids = chat.encode(tokenizer, text, encode_text)
+        return (*ids, tokenizer.eos_token_id) if encoder_decoder else tuple(ids)
     ids = encode_text(tokenizer, text)
+    ids = ids if encoder_decoder else opening(tokenizer) + ids
     close = tokenizer.eos_token_id if encoder_decoder else tokenizer.sep_token_id
     return (*ids, close) if close is not None else tuple(ids)
 

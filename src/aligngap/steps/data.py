@@ -38,6 +38,7 @@ class Data(Step):
         return _plain(self, {}) | {"task": self.task.get("name")}
 
     def run(self, ctx: Context) -> dict[str, Any]:
+        from ..chat import TemplateRefused, check_template
         from ..policy import encode_prompt, encode_response, is_encoder_decoder
         from ..tables import write_rows
         from ..tokenizer import make_tokenizer
@@ -46,10 +47,17 @@ class Data(Step):
         tokenizer = make_tokenizer(self.tokenizer, loaded)
         tokenizer.save_pretrained(str(ctx.work / "tokenizer"))
         enc_dec = is_encoder_decoder(self.family)
+        if self.family.chat:
+            check_template(tokenizer, "policy")
         rows, dropped = [], dict(loaded.dropped)
         for split, comparisons in (("train", loaded.train), ("test", loaded.test)):
             for c in comparisons:
-                prompt_ids = encode_prompt(tokenizer, enc_dec, c.prompt)
+                try:
+                    prompt_ids = encode_prompt(tokenizer, enc_dec, c.prompt, self.family.chat)
+                except TemplateRefused:
+                    reason = f"{split}: prompt that the chat template refuses"
+                    dropped[reason] = dropped.get(reason, 0) + 1
+                    continue
                 sides = [encode_response(tokenizer, text, self.closed) for text in (c.chosen, c.rejected)]
                 if len(prompt_ids) > self.limits.prompt_tokens:
                     reason = f"{split}: prompt over {self.limits.prompt_tokens} tokens"

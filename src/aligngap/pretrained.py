@@ -1,0 +1,139 @@
+"""Where a pretrained model lies: a folder, a hub name, something inside an installed package, or a GGUF file.
+
+A GGUF file (llama.cpp's format, quantised) is converted once to an ordinary Hugging Face folder in float32, in a cache
+directory named by the hash of its content: `ALIGNGAP_CACHE`, else `~/.cache/aligngap`. Converting needs
+`aligngap[smollm]`. What cannot be found or reached ends in one line with its remedy.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from .types import AligngapError
+
+PACKAGE = "package:"
+CONVERTED = 1  #: raised when conversion changes, so that old folders are not taken for new ones
+
+
+def located(path: str | Path) -> str:
+    """What transformers can load for a `path` of a study: a folder, or a hub name as it is."""
+    found = str(path)
+    if found.startswith(PACKAGE):
+        found = str(inside_package(found))
+    if found.endswith(".gguf"):
+        return str(converted(Path(found)))
+    local = Path(found)
+    if not local.exists() and (local.is_absolute() or found.startswith((".", "~")) or len(local.parts) > 2):
+        raise AligngapError(
+            f"{path}: cannot be loaded: no such folder; give one that exists, or a hub name (OWNER/NAME)"
+        )
+    if local.is_dir() and not (local / "config.json").is_file() and not (local / "tokenizer_config.json").is_file():
+        raise AligngapError(f"{path}: holds no config.json; give the folder that save_pretrained has written")
+    return found
+
+
+def inside_package(path: str) -> Path:
+    """The file or folder that `package:NAME/FILE` names; the package is looked up and never imported."""
+    name, _, rest = path.removeprefix(PACKAGE).partition("/")
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise AligngapError(f"{path}: no Python package `{name}` is installed; docs/models.md says how to get it")
+    file = Path(next(iter(spec.submodule_search_locations))) / rest
+    if not file.exists():
+        raise AligngapError(f"{path}: the package `{name}` has no {rest}")
+    return file
+
+
+def cache_folder() -> Path:
+    named = os.environ.get("ALIGNGAP_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aligngap"
+
+
+def converted(file: Path) -> Path:
+    """The Hugging Face folder of a GGUF file, made on first use; the same content is never converted twice."""
+    if not file.is_file():
+        raise AligngapError(f"{file}: no such file; a GGUF file must be here, download it first")
+    with file.open("rb") as opened:
+        name = hashlib.file_digest(opened, "sha256").hexdigest()[:20]
+    folder = cache_folder() / f"gguf-{CONVERTED}-{name}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                convert(file, folder)
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or error}); name another folder in ALIGNGAP_CACHE"
+        raise AligngapError(f"{folder.parent}: {what}") from error
+    return folder
+
+
+def convert(file: Path, folder: Path) -> None:
+    """Write the model and tokenizer of a GGUF file as a folder, whole or not at all; weights in float32."""
+    for needed in ("gguf", "accelerate"):
+        try:
+            importlib.import_module(needed)
+        except ImportError as error:
+            raise AligngapError(f"{file}: reading GGUF needs {needed}: pip install 'aligngap[smollm]'") from error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where, name = str(file.parent), file.name
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    except Exception as error:
+        raise AligngapError(f"{file}: not a GGUF file that transformers reads ({first_line(error)})") from error
+    # A model that came out of GGUF refuses to be saved: its weights go into one made from the plain configuration.
+    config = copy.deepcopy(loaded.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.name_or_path = ""
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict())
+    beside = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    plain.save_pretrained(str(beside))
+    tokenizer.save_pretrained(str(beside))
+    beside.replace(folder)
+
+
+def first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def refusal(what: str, path: str | Path, error: BaseException) -> AligngapError:
+    """The one line for a model or tokenizer that cannot be loaded, by what the hub's client has raised."""
+    kinds = {type(e).__name__ for e in causes(error)}
+    where = f"{what} {path}"
+    if "GatedRepoError" in kinds:
+        return AligngapError(f"{where}: gated; accept its terms on the hub, then set HF_TOKEN to a token of yours")
+    if "RepositoryNotFoundError" in kinds:
+        return AligngapError(
+            f"{where}: no such folder here, no such model on the hub, or a private one without HF_TOKEN"
+        )
+    if kinds & {"LocalEntryNotFoundError", "ConnectError", "ConnectionError", "OfflineModeIsEnabled", "ConnectTimeout"}:
+        remedy = "give a local folder, or download it where the hub can be reached"
+        return AligngapError(f"{where}: cannot be loaded: no such folder here, and the hub cannot be reached; {remedy}")
+    remedy = "give a local folder or a reachable hub name"
+    return AligngapError(f"{where}: cannot be loaded ({first_line(error)}); {remedy}")
