@@ -49,6 +49,11 @@ SPECS = {
     "llama": ModelSpec(model_type="llama", config=DECODER),
     "gpt2": ModelSpec(model_type="gpt2", config={"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}),
     "qwen2": ModelSpec(model_type="qwen2", config=DECODER | {"num_hidden_layers": 2}),
+    "qwen3": ModelSpec(model_type="qwen3", config=DECODER | {"head_dim": 8, "num_hidden_layers": 2}),
+    "smollm": ModelSpec(  # Llama with tied embeddings and three query heads to a key
+        model_type="llama",
+        config=DECODER | {"hidden_size": 24, "num_attention_heads": 3, "head_dim": 8, "tie_word_embeddings": True},
+    ),
 }
 FAMILIES = tuple(SPECS)
 BOTH = ("t5", "llama")  # one encoder-decoder and one decoder-only

@@ -14,7 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import pad
-from ..policy import encode_text, first_line, load_tokenizer
+from ..policy import encode_text, load_tokenizer
+from ..pretrained import first_line
 from ..types import AligngapError, Judgement, Prompt, Response, chunks
 from .pointwise import Read, Scores, judge_by
 
