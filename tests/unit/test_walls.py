@@ -209,7 +209,8 @@ def test_nothing_is_unpickled(module: str) -> None:
     assert "read_pickle" not in source
     assert "yaml load" not in source
     assert "allow_pickle" not in source
-    assert "eval" not in {t.string for t in tokens} or module in ("aligngap.policy", "aligngap.fit")  # model.eval()
+    called = {n.func for n in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(n, ast.Call)}
+    assert not {f.id for f in called if isinstance(f, ast.Name)} & {"eval", "exec"}  # model.eval() is another thing
 
 
 TREE = ROOT.parents[1]
