@@ -398,7 +398,7 @@ class Policy(Backbone):
         """The same weights under another name, sharing nothing: what a stream holds while the policy moves on."""
         if self.adapter is None:
             return self._like(copy.deepcopy(self.model), key)
-        adapter = copy.deepcopy(self.adapter)
+        adapter: Any = copy.deepcopy(self.adapter)
         return self._like(adapter.get_base_model(), key, adapter=adapter, base=self.base)
 
     def frozen(self) -> Policy:
