@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .settings import Study
     from .store import Store
     from .study import Plan
+    from .tracking import Tracking
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
             help="with --executor ray, a step's share of a GPU, for instance 0.25 (default: 1 if the cluster has any)",
         )  # fmt: skip
         sub.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
+        sub.add_argument(
+            "--track", action="append", default=[], metavar="TRACKER",
+            help="tell tensorboard, wandb or trackio the numbers as they come; may be repeated (default: none)",
+        )  # fmt: skip
 
     run = command("run", "run everything a study needs, then make its report; the same command resumes")
     of_study(run)
@@ -191,7 +196,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
-    executor = pick_executor(args, store)
+    executor = pick_executor(args, store, pick_tracking(args, made, out))
     check_models(made.study)
     check_judges(made, store)
     check_data(made, store)
@@ -226,7 +231,18 @@ def check_data(made: Plan, store: Store) -> None:
                 task.load(step.seed)
 
 
-def pick_executor(args: argparse.Namespace, store: Store) -> Executor:
+def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
+    """The trackers asked for, refused before any work where one cannot be used."""
+    from .execute.console import labels
+    from .tracking import Tracking, check_trackers
+
+    names = check_trackers(args.track)
+    if names and args.executor == "ray":
+        raise AligngapError("--track belongs to --executor local; leave one of them out")
+    return Tracking(names, out.resolve() / "tracking", made.study.name, labels(made))
+
+
+def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) -> Executor:
     """Local processes or a Ray cluster, refused before any work where it cannot be had."""
     if args.executor == "ray":
         from .execute.ray import Ray
@@ -240,7 +256,9 @@ def pick_executor(args: argparse.Namespace, store: Store) -> Executor:
         raise AligngapError("--gpus belongs to --executor ray; with local processes, --device names the device")
     device = pick_device(args.device)
     workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
-    return Local(store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds)
+    return Local(
+        store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds, tracking=tracking
+    )
 
 
 def check_models(study: Study) -> None:

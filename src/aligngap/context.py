@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .runlog import RunLog
 from .store import Store, write_text
+from .tracking import Track, Tracking
 from .types import Judge, Pair, Progress, RunFailed, silent
 
 if TYPE_CHECKING:
@@ -27,11 +28,15 @@ CACHED = 12  # models and tables held by one process
 class Context:
     """One process's view of a study while it works on one step after another."""
 
-    def __init__(self, store: Store, device: str = "cpu", save_seconds: float = 30.0) -> None:
+    def __init__(
+        self, store: Store, device: str = "cpu", save_seconds: float = 30.0, tracking: Tracking | None = None
+    ) -> None:
         self.store, self.device_name, self.save_seconds = store, device, save_seconds
         self.work = Path()
         self.progress: Progress = silent
         self.log = RunLog()
+        self.tracking = tracking or Tracking()
+        self.track = Track()  # told every training step and every measurement
         self.stopping: Callable[[], bool] = lambda: False  # asked between training steps
         self._cache: OrderedDict[Hashable, Any] = OrderedDict()
 

@@ -111,6 +111,7 @@ def train(
     try:
         for step in fit(trainer, stream, objective, sampler, prepare):
             log.rows.append(log_row(step, stream))
+            ctx.track(log.rows[-1], step.number)
             if record_pairs:
                 recording.rows.extend(pair_to_row(p) for p in step.items)
             ctx.log.step(step.number, loss=step.loss, grad_norm=step.grad_norm, learning_rate=step.learning_rate)

@@ -27,6 +27,7 @@ from ..provenance import provenance
 from ..runlog import RunLog
 from ..steps import Step, step_from_json
 from ..store import Store, disk_trouble, write_text
+from ..tracking import Tracking
 from ..types import AligngapError, RunFailed, Stopped
 from .agenda import position
 
@@ -57,6 +58,7 @@ def make(step: Step, store: Store, ctx: Any) -> bool:
         reporter = _Reporter(store.root / "partial" / f"{step.name}.progress", ctx.stopping)
         ctx.progress, ctx.log = reporter, RunLog(store.root / "partial" / f"{step.name}.log.jsonl")
         ctx.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name)
+        ctx.track = ctx.tracking.of(step.name)
         started = time.monotonic()
         try:
             about = step.run(ctx)
@@ -64,6 +66,8 @@ def make(step: Step, store: Store, ctx: Any) -> bool:
             with suppress(OSError):  # a full disk may be the very reason
                 ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
             raise
+        finally:
+            ctx.track.close()
         if spent := ctx.spent():
             about |= {"judges": spent}
         manifest = {
@@ -95,7 +99,7 @@ class _Reporter:
             write_text(self.path, f"{done} {total} {note}")
 
 
-def _start(root: str, device: str, threads: int, save_seconds: float, parent: int) -> None:
+def _start(root: str, device: str, threads: int, save_seconds: float, tracking: Tracking, parent: int) -> None:
     def leave_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
@@ -117,7 +121,7 @@ def _start(root: str, device: str, threads: int, save_seconds: float, parent: in
 
     torch.set_num_threads(threads)
     quiet()
-    ctx = Context(Store(Path(root)), device, save_seconds)
+    ctx = Context(Store(Path(root)), device, save_seconds, tracking)
     ctx.stopping = lambda: bool(_worker.get("stopping"))
     _worker["ctx"] = ctx
 
@@ -175,10 +179,11 @@ class Local:
     """
 
     def __init__(
-        self, store: Store, *, workers: int, device: str, threads: int = 1, save_seconds: float = 30.0
-    ) -> None:
+        self, store: Store, *, workers: int, device: str, threads: int = 1, save_seconds: float = 30.0,
+        tracking: Tracking | None = None,
+    ) -> None:  # fmt: skip
         self.store, self.workers, self.device = store, workers, device
-        self.threads, self.save_seconds = threads, save_seconds
+        self.threads, self.save_seconds, self.tracking = threads, save_seconds, tracking or Tracking()
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
@@ -198,7 +203,7 @@ class Local:
         running: dict[Future[tuple[str, str]], Step] = {}
         rank = importance(list(waiting.values()))
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
-        arguments = (str(self.store.root), self.device, self.threads, self.save_seconds, os.getpid())
+        arguments = (str(self.store.root), self.device, self.threads, self.save_seconds, self.tracking, os.getpid())
         with ProcessPoolExecutor(
             self.workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=arguments
         ) as pool:

@@ -89,6 +89,7 @@ class Measure(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         from ..measure import measure
         from ..tables import write_rows
+        from ..tracking import measured
 
         m = self.measurement
         prompts = self.data.prompts(ctx, m.split, m.prompts)
@@ -114,6 +115,7 @@ class Measure(Step):
                 )  # fmt: skip
                 ctx.write_json(part, {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples})
             done.append(step)
+            ctx.track(measured(json.loads(part.read_text())["rows"]), step)
         for table in ("rows", "per_prompt", "samples"):
             rows: list[dict[str, Any]] = []
             for step in done:
