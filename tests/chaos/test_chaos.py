@@ -56,6 +56,7 @@ def result(folder: Path) -> dict[str, bytes]:
             if path.name == "manifest.json":
                 about = json.loads(content)
                 del about["provenance"]
+                about["result"].pop("draw_seconds", None)
                 content = json.dumps(about, sort_keys=True).encode()
             found[str(inside)] = content
     for table in ("records", "per_prompt", "samples", "best_of_n"):

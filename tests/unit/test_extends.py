@@ -113,7 +113,7 @@ def test_packaged_studies_share_the_opening_pipeline(name: str) -> None:
     kinds = [s.kind for s in plan.steps() if s.name not in {o.name for o in opening.steps()}]
     assert "data" not in kinds
     assert kinds.count("sft") == {"scaling": 2, "proxy-dial": 2}.get(name, 0)
-    assert kinds.count("judge") == {"proxy-dial": 5}.get(name, 0)
+    assert kinds.count("judge") == {"proxy-dial": 5, "classification": 2}.get(name, 0)
 
 
 def test_scaling_holds_judges_and_opponent_fixed() -> None:
@@ -139,7 +139,8 @@ def test_all_holds_every_study_and_does_nothing_twice() -> None:
         assert all(ran[r.name] == r.measure.name for r in both), name
     counts = Counter(s.kind for s in plan.steps())
     assert (counts["data"], counts["sft"]) == (1, 3)  # three sizes: of policies, and of proxies' backbones
-    assert counts["judge"] == 1 + 6  # the golden model, and proxies: as opened, three by labels, two by size
+    # the golden model, and proxies: as opened, three by labels, two by size, two by kind
+    assert counts["judge"] == 1 + 8
     assert counts["align"] == len({r.align.name for r in plan.runs} | {golden_policy(plan)})
 
 

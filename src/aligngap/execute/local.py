@@ -171,6 +171,12 @@ def end(processes: Sequence[Any], patience_seconds: float) -> None:
             process.kill()
 
 
+def interrupted() -> KeyboardInterrupt:
+    """What a stop raises, said first."""
+    print("aligngap: stopping at the next step …", file=sys.stderr, flush=True)
+    return KeyboardInterrupt()
+
+
 class Local:
     """Local processes. `workers` never changes a result, only how long it takes.
 
@@ -210,8 +216,7 @@ class Local:
             try:
                 while waiting or running:
                     if stopped():
-                        print("aligngap: stopping at the next step …", file=sys.stderr, flush=True)
-                        raise KeyboardInterrupt
+                        raise interrupted()
                     for name, step in sorted(waiting.items(), key=lambda item: -rank[item[0]]):
                         lost = [n.name for n in step.inputs.values() if n.name in broken]
                         if lost:
@@ -230,6 +235,8 @@ class Local:
                         try:
                             event, message = future.result()
                         except BrokenProcessPool as error:
+                            if stopped():  # the signal reached the workers as well, and they were quicker
+                                raise interrupted() from None
                             what = "a worker process was killed; the same command goes on from where it was"
                             raise RunFailed(what) from error
                         if event in ("made", "found"):
