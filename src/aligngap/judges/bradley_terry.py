@@ -7,22 +7,18 @@ no position bias. Text is the boundary: responses are encoded by this model's ow
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import Ids, collate
-from ..policy import PLAIN, Backbone, load_model, load_tokenizer, seeded
-from ..settings import ModelSpec
+from ..policy import seeded
 from ..types import Judgement, Pair, Prompt, Response, chunks
+from .headed import HeadedJudge
 from .pointwise import Read, Scores, judge_by
 
 
@@ -50,42 +46,11 @@ class RewardHead(nn.Module):
         return out
 
 
-class BradleyTerryModel(Backbone):
-    """A reward model that learns: backbone and head as one module, saved as a folder plus `head.safetensors`."""
+class BradleyTerryModel(HeadedJudge):
+    """A reward model that learns: one number a response, from the states the backbone has over it."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        key: str,
-        seed: int = 0,
-        batch: int = 128,
-        spec: ModelSpec = PLAIN,
-    ) -> None:
-        super().__init__(model, tokenizer, spec)
-        self.key, self.batch_size = key, batch
-        config = model.config
-        self.head = RewardHead(getattr(config, "d_model", None) or config.hidden_size, seed)
-        self.module = nn.ModuleDict({"backbone": model, "head": self.head})
-        self.separator: int = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else self.eos_id
-
-    def to(self, device: torch.device) -> BradleyTerryModel:
-        self.module.to(device)
-        return self
-
-    def save(self, path: Path) -> None:
-        self.model.save_pretrained(str(path))
-        self.tokenizer.save_pretrained(str(path))
-        save_file(self.head.state_dict(), str(path / "head.safetensors"))
-        (path / "judge.json").write_text(json.dumps({"kind": "Bradley-Terry reward model", "key": self.key}))
-
-    @classmethod
-    def load(cls, path: Path, *, batch: int = 128, spec: ModelSpec = PLAIN) -> BradleyTerryModel:
-        key = json.loads((path / "judge.json").read_text())["key"]
-        judge = cls(load_model(path, spec), load_tokenizer(path), key=key, batch=batch, spec=spec)
-        judge.head.load_state_dict(load_file(str(path / "head.safetensors")))
-        return judge
+    kind = "Bradley-Terry reward model"
+    new_head = RewardHead
 
     def rewards(self, prompts: Sequence[Ids], responses: Sequence[Ids]) -> Tensor:
         """r(x, y) [N], differentiable; one prompt is encoded once however many responses it has."""

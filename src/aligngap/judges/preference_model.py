@@ -8,22 +8,18 @@ model's own tokenizer, with EOS only where the response ended.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import Ids, collate
-from ..policy import PLAIN, Backbone, encode_response, load_model, load_tokenizer, seeded
-from ..settings import ModelSpec
+from ..policy import encode_response, seeded
 from ..types import Judgement, Pair, Prompt, Response, chunks
+from .headed import HeadedJudge
 
 
 @dataclass(frozen=True)
@@ -56,43 +52,11 @@ class PairHead(nn.Module):
         return out
 
 
-class PreferenceModel(Backbone):
-    """A judge that learns: backbone and head as one module, saved as a Hugging Face folder plus `head.safetensors`."""
+class PreferenceModel(HeadedJudge):
+    """A judge that learns: it reads both responses in one context."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        key: str,
-        seed: int = 0,
-        batch: int = 128,
-        spec: ModelSpec = PLAIN,
-    ) -> None:
-        super().__init__(model, tokenizer, spec)
-        self.key, self.batch_size = key, batch
-        config = model.config
-        self.head = PairHead(getattr(config, "d_model", None) or config.hidden_size, seed)
-        self.module = nn.ModuleDict({"backbone": model, "head": self.head})
-        self.separator: int = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else self.eos_id
-
-    def to(self, device: torch.device) -> PreferenceModel:
-        self.module.to(device)
-        return self
-
-    def save(self, path: Path) -> None:
-        self.model.save_pretrained(str(path))
-        self.tokenizer.save_pretrained(str(path))
-        save_file(self.head.state_dict(), str(path / "head.safetensors"))
-        (path / "judge.json").write_text(json.dumps({"kind": "pairwise preference model", "key": self.key}))
-
-    @classmethod
-    def load(cls, path: Path, *, batch: int = 128, spec: ModelSpec = PLAIN) -> PreferenceModel:
-        """The judge in a folder, run as `spec` says."""
-        key = json.loads((path / "judge.json").read_text())["key"]
-        judge = cls(load_model(path, spec), load_tokenizer(path), key=key, batch=batch, spec=spec)
-        judge.head.load_state_dict(load_file(str(path / "head.safetensors")))
-        return judge
+    kind = "pairwise preference model"
+    new_head = PairHead
 
     def logits(self, shown: Sequence[Shown]) -> Tensor:
         """Logit [N] that the first response is better; one prompt is encoded once however often it is shown."""

@@ -1,0 +1,59 @@
+"""What fitted judges with a head share: a backbone and a head over its states as one module, saved and loaded whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..policy import PLAIN, Backbone, load_model, load_tokenizer
+from ..settings import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HeadedJudge(Backbone):
+    """Backbone and head as one module, saved as a Hugging Face folder plus `head.safetensors`."""
+
+    kind: ClassVar[str]
+    new_head: ClassVar[type[nn.Module]]  # makes an untrained head of the states' width and a seed
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        key: str,
+        seed: int = 0,
+        batch: int = 128,
+        spec: ModelSpec = PLAIN,
+    ) -> None:
+        super().__init__(model, tokenizer, spec)
+        self.key, self.batch_size = key, batch
+        config = model.config
+        self.head = self.new_head(getattr(config, "d_model", None) or config.hidden_size, seed)
+        self.module = nn.ModuleDict({"backbone": model, "head": self.head})
+        self.separator: int = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else self.eos_id
+
+    def to(self, device: torch.device) -> Self:
+        self.module.to(device)
+        return self
+
+    def save(self, path: Path) -> None:
+        self.model.save_pretrained(str(path))
+        self.tokenizer.save_pretrained(str(path))
+        save_file(self.head.state_dict(), str(path / "head.safetensors"))
+        (path / "judge.json").write_text(json.dumps({"kind": self.kind, "key": self.key}))
+
+    @classmethod
+    def load(cls, path: Path, *, batch: int = 128, spec: ModelSpec = PLAIN) -> Self:
+        """The judge in a folder, run as `spec` says."""
+        key = json.loads((path / "judge.json").read_text())["key"]
+        judge = cls(load_model(path, spec), load_tokenizer(path), key=key, batch=batch, spec=spec)
+        judge.head.load_state_dict(load_file(str(path / "head.safetensors")))
+        return judge
