@@ -101,7 +101,7 @@ def generate(folder: Path, case: str, rows: int) -> str:
     bon = pd.DataFrame(
         {"seed": s, "opponent": o, "n": m, "kl_nats": float(best_of_n_kl(m)), "prompts": 500}
         for s in range(SEEDS) for o in OPPONENTS for m in (1, 2, 4, 8, 16)
-    ).assign(win_rate=0.25, win_rate_se=0.02, proxy_win_rate=0.3, proxy_win_rate_se=0.02)  # fmt: skip
+    ).assign(variant="", win_rate=0.25, win_rate_se=0.02, proxy_win_rate=0.3, proxy_win_rate_se=0.02)  # fmt: skip
     write_table(folder / RECORDS, records, RECORD_COLUMNS)
     write_table(folder / PER_PROMPT, prompts, PER_PROMPT_COLUMNS)
     write_table(folder / SAMPLES, [], SAMPLE_COLUMNS)

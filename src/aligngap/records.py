@@ -109,7 +109,7 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
     if not path.is_file():
         raise AligngapError(f"{path}: no such file; run the study first, or give the folder that holds it")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, pre_buffer=False)  # else the whole compressed file is held as well
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
         raise AligngapError(f"{path}: not a readable Parquet file: {_line(error)}") from error
     with file:

@@ -175,7 +175,8 @@ def cloud(view: View) -> Dial | None:
     """Figure 7: win rate against accuracy, a point a checkpoint."""
     series = {}
     for arm in ("online", "offline", "shuffled"):
-        rows = view.records[(view.records["arm"] == arm) & (view.records["step"] > 0)]
+        mine = (view.records["arm"] == arm) & (view.records["step"] > 0)
+        rows = view.records[["step", "accuracy", "win_rate"]][mine]
         rows = rows.dropna(subset=["accuracy", "win_rate"])
         rows = rows.iloc[:: max(len(rows) // 1000, 1)]  # a picture: of very many checkpoints, every so many
         points = [

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats as sps
+from scipy import special
 
 from aligngap.hypotheses.view import View
 from aligngap.stats.compare import Comparison
@@ -23,7 +23,7 @@ OFFLINE, ONLINE, SEMI, OPEN = "offline is enough", "online", "semi-online", "can
 #: below this agreement with the user's own labels golden is called a weak stand-in, whatever its interval
 WEAK = 0.6
 MAX_PROMPTS = 1_000_000
-Z = float(sps.norm.ppf(0.975))
+Z = float(special.ndtri(0.975))
 
 RULE = (
     "G is the win rate of online minus that of offline at equal KL, averaged over the log-KL range that both reached, "
@@ -138,7 +138,7 @@ def needed(gap: Comparison, margin: float) -> Need | None:
 def prompts_needed(s: Spread, difference: float, seeds: int, goal: float = POWER) -> int | None:
     """The least number of prompts with which that many seeds see the difference; None: no number does."""
     if seeds == 1:
-        return math.ceil(s.prompt * ((Z + float(sps.norm.ppf(goal))) / difference) ** 2)
+        return math.ceil(s.prompt * ((Z + float(special.ndtri(goal))) / difference) ** 2)
     low, high = 2, MAX_PROMPTS
     if not power(s, difference, seeds, high) >= goal:
         return None

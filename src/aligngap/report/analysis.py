@@ -19,6 +19,7 @@ from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.clouds import Clouds, make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.frontier import ArmCurves
+from aligngap.stats.reference import reference_table
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
 from aligngap.stats.unimodal import Line, frontier_line
 from aligngap.types import BEST_OF_N_COLUMNS, Verdict
@@ -41,8 +42,18 @@ DYNAMICS = {
     "unended": "share of unended responses",
 }
 SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
+#: points of one arm in one figure, drawn and in its CSV; with more, every so many
+MAX_POINTS = 1500
 #: what is drawn of a checkpoint
 DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An arm's checkpoints with their scores, and by score the SFT policy's level (nan where not measured)."""
+
+    rows: pd.DataFrame
+    base: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,8 @@ class Analysis:
     main: Comparison
     judged: tuple[Judged, ...]
     untested: tuple[Hypothesis, ...]
-    robust: Robust
+    best_of_n: pd.DataFrame  # of the study as it stands, every seed and opponent
+    rng_seed: int = 0
     gao: Mapping[tuple[str, str], Mapping[str, GaoFit]] = field(default_factory=dict)  # (arm, score) -> form -> fit
     gao_opponent: str = ""
     warnings: tuple[str, ...] = ()
@@ -85,6 +97,36 @@ class Analysis:
         return self._by_arm[opponent].get(arm, self.records[list(DRAWN)].iloc[:0])
 
     @cached_property
+    def robust(self) -> Robust:
+        """The same comparisons on other axes, at equal length and against best-of-n; made when first asked for."""
+        return make_robust(self.clouds, self.curves, self.comparisons, self.best_of_n, self.opponent, self.rng_seed)
+
+    @cached_property
+    def reference(self) -> pd.DataFrame:
+        """Best-of-n of the SFT policy against the main opponent, mean over seeds."""
+        return reference_table(self.best_of_n, self.opponent)
+
+    @cached_property
+    def points(self) -> Mapping[str, pd.DataFrame]:
+        """Each arm's checkpoints against the main opponent that have a place in the figures, thinned if very many."""
+        found = {a: self.checkpoints(self.opponent, a) for a in self._arms(self.opponent)}
+        columns = list(DRAWN[: DRAWN.index("win_rate_se") + 1])
+        return {a: thin(r[columns][(r["kl_nats"] > 0) & r["win_rate"].notna()]) for a, r in found.items()}
+
+    @cached_property
+    def scored(self) -> Mapping[str, Scored]:
+        """Each arm's scores for the over-optimisation figures, thinned; arms without a score or a KL are left out."""
+        found = {a: self.checkpoints(self.gao_opponent, a) for a in self.arms}
+        known = {a: r[r["kl_nats"].notna() & r[list(SCORES)].notna().any(axis=1)] for a, r in found.items()}
+        return {
+            a: Scored(thin(rows), {s: sft_level(rows, s) for s in SCORES}) for a, rows in known.items() if len(rows)
+        }
+
+    def _arms(self, opponent: str) -> list[str]:
+        self.checkpoints(opponent, "")
+        return list(self._by_arm[opponent])
+
+    @cached_property
     def _by_arm(self) -> dict[str, dict[str, pd.DataFrame]]:
         return {}
 
@@ -98,6 +140,13 @@ class Analysis:
     def sft_level(self) -> float:
         """Win rate of the SFT policy against the main opponent, mean over seeds; nan if not measured."""
         return sft_level(self.records[["seed", "step", "win_rate"]][self.records["opponent"] == self.opponent])
+
+
+def thin(rows: pd.DataFrame, cap: int = MAX_POINTS) -> pd.DataFrame:
+    """At most `cap` rows, spread evenly."""
+    if len(rows) <= cap:
+        return rows
+    return rows.iloc[np.linspace(0, len(rows) - 1, cap).round().astype(int)]
 
 
 def assertion(name: str) -> int:
@@ -185,7 +234,8 @@ def analyse(
         main=main,
         judged=judged,
         untested=untested,
-        robust=make_robust(clouds, curves, comparisons, best_of_n[best_of_n["variant"] == ""], main_opponent, rng_seed),
+        best_of_n=best_of_n[best_of_n["variant"] == ""],
+        rng_seed=rng_seed,
         gao=gao_fits(records, gao_opponent, arms),
         gao_opponent=gao_opponent,
         warnings=tuple(

@@ -12,15 +12,13 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.base import Judged
-from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, sft_level
+from aligngap.report.analysis import DYNAMICS, SCORES, Analysis
 from aligngap.report.dials import draw_dial
 from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import peak_of
 
 FORMATS = ("png", "svg", "pdf")
-#: points of one arm in one figure, drawn and in its CSV; with more, every so many
-MAX_POINTS = 1500
 #: a scatter of more points is an image inside SVG and PDF
 DENSE = 500
 #: what the best-of-n line is called in every figure
@@ -85,7 +83,8 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
             figure.set_layout_engine(None)  # else every format is laid out and drawn once more
             for suffix in FORMATS:
                 meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
-                figure.savefig(folder / f"{name}.{suffix}", dpi=200, metadata=meta)
+                how: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if suffix == "png" else {}
+                figure.savefig(folder / f"{name}.{suffix}", dpi=200, metadata=meta, **how)
             plt.close(figure)
         numbers.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
         made.append(folder / f"{name}.png")
@@ -107,8 +106,8 @@ def frontiers(analysis: Analysis, plt: Any, arms: tuple[str, ...]) -> tuple[Any,
     numbers = []
     for arm in arms:
         style = styles[arm]
-        points = cloud_points(analysis, arm)
-        if not len(points):
+        points = analysis.points.get(arm)
+        if points is None or not len(points):
             continue
         numbers.append(points.assign(what="checkpoint"))
         axis.scatter(
@@ -143,7 +142,7 @@ def frontiers(analysis: Analysis, plt: Any, arms: tuple[str, ...]) -> tuple[Any,
                     [{"arm": arm, "kl_nats": x, "win_rate": best.value, "lower": interval[0], "upper": interval[1]}]
                 ).assign(what="peak")
             )
-    reference = analysis.robust.best_of_n
+    reference = analysis.reference
     if len(reference):
         axis.plot(
             reference["kl_nats"].where(reference["kl_nats"] > 0),
@@ -228,9 +227,7 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
 
 def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     """Golden against proxy (and true) win rate over sqrt KL per arm, with the better of Gao's two laws."""
-    scored = {a: analysis.checkpoints(analysis.gao_opponent, a) for a in analysis.arms}
-    scored = {a: r[r["kl_nats"].notna() & r[list(SCORES)].notna().any(axis=1)] for a, r in scored.items()}
-    arms = [a for a, rows in scored.items() if len(rows)]
+    arms = list(analysis.scored)
     if not arms:
         return None
     from aligngap.stats.scaling_law import better_form
@@ -241,7 +238,7 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
     colours = {"win_rate": ("#0072B2", "o"), "proxy_win_rate": ("#E69F00", "s"), "oracle_win_rate": ("#444444", "^")}
     numbers = []
     for axis, arm in zip(axes.flat, arms, strict=False):
-        mine = thin(scored[arm])
+        mine = analysis.scored[arm].rows
         for score, label in SCORES.items():
             if not mine[score].notna().any():
                 continue
@@ -257,7 +254,7 @@ def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] 
             )
             fits = analysis.gao.get((arm, score), {})
             form = better_form(dict(fits))
-            base = sft_level(scored[arm], score)
+            base = analysis.scored[arm].base[score]
             axis.plot([], [], marker + "-", color=colour, label=label, ms=4)
             if form and np.isfinite(base):
                 fit = fits[form]
@@ -307,20 +304,6 @@ def draw_range(axis: Any, mine: pd.DataFrame, column: str, style: ArmStyle, arm:
         mine["step"], mine[f"{column}_min"], mine[f"{column}_max"], color=style.colour, alpha=0.12, linewidth=0
     )
     axis.plot(mine["step"], mine[f"{column}_mean"], style.line, color=style.colour, linewidth=1.5, label=arm)
-
-
-def cloud_points(analysis: Analysis, arm: str) -> pd.DataFrame:
-    """Checkpoints of an arm against the main opponent, thinned if there are very many."""
-    rows = analysis.checkpoints(analysis.opponent, arm)
-    columns = ["arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se"]
-    return thin(rows[columns][(rows["kl_nats"] > 0) & rows["win_rate"].notna()])
-
-
-def thin(rows: pd.DataFrame, cap: int = MAX_POINTS) -> pd.DataFrame:
-    """At most `cap` rows, spread evenly."""
-    if len(rows) <= cap:
-        return rows
-    return rows.iloc[np.linspace(0, len(rows) - 1, cap).round().astype(int)]
 
 
 def small_legend(axis: Any) -> None:

@@ -95,7 +95,7 @@ def page(
         budgets=main.budgets,
         main=main,
         robust=tables(analysis),
-        best_of_n_drawn=len(analysis.robust.best_of_n) > 0,
+        best_of_n_drawn=len(analysis.reference) > 0,
         verdicts=[
             {
                 "name": v.name,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from aligngap.report.analysis import Analysis
-from aligngap.report.figures import REFERENCE, cloud_points
+from aligngap.report.figures import REFERENCE
 from aligngap.report.style import arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import Comparison, peak_of
@@ -66,8 +66,8 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
                 line={"color": style.colour, "width": 2.4, "dash": style.dash},
                 hoverinfo="skip",
             )
-        points = cloud_points(analysis, arm)
-        if len(points):
+        points = analysis.points.get(arm)
+        if points is not None and len(points):
             figure.add_scatter(
                 x=plain(points["kl_nats"]),
                 y=plain(points["win_rate"]),
@@ -97,7 +97,7 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
                 legendgroup=arm,
                 showlegend=False,
             )
-    reference = analysis.robust.best_of_n
+    reference = analysis.reference
     reference = reference[reference["kl_nats"] > 0]
     if len(reference):
         figure.add_scatter(

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from aligngap.hypotheses.base import Dial
-from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, sft_level
+from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, thin
 from aligngap.report.dials import styles_of
-from aligngap.report.figures import thin
 from aligngap.report.interactive import hover_text, layout, plain, rgba, rounded
 from aligngap.report.style import arm_styles
 from aligngap.stats.scaling_law import better_form
@@ -28,11 +27,8 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
     import plotly.graph_objects as go
 
     out = []
-    for arm in analysis.arms:
-        rows = analysis.checkpoints(analysis.gao_opponent, arm)
-        mine = thin(rows[rows["kl_nats"].notna()])
-        if not len(mine):
-            continue
+    for arm, scored in analysis.scored.items():
+        mine = scored.rows
         figure = go.Figure()
         for score, name in SCORES.items():
             if not mine[score].notna().any():
@@ -50,7 +46,7 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
                 customdata=plain(mine["kl_nats"]),
                 hovertemplate=f"{name} %{{y:.3f}} at %{{customdata:.3g}} nats<extra></extra>",
             )
-            base = sft_level(rows, score)
+            base = scored.base[score]
             if form and np.isfinite(base):
                 fit = fits[form]
                 x = np.linspace(np.sqrt(fit.kl_range[0]), np.sqrt(fit.kl_range[1]), 60)

@@ -67,7 +67,7 @@ def make_robust(
     for o, some in few.items():
         scored = length_controlled(some)
         warnings += [f"Against {o}: {w}" for w in scored.warnings]
-        found = curves_for(scored, REPLICATES, rng_seed, EFFORT, LEAST)
+        found = curves_for(scored, REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
         length[o] = tuple(compare(found, a, b, o, band=False) for a, b in pairs)
         controlled = found if o == opponent else controlled
     against = [
@@ -99,6 +99,6 @@ def on_axes(
     out = list(at_equal_kl)
     for axis in AXES:
         if axis != KL:
-            curves = curves_for(on_axis(clouds, axis), REPLICATES, rng_seed, EFFORT, LEAST)
+            curves = curves_for(on_axis(clouds, axis), REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
             out += [compare(curves, a, b, opponent, band=False, axis=axis) for a, b in pairs]
     return out

@@ -71,18 +71,21 @@ def interpolate(x: FloatArray, y: FloatArray, grid: FloatArray) -> FloatArray:
         return np.repeat(y, len(grid), axis=-1)
     if (x == x[:1]).all():
         at = np.clip(np.searchsorted(x[0], grid, side="right") - 1, 0, last - 1)
-        x0, x1, y0, y1 = x[:1, at], x[:1, at + 1], y[..., at], y[..., at + 1]
-    else:
-        at = (np.arange(x.shape[0]) * x.shape[1])[:, None] + np.zeros(len(grid), dtype=np.int64)
-        for node in range(1, last):
-            at += x[:, node, None] <= grid
-        flat = y.reshape(*y.shape[:-2], -1)
-        x0, x1, y0, y1 = x.take(at), x.take(at + 1), flat.take(at, axis=-1), flat.take(at + 1, axis=-1)
+        share = np.clip((grid - x[0, at]) / np.maximum(x[0, at + 1] - x[0, at], 1e-12), 0.0, 1.0)
+        weights = np.zeros((last + 1, len(grid)))
+        weights[at, np.arange(len(grid))] = 1.0 - share
+        weights[at + 1, np.arange(len(grid))] += share
+        return np.asarray(y @ weights)
+    at = (np.arange(x.shape[0]) * x.shape[1])[:, None] + np.zeros(len(grid), dtype=np.int64)
+    for node in range(1, last):
+        at += x[:, node, None] <= grid
+    flat = y.reshape(*y.shape[:-2], -1)
+    x0, x1, y0, y1 = x.take(at), x.take(at + 1), flat.take(at, axis=-1), flat.take(at + 1, axis=-1)
     share = np.clip((grid - x0) / np.maximum(x1 - x0, 1e-12), 0.0, 1.0)
     y1 -= y0
     y1 *= share
     y1 += y0
-    return y1
+    return np.asarray(y1)
 
 
 @dataclass(frozen=True)
@@ -169,11 +172,13 @@ def envelope(
         )
         if at.start == at.stop:
             continue
-        order = np.argsort(x[:, mine], axis=1, kind="stable")
-        nodes = np.take_along_axis(x[:, mine], order, 1)
-        judge = interpolate(nodes, np.take_along_axis(folds[:, :, mine], order[None], 2), grid[at])
+        nodes, judged = x[:, mine], folds[:, :, mine]
+        if (nodes[:, 1:] < nodes[:, :-1]).any():
+            order = np.argsort(nodes, axis=1, kind="stable")
+            nodes, judged = np.take_along_axis(nodes, order, 1), np.take_along_axis(judged, order[None], 2)
+        judge = interpolate(nodes, judged, grid[at])
         total = judge.sum(axis=0)
-        choose = (total - judge) / (f - 1)
+        choose = total - judge  # the others' sum: which run has the best mean is the same question
         better = choose > best[:, :, at]
         np.copyto(best[:, :, at], choose, where=better)
         np.copyto(score[:, :, at], judge, where=better)
