@@ -89,7 +89,7 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
                 marker={
                     "symbol": style.symbol,
                     "size": 13,
-                    "color": "rgba(255,255,255,0.9)",
+                    "color": "rgba(0,0,0,0)",
                     "line": {"color": style.colour, "width": 2.5},
                 },
                 text=[f"{hover_text(arm)}: best checkpoint<br>{best.value:.3f} ± {best.se:.3f} on held-out prompts"],
