@@ -8,42 +8,23 @@ no position bias. Text is the boundary: responses are encoded by this model's ow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..batch import Ids, collate
-from ..policy import seeded
 from ..types import Judgement, Pair, Prompt, Response, chunks
-from .headed import HeadedJudge
-from .pointwise import Read, Scores, judge_by
+from .headed import HeadedJudge, ScoringHead
+from .pointwise import Labelled, Read, Scores, judge_by, labelled
 
 
-class Labelled(NamedTuple):
-    """A pair as token ids and the probability that the first response is better."""
-
-    prompt: Ids
-    first: Ids
-    second: Ids
-    p_first: float
-
-
-class RewardHead(nn.Module):
+class RewardHead(ScoringHead):
     """Reward [N] from pooled states [N, 2d] of a response: the pairwise model's head for one side."""
 
-    def __init__(self, width: int, seed: int) -> None:
-        super().__init__()
-        with seeded(seed, torch.device("cpu")):
-            self.norm = nn.LayerNorm(2 * width)
-            self.hidden = nn.Linear(2 * width, 2 * width)
-            self.score = nn.Linear(2 * width, 1)
-
     def forward(self, pooled: Tensor) -> Tensor:
-        out: Tensor = self.score(F.gelu(self.hidden(self.norm(pooled)))).squeeze(-1)
-        return out
+        return self.scored(self.norm(pooled))
 
 
 class BradleyTerryModel(HeadedJudge):
@@ -69,16 +50,7 @@ class BradleyTerryModel(HeadedJudge):
         return out
 
     def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Labelled]:
-        """Each pair once: the loss is the same in both orders."""
-        return [
-            Labelled(
-                self.encode_prompt(p.prompt.text),
-                self.encode_response(p.chosen.text, p.chosen.ended),
-                self.encode_response(p.rejected.text, p.rejected.ended),
-                p.p_chosen,
-            )
-            for p in pairs
-        ]
+        return labelled(self, pairs)
 
     def objective(self, items: Sequence[Labelled]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logistic loss of the labels on the difference of rewards, [B] unreduced; ties are labels of one half."""

@@ -8,13 +8,29 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..policy import PLAIN, Backbone, load_model, load_tokenizer
+from ..policy import PLAIN, Backbone, load_model, load_tokenizer, seeded
 from ..settings import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ScoringHead(nn.Module):
+    """One number [N] from normalised, pooled states [N, 2d] of a response: what both heads are made of."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        with seeded(seed, torch.device("cpu")):
+            self.norm = nn.LayerNorm(2 * width)
+            self.hidden = nn.Linear(2 * width, 2 * width)
+            self.score = nn.Linear(2 * width, 1)
+
+    def scored(self, normed: Tensor) -> Tensor:
+        out: Tensor = self.score(F.gelu(self.hidden(normed))).squeeze(-1)
+        return out
 
 
 class HeadedJudge(Backbone):

@@ -22,8 +22,7 @@ from ..losses import DPO, PairLogps
 from ..policy import PLAIN, Policy, load_model, load_tokenizer
 from ..settings import LoraSpec, ModelSpec
 from ..types import Judgement, Pair, Prompt, Response
-from .bradley_terry import Labelled
-from .pointwise import Read, Scores, judge_by
+from .pointwise import Labelled, Read, Scores, judge_by, labelled
 
 
 class LocalReward:
@@ -72,17 +71,7 @@ class LocalReward:
         return cls(*models, load_tokenizer(path), key=key, beta=beta, batch=batch, spec=spec)
 
     def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Labelled]:
-        """Each pair once: the loss is the same in both orders."""
-        encode = self.policy
-        return [
-            Labelled(
-                encode.encode_prompt(p.prompt.text),
-                encode.encode_response(p.chosen.text, p.chosen.ended),
-                encode.encode_response(p.rejected.text, p.rejected.ended),
-                p.p_chosen,
-            )
-            for p in pairs
-        ]
+        return labelled(self.policy, pairs)
 
     def objective(self, items: Sequence[Labelled]) -> tuple[Tensor, dict[str, Tensor]]:
         """The DPO loss of the labels, [B] unreduced."""

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..types import Judgement, Prompt, Response
+from ..batch import Ids
+from ..types import Judgement, Pair, Prompt, Response
+
+if TYPE_CHECKING:
+    from ..policy import Backbone
 
 #: a prompt's text, a response's text, and whether it ended
 Read = tuple[str, str, bool]
 Scores = NDArray[np.float64]
+
+
+class Labelled(NamedTuple):
+    """A pair as token ids and the probability that the first response is better."""
+
+    prompt: Ids
+    first: Ids
+    second: Ids
+    p_first: float
+
+
+def labelled(encoder: Backbone, pairs: Sequence[Pair]) -> list[Labelled]:
+    """What a point-wise judge learns from: each pair once, since its loss is the same in both orders."""
+    return [
+        Labelled(
+            encoder.encode_prompt(p.prompt.text),
+            encoder.encode_response(p.chosen.text, p.chosen.ended),
+            encoder.encode_response(p.rejected.text, p.rejected.ended),
+            p.p_chosen,
+        )
+        for p in pairs
+    ]
 
 
 def bradley_terry(difference: Scores) -> Judgement:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..batch import Ids, collate
 from ..policy import encode_response, seeded
 from ..types import Judgement, Pair, Prompt, Response, chunks
-from .headed import HeadedJudge
+from .headed import HeadedJudge, ScoringHead
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,21 @@ class Shown:
     p_first: float
 
 
-class PairHead(nn.Module):
+class PairHead(ScoringHead):
     """Logit [N] that the first response wins, from pooled states [N, 2d] of each: g(first) - g(second) + linear."""
 
     def __init__(self, width: int, seed: int) -> None:
-        super().__init__()
-        with seeded(seed, torch.device("cpu")):
-            self.norm = nn.LayerNorm(2 * width)
-            self.hidden = nn.Linear(2 * width, 2 * width)
-            self.score = nn.Linear(2 * width, 1)
+        super().__init__(width, seed)
+        with seeded(seed, torch.device("cpu")):  # what is drawn is replaced by zeros; nobody's random state moves
             self.position = nn.Linear(4 * width, 1)
         nn.init.zeros_(self.position.weight)
         nn.init.zeros_(self.position.bias)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         first, second = self.norm(first), self.norm(second)
-        scores = [self.score(F.gelu(self.hidden(side))).squeeze(-1) for side in (first, second)]
-        out: Tensor = scores[0] - scores[1] + self.position(torch.cat([first, second], -1)).squeeze(-1)
+        out: Tensor = (
+            self.scored(first) - self.scored(second) + self.position(torch.cat([first, second], -1)).squeeze(-1)
+        )
         return out
 
 

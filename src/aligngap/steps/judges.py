@@ -15,11 +15,14 @@ from ..settings import (
     Optimization,
     Settings,
 )
-from ..types import AligngapError, Pair, RunFailed
+from ..types import AligngapError, Judge, Pair, RunFailed
 from .base import Step, _plain
 from .data import Data, explain
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ..context import Context
 
 
@@ -101,7 +104,6 @@ class FitJudge(Step):
     split: Literal["train", "judge"] = "train"
 
     def run(self, ctx: Context) -> dict[str, Any]:
-
         import numpy as np
 
         from ..fit import Trainer
@@ -127,12 +129,8 @@ class FitJudge(Step):
         if outcome != "ok":
             raise RunFailed(f"{self.spec.kind} judge: {outcome}; lower its learning_rate")
         judge.merge().save(ctx.work / "model")
-        hard = [p for p in held_out if p.p_chosen != 0.5]
-        judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])
-        return {
-            "held_out_accuracy": float(judged.hard.mean()), "held_out_pairs": len(hard), "training_pairs": len(pairs),
-            "first_position_share": float(((judged.forward > 0.5).mean() + (judged.backward > 0.5).mean()) / 2),
-        }  # fmt: skip
+        about, _ = held_against(judge, held_out)
+        return about | {"training_pairs": len(pairs)}
 
     def units(self) -> float:
         how = self.spec.optimization
@@ -157,15 +155,19 @@ class ReadyJudge(Step):
         return found | {"spec": {"kind": self.spec.kind}}
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        held_out = [p for p in (self.labels or self.data).pairs(ctx, "test") if p.p_chosen != 0.5]
-        judge = ctx.judge(self)
-        judged = judge.judge([p.prompt for p in held_out], [p.chosen for p in held_out], [p.rejected for p in held_out])
-        right = judged.hard
-        return {
-            "held_out_accuracy": float(right.mean()), "held_out_pairs": len(held_out),
-            "held_out_ties": int((right == 0.5).sum()),
-            "first_position_share": float(((judged.forward > 0.5).mean() + (judged.backward > 0.5).mean()) / 2),
-        }  # fmt: skip
+        about, right = held_against(ctx.judge(self), (self.labels or self.data).pairs(ctx, "test"))
+        return about | {"held_out_ties": int((right == 0.5).sum())}
+
+
+def held_against(judge: Judge, pairs: Sequence[Pair]) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """How a judge does on pairs whose labels are no ties, and per pair 1, 1/2 or 0: right, a tie or wrong."""
+    hard = [p for p in pairs if p.p_chosen != 0.5]
+    judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])
+    about = {
+        "held_out_accuracy": float(judged.hard.mean()), "held_out_pairs": len(hard),
+        "first_position_share": float(((judged.forward > 0.5).mean() + (judged.backward > 0.5).mean()) / 2),
+    }  # fmt: skip
+    return about, judged.hard
 
 
 class Relabel(Step):
