@@ -145,8 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        what = f"{error.filename or 'writing'}: {error.strerror or error}; free space or fix access, then repeat"
-        print(f"aligngap: {one_line(what)}", file=sys.stderr)
+        from .store import disk_line
+
+        print(f"aligngap: {one_line(disk_line(error, 'writing'))}", file=sys.stderr)
         return 1
 
 

@@ -21,9 +21,7 @@ COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 
 KL_PER_TOKEN_NATS = 5.0  #: above it a policy writes what its reference hardly ever would (e^-5 a token): KL exploded
 EMPTY_TOKENS = 1.5  #: mean length, EOS included, below which responses are empty, if the SFT policy's were twice that
-ENDLESS = (
-    0.95  #: share cut by the limit above which responses no longer end, if fewer than half of the SFT policy's were
-)
+ENDLESS = 0.95  #: share cut by the limit above which responses no longer end, if at most half of the SFT policy's were
 
 
 def collect(plan: Plan, store: Store, out: Path) -> int:

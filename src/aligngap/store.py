@@ -77,12 +77,39 @@ def tidy(work: Path) -> None:
         discard(left)
 
 
+def check_free(to: Path) -> None:
+    """Refuse a folder to be written that is there already and not empty."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise AligngapError(f"{to}: is there already and not an empty folder; choose another with --to")
+
+
+@contextmanager
+def whole_folder(to: Path) -> Iterator[Path]:
+    """A folder to write in, which becomes `to` at the end: whole or not at all. AligngapError if it cannot be."""
+    check_free(to)
+    beside = to.with_name(f".{to.name}.writing")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        os.replace(beside, to)
+    except OSError as error:
+        raise AligngapError(f"{to}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def disk_trouble(error: BaseException) -> OSError | None:
     """The operating system's complaint behind an error, if there is one; compiled libraries wrap it in their own."""
     if isinstance(error, OSError):
         return error
     found = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+def disk_line(error: OSError, where: object) -> str:
+    """What the operating system complains of, and the remedy; `where` if it names no file."""
+    return f"{error.filename or where}: {error.strerror or error}; free space or fix access, then repeat"
 
 
 def check_writable(folder: Path) -> None:

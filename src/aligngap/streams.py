@@ -255,13 +255,15 @@ class Relabelled:
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         given = self.source.draw(n, sampler)
-        first, second = [p.chosen for p in given], [p.rejected for p in given]
-        fresh = label([p.prompt for p in given], first, second, self.judge, writer="", soft=self.soft_labels)
+        asked = [p for p in given if p.labelled]
+        sides = [p.prompt for p in asked], [p.chosen for p in asked], [p.rejected for p in asked]
+        fresh = iter(label(*sides, self.judge, writer="", soft=self.soft_labels) if asked else [])
         out = []
-        for old, new in zip(given, fresh, strict=True):
+        for old in given:
             if not old.labelled:
                 out.append(old)
                 continue
+            new = next(fresh)
             swapped = new.chosen is not old.chosen
             refs = (old.ref_rejected, old.ref_chosen) if swapped else (old.ref_chosen, old.ref_rejected)
             out.append(replace(new, writer=old.writer, ref_chosen=refs[0], ref_rejected=refs[1]))

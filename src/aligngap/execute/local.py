@@ -20,16 +20,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..provenance import provenance
 from ..runlog import RunLog
 from ..steps import Step, step_from_json
-from ..store import Store, disk_trouble, write_text
+from ..store import Store, disk_line, disk_trouble, write_text
 from ..tracking import Tracking
 from ..types import AligngapError, RunFailed, Stopped
-from .agenda import position
+from .agenda import Agenda, position
 
 PATIENCE_SECONDS = 20.0  # for workers to reach their next step and save
 
@@ -148,7 +149,7 @@ def _work(text: str) -> tuple[str, str]:
 def _told(error: Exception, step: Step, store: Store) -> str:
     """A line about an error nobody foresaw; the traceback is kept beside the step's work, unless the disk refuses."""
     if disk := disk_trouble(error):
-        return f"{disk.filename or store.root}: {disk.strerror or disk}; free space or fix access, then repeat"
+        return disk_line(disk, store.root)
     log = store.partial(step.name).with_suffix(".error")
     with suppress(OSError):
         write_text(log, "".join(traceback.format_exception(error)))
@@ -198,35 +199,28 @@ class Local:
 
         Events: start, made, found, failed, "bad input", lost (needs what failed), tick.
         """
-        waiting = {s.name: s for s in steps}
-        done: set[str] = set()
-        for step in list(waiting.values()):
+        todo = []
+        for step in steps:
             if self.store.has(step.name):
-                done.add(step.name)
-                del waiting[step.name]
                 yield "found", step, ""
-        broken: dict[str, str] = {}
+            else:
+                todo.append(step)
+        agenda = Agenda(todo, importance(todo))
         running: dict[Future[tuple[str, str]], Step] = {}
-        rank = importance(list(waiting.values()))
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         arguments = (str(self.store.root), self.device, self.threads, self.save_seconds, self.tracking, os.getpid())
         with ProcessPoolExecutor(
             self.workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=arguments
         ) as pool:
             try:
-                while waiting or running:
+                while agenda.waiting or running:
                     if stopped():
                         raise interrupted()
-                    for name, step in sorted(waiting.items(), key=lambda item: -rank[item[0]]):
-                        lost = [n.name for n in step.inputs.values() if n.name in broken]
-                        if lost:
-                            broken[name] = f"needs {lost[0]}, which failed"
-                            del waiting[name]
-                            yield "lost", step, broken[name]
-                        elif len(running) < self.workers and all(n.name in done for n in step.inputs.values()):
-                            running[pool.submit(_work, step.model_dump_json())] = step
-                            del waiting[name]
-                            yield "start", step, ""
+                    for step, why in agenda.lost():
+                        yield "lost", step, why
+                    for step in islice(agenda.ready(), self.workers - len(running)):
+                        running[pool.submit(_work, step.model_dump_json())] = step
+                        yield "start", step, ""
                     if not running:
                         continue
                     finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -239,10 +233,7 @@ class Local:
                                 raise interrupted() from None
                             what = "a worker process was killed; the same command goes on from where it was"
                             raise RunFailed(what) from error
-                        if event in ("made", "found"):
-                            done.add(step.name)
-                        else:
-                            broken[step.name] = message
+                        agenda.end(step, event, message)
                         yield event, step, message
                     if not finished:
                         yield "tick", next(iter(running.values())), ""

@@ -100,7 +100,7 @@ class Measure(Step):
         reference = ctx.policy(self.sft)
         sft_samples = self.reference_samples.read(ctx)[: m.kl_prompts]
         steps = [0] if self.run_ is None else self.run_.measured_steps
-        done = []
+        parts: dict[int, Any] = {}
         for number, step in enumerate(steps):
             ctx.progress(number, len(steps), f"step {step}")
             part = ctx.work / f"measured-{step:06d}.json"
@@ -114,16 +114,13 @@ class Measure(Step):
                     seed=derive(self.seed, "measurement"), samples=m.samples, batch=m.batch,
                 )  # fmt: skip
                 ctx.write_json(part, {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples})
-            done.append(step)
-            ctx.track(measured(json.loads(part.read_text())["rows"]), step)
+            parts[step] = json.loads(part.read_text())
+            ctx.track(measured(parts[step]["rows"]), step)
         for table in ("rows", "per_prompt", "samples"):
-            rows: list[dict[str, Any]] = []
-            for step in done:
-                read = json.loads((ctx.work / f"measured-{step:06d}.json").read_text())[table]
-                rows.extend({"step": step, **row} for row in read)
+            rows = [{"step": step, **row} for step, read in parts.items() for row in read[table]]
             if rows:
                 write_rows(ctx.work / f"{table}.parquet", rows)
-        return {"steps": done}
+        return {"steps": list(parts)}
 
     def units(self) -> float:
         checkpoints = 1 if self.run_ is None else len(self.run_.measured_steps)
