@@ -38,14 +38,16 @@ from transformers.utils import logging as transformers_logging
 
 from . import chat, lora, rollout
 from .batch import Batch, Ids, collate, pad
-from .pretrained import first_line, located, refusal
+from .pretrained import located, refusal
 from .seeding import derive
 from .settings import LoraSpec, ModelSpec
-from .types import AligngapError, Prompt, Response, chunks
+from .types import AligngapError, Prompt, Response, chunks, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+#: how weights are loaded: no pickled ones, and no code that comes with them
+LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
 WRITES_TEXT = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "DoubleHeadsModel")
@@ -120,8 +122,7 @@ def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         set_dropout(config, spec.dropout)
         maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loading = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-        model = maker.from_pretrained(place, config=config, **loading)
+        model = maker.from_pretrained(place, config=config, **LOADING)
     except Exception as error:
         raise refusal("model", path, error) from error
     return as_told(model, spec)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .types import AligngapError
+from .types import AligngapError, first_line
 
 PACKAGE = "package:"
 CONVERTED = 1  #: raised when conversion changes, so that old folders are not taken for new ones
@@ -109,10 +109,6 @@ def convert(file: Path, folder: Path) -> None:
     plain.save_pretrained(str(beside))
     tokenizer.save_pretrained(str(beside))
     beside.replace(folder)
-
-
-def first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -193,6 +193,11 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error says, on one line of at most so many characters; its class where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def silent(done: int, total: int, note: str = "") -> None:
     """Progress for nobody."""
 

@@ -248,7 +248,7 @@ def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
     """Whoever loads a model says so: nothing in a folder or on the hub can make it unpickle or import code."""
     from conftest import tiny_policy
 
-    from aligngap.policy import load_model
+    from aligngap.policy import LOADING, load_model
     from aligngap.types import AligngapError
 
     tiny_policy("t5").save(tmp_path)
@@ -256,8 +256,10 @@ def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(AligngapError, match="safetensors"):
         load_model(tmp_path)
-    for room in ("policy", "tokenizer", "rollout.hf"):
+    assert LOADING["use_safetensors"] is True
+    assert LOADING["trust_remote_code"] is False
+    for room in ("policy", "tokenizer", "rollout.hf", "judges.reward_model"):
         for node in ast.walk(ast.parse(MODULES[f"aligngap.{room}"].read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained"):
                 told = ast.unparse(node)
-                assert "trust_remote_code=False" in told or "**loading" in told, told
+                assert "trust_remote_code=False" in told or "**LOADING" in told, told

@@ -14,16 +14,15 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import pad
-from ..policy import encode_text, load_tokenizer
-from ..pretrained import first_line
-from ..types import AligngapError, Judgement, Prompt, Response, chunks
+from ..policy import LOADING, encode_text, load_tokenizer
+from ..types import AligngapError, Judgement, Prompt, Response, chunks, first_line
 from .pointwise import Read, Scores, judge_by
 
 
 def check_path(path: str) -> None:
     """Refuse what is no reward model, before anything is computed."""
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         what = f"cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
         raise AligngapError(f"reward model {path}: {what}") from error
@@ -41,7 +40,7 @@ class RewardModelJudge:
         self.key, self.template, self.max_tokens, self.batch = f"reward-model {path}", template, max_tokens, batch
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path)
         try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(path, **LOADING)
         except Exception as error:
             raise AligngapError(f"reward model {path}: cannot be loaded ({first_line(error)})") from error
         model.config.pad_token_id = self.tokenizer.pad_token_id
