@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .types import AligngapError
+from .types import AligngapError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:
-        raise TemplateRefused(f"the chat template refuses a prompt ({' '.join(str(error).split())[:120]})") from error
+        raise TemplateRefused(f"the chat template refuses a prompt ({first_line(error, 120)})") from error
     return str(text)
 
 

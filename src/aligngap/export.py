@@ -6,7 +6,6 @@ Numbers on the card are the records' own, with their standard errors. Leaves out
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,9 @@ import yaml
 from . import __version__
 from .records import read_records
 from .registry import did_you_mean
-from .settings import LoraSpec, Optimization
-from .store import Store
-from .types import AligngapError
+from .settings import LoraSpec, LossSpec, Optimization
+from .store import Store, whole_folder
+from .types import AligngapError, first_line
 
 OPPONENTS = {"golden_policy": "the golden policy", "sft": "the SFT policy", "chosen": "the data's chosen responses"}
 
@@ -43,19 +42,11 @@ def export(out: Path, name: str, to: Path, store: Store) -> Path:
         known = ", ".join(map(str, sorted(checkpoints)))
         raise AligngapError(f"{name}: the run has no checkpoint `{step_text}`; it has: {known}")
     step = int(step_text) if at else max(checkpoints)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise AligngapError(f"{to}: is there already and not an empty folder; choose another with --to")
-    beside, manifest = to.with_name(f".{to.name}.writing"), store.manifest(artifact)
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        to.parent.mkdir(parents=True, exist_ok=True)
+    manifest = store.manifest(artifact)
+    with whole_folder(to) as beside:
         write_policy(checkpoints[step], beside, store, manifest)
         card = model_card(records, study, about, manifest, run, step)
         (beside / "README.md").write_text(card, encoding="utf-8")
-        os.replace(beside, to)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise AligngapError(f"{to}: cannot be written ({error.strerror or error})") from error
     return to
 
 
@@ -63,7 +54,7 @@ def write_policy(checkpoint: Path, to: Path, store: Store, manifest: Mapping[str
     """The checkpoint's folder; of a low-rank adapter, the weights that it started from with the adapter added."""
     how = manifest["configuration"]["optimization"].get("lora")
     if how is None:
-        shutil.copytree(checkpoint, to)
+        shutil.copytree(checkpoint, to, dirs_exist_ok=True)
         return
     if "start" in manifest["inputs"]:
         raise AligngapError(
@@ -99,7 +90,7 @@ def model_card(
     arm, task = run.split()[0], dict(study.get("task", {}))
     path = study.get("policy", {}).get("path")
     defaults = {n: f.get_default() for n, f in Optimization.model_fields.items() if not f.is_required()}
-    loss = {"name": "ipo", **manifest["configuration"].get("loss", {})}  # what stands at its default is not in a key
+    loss = LossSpec.model_validate(manifest["configuration"].get("loss", {})).model_dump()  # defaults are in no key
     how = {**defaults, **manifest["configuration"]["optimization"]}
     made = manifest["provenance"]
     data = ModelCardData(
@@ -190,5 +181,5 @@ def _study(out: Path) -> dict[str, Any]:
             raise ValueError("it is no study")
         return found
     except (OSError, ValueError, yaml.YAMLError) as error:
-        what = " ".join(str(error).split())[:160]
+        what = first_line(error, 160)
         raise AligngapError(f"{path}: cannot be read ({what}); give the output folder of a finished run") from error

@@ -28,6 +28,7 @@ from aligngap.types import (
     RECORDS_FORMAT,
     SAMPLE_COLUMNS,
     AligngapError,
+    first_line,
 )
 
 FORMAT_KEY = b"aligngap_records_format"
@@ -81,7 +82,8 @@ def write_table(path: Path | str, rows: pd.DataFrame | Sequence[Mapping[str, Any
             arrays = [pa.array([row[f.name] for row in data], type=f.type, from_pandas=True) for f in target]
             table = pa.Table.from_arrays(arrays, schema=target)
     except (pa.ArrowInvalid, pa.ArrowTypeError, KeyError) as error:
-        raise AligngapError(f"{path}: cannot write, a value does not fit its column: {_line(error)}") from error
+        what = f"cannot write, a value does not fit its column: {first_line(error, 300)}"
+        raise AligngapError(f"{path}: {what}") from error
     table = table.replace_schema_metadata(target.metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,7 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
     try:
         file = pq.ParquetFile(path, pre_buffer=False)  # else the whole compressed file is held as well
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
-        raise AligngapError(f"{path}: not a readable Parquet file: {_line(error)}") from error
+        raise AligngapError(f"{path}: not a readable Parquet file: {first_line(error, 300)}") from error
     with file:
         found = file.schema_arrow
         raw = (found.metadata or {}).get(FORMAT_KEY)
@@ -133,14 +135,14 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
                 table = table.append_column(name, pa.array([ADDED[name]] * len(table), pa.string()))
             table = table.select(list(columns)).cast(schema(columns))
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise AligngapError(f"{path}: a column has the wrong type: {_line(error)}") from error
+            raise AligngapError(f"{path}: a column has the wrong type: {first_line(error, 300)}") from error
     for name, (kind, _) in columns.items():
         if kind in ("int", "bool") and table.column(name).null_count:
             raise AligngapError(f"{path}: column {name} holds {table.column(name).null_count} empty value(s)")
     try:
         frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
     except (pa.ArrowException, ValueError) as error:
-        raise AligngapError(f"{path}: holds text that is not UTF-8: {_line(error)}") from error
+        raise AligngapError(f"{path}: holds text that is not UTF-8: {first_line(error, 300)}") from error
     for name, (kind, _) in columns.items():
         if kind == "float" and np.isinf(frame[name].to_numpy()).any():
             frame[name] = frame[name].replace([np.inf, -np.inf], np.nan)
@@ -206,7 +208,8 @@ def read_failures(folder: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AligngapError(f"{path}: cannot be read ({_line(error)}); remove it, or run the study again") from error
+        what = f"cannot be read ({first_line(error, 300)}); remove it, or run the study again"
+        raise AligngapError(f"{path}: {what}") from error
     if not isinstance(found, dict):
         raise AligngapError(f"{path}: must map steps to messages; remove it, or run the study again")
     return {str(name): str(message) for name, message in found.items()}
@@ -221,7 +224,3 @@ def empty(columns: Columns) -> pd.DataFrame:
 def _inside(path: Path | str, name: str) -> Path:
     path = Path(path)
     return path / name if path.is_dir() or not path.suffix else path
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .store import check_free, whole_folder
 from .types import AligngapError
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def import_checkpoint(checkpoint: Path, to: Path, gin: Path | None, tokenizer: s
 
     from .policy import load_tokenizer
 
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise AligngapError(f"{to}: exists and is not an empty folder; name another with --to")
+    check_free(to)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
     said = {} if gin is None else gin_sizes(gin)
     arrays = read_arrays(checkpoint)
@@ -89,10 +89,10 @@ def import_checkpoint(checkpoint: Path, to: Path, gin: Path | None, tokenizer: s
         model = T5ForConditionalGeneration(config)
     state = {n: torch.from_numpy(np.ascontiguousarray(a)) for n, a in renamed(arrays, found, checkpoint).items()}
     model.load_state_dict(state, strict=True, assign=True)
-    to.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(to)
-    if chosen is not None:
-        chosen.save_pretrained(str(to))
+    with whole_folder(to) as beside:
+        model.save_pretrained(beside)
+        if chosen is not None:
+            chosen.save_pretrained(str(beside))
     return config
 
 

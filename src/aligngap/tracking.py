@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .types import AligngapError
+from .types import AligngapError, first_line
 
 #: trackers, each named as the package that it needs beside accelerate
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -38,8 +38,7 @@ def check_trackers(words: Sequence[str]) -> tuple[str, ...]:
         try:
             known = importlib.import_module("wandb").login(prompt=False)
         except Exception as error:  # whatever W&B raises: no server, a key that it refuses
-            said = " ".join(str(error).split())[:200]
-            raise AligngapError(f"--track wandb: {said}; or set WANDB_MODE=offline") from error
+            raise AligngapError(f"--track wandb: {first_line(error)}; or set WANDB_MODE=offline") from error
         if not known:
             raise AligngapError("--track wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
     return names
@@ -109,8 +108,7 @@ class Track:
 
     def _drop(self, name: str, error: Exception) -> None:
         self.left.discard(name)
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        print(f"aligngap: {self.run}: {name} is told no more: {said}", file=sys.stderr, flush=True)
+        print(f"aligngap: {self.run}: {name} is told no more: {first_line(error)}", file=sys.stderr, flush=True)
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

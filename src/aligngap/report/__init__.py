@@ -103,12 +103,12 @@ def _study(folder: Path) -> dict[str, Any]:
     """The resolved study that `collect` wrote beside the records; empty if it is not there."""
     import yaml
 
-    from aligngap.types import AligngapError
+    from aligngap.types import AligngapError, first_line
 
     try:
         found = yaml.safe_load(_text(folder / "study.yaml")) or {}
     except yaml.YAMLError as error:
-        raise AligngapError(f"{folder / 'study.yaml'}: not YAML ({' '.join(str(error).split())[:120]})") from error
+        raise AligngapError(f"{folder / 'study.yaml'}: not YAML ({first_line(error, 120)})") from error
     if not isinstance(found, dict):
         raise AligngapError(f"{folder / 'study.yaml'}: not a study; run it again, or take the file away")
     return found
