@@ -18,9 +18,9 @@ from .types import AligngapError, RunFailed
 
 if TYPE_CHECKING:
     from .execute.agenda import Executor
+    from .plan import Plan
     from .settings import Study
     from .store import Store
-    from .study import Plan
     from .tracking import Tracking
 
 
@@ -159,8 +159,9 @@ def one_line(error: object) -> str:
 
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
+    from .plan import expand
     from .store import Store
-    from .study import expand, load
+    from .study import load
 
     study = load(args.study, args.sets)
     out = args.out or Path("out") / study.name
@@ -174,8 +175,8 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from .execute.console import print_plan
     from .own import check_pairs, own_study
+    from .plan import expand
     from .store import Store
-    from .study import expand
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from . import records
+from .plan import Plan, Run
 from .steps import Measure, Step
 from .store import Store, write_text
-from .study import Plan, Run
 from .types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")

@@ -21,8 +21,9 @@ from conftest import TINY_STUDY, tiny_policy
 from aligngap.cli import main
 from aligngap.context import Context
 from aligngap.execute.local import make
+from aligngap.plan import expand
 from aligngap.store import Store
-from aligngap.study import expand, validate
+from aligngap.study import validate
 from aligngap.types import AligngapError
 
 COMMAND = str(Path(sys.executable).with_name("aligngap"))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from aligngap.context import Context
 from aligngap.execute.local import make
+from aligngap.plan import Plan, Run, expand
 from aligngap.store import Store
-from aligngap.study import Plan, Run, expand, validate
+from aligngap.study import validate
 
 ARMS = {
     "online": {"behavior": "policy", "judge": "proxy"},

@@ -17,9 +17,10 @@ import pandas as pd
 from aligngap.collect import collect
 from aligngap.context import Context
 from aligngap.execute.local import make
+from aligngap.plan import expand
 from aligngap.records import read_folder
 from aligngap.store import Store
-from aligngap.study import expand, validate
+from aligngap.study import validate
 from aligngap.types import Comparison, TaskData
 
 WORDS = ("best", "fair", "poor")  # from good to bad

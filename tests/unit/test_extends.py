@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from aligngap import study
-from aligngap.study import expand, load
+from aligngap.plan import expand
+from aligngap.study import load
 from aligngap.types import AligngapError
 
 HYPOTHESES = [

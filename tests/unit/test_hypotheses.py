@@ -21,10 +21,11 @@ from aligngap.hypotheses.base import Hypothesis, judge_all
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
 from aligngap.hypotheses.view import View, under
+from aligngap.plan import expand
 from aligngap.records import write_table
 from aligngap.report import build_report, headline
 from aligngap.stats.ratio import ratio, slope_weights
-from aligngap.study import expand, load
+from aligngap.study import load
 from aligngap.types import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, Verdict
 
 EXTRAS = Path(__file__).resolve().parents[2] / "examples" / "aligngap-extras"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
+from aligngap.plan import expand
 from aligngap.settings import (
     Arm,
     JudgeSpec,
@@ -20,7 +21,7 @@ from aligngap.settings import (
     TokenizerSpec,
 )
 from aligngap.steps import Align
-from aligngap.study import expand, load
+from aligngap.study import load
 
 #: The defaults that keys of stored artifacts stand for. Add to it; change nothing in it without raising versions.
 DEFAULTS: dict[type, dict[str, Any]] = {

@@ -17,11 +17,12 @@ from aligngap.execute.local import make
 from aligngap.fit import Trainer, compare_logps, pair_objective, with_reference
 from aligngap.losses import IPO
 from aligngap.measure import score
+from aligngap.plan import expand
 from aligngap.policy import Policy
 from aligngap.settings import LoraSpec, Optimization
 from aligngap.store import Store
 from aligngap.streams import Dataset
-from aligngap.study import expand, validate
+from aligngap.study import validate
 from aligngap.types import AligngapError
 
 peft = pytest.importorskip("peft")

@@ -18,10 +18,11 @@ from test_streams import PAIRS, PROMPTS, Writer, ranks
 from torch import Tensor
 
 from aligngap.losses import IPO, RLOO, Loss, UnlabelledKL
+from aligngap.plan import expand
 from aligngap.seeding import derive
 from aligngap.steps import Align
 from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, pair_from_row, pair_to_row
-from aligngap.study import expand, parse_yaml, validate
+from aligngap.study import parse_yaml, validate
 from aligngap.types import AligngapError
 
 K = 5

@@ -144,7 +144,8 @@ def test_a_plug_in_is_named_by_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_how_an_endpoint_is_asked_is_no_part_of_a_key() -> None:
-    from aligngap.study import Pipeline, load
+    from aligngap.plan import Pipeline
+    from aligngap.study import load
 
     def key(**more: Any) -> str:
         base = load("tabular")

@@ -17,8 +17,9 @@ import pytest
 import yaml
 from conftest import TINY_STUDY
 
+from aligngap.plan import expand
 from aligngap.store import Store, check_writable, digest, write_text
-from aligngap.study import expand, validate
+from aligngap.study import validate
 from aligngap.types import AligngapError
 
 

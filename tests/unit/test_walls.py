@@ -73,6 +73,7 @@ def test_fit_knows_no_streams_judges_tasks_or_study() -> None:
         "judges",
         "tasks",
         "study",
+        "plan",
         "steps",
         "execute",
         "collect",
@@ -145,6 +146,7 @@ def test_types_and_settings_need_no_torch() -> None:
         "settings",
         "registry",
         "study",
+        "plan",
         "steps",
         "seeding",
         "store",
@@ -185,7 +187,8 @@ main(["list", "studies"])
 
 
 def test_planning_is_light() -> None:
-    assert not modules_after("from aligngap.study import expand, load\nexpand(load('opening')).steps()") & {
+    planned = "from aligngap.plan import expand\nfrom aligngap.study import load\nexpand(load('opening')).steps()"
+    assert not modules_after(planned) & {
         "transformers", "matplotlib", "ray",
     }  # fmt: skip
 

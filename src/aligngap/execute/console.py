@@ -23,9 +23,9 @@ from .local import Outcome
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..plan import Plan
     from ..records import Tables
     from ..steps import Step
-    from ..study import Plan
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,250 @@
+"""What a study needs, before any of it is done: its runs, seed by seed, and the steps that make each.
+
+A `Pipeline` is one seed's steps up to the arms; `expand` lays out every run of every arm, grid and variant. Equal steps
+have equal keys, so what arms share is there once. Leaves out: doing it (`execute/`), and what a study may say
+(`settings.py`, `study.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+from .seeding import derive
+from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, Study, TokenizerSpec
+from .steps import (
+    Align,
+    BestOfN,
+    Data,
+    FitJudge,
+    JudgesProbe,
+    Measure,
+    OracleJudge,
+    Probe,
+    ReadyJudge,
+    Relabel,
+    Responses,
+    Sft,
+    Source,
+    Step,
+    Written,
+    build_judge,
+    build_task,
+    identity_of,
+)
+from .study import has_oracle, needs_probabilities, settings_of, varied
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: arm x hyper-parameters x seed, with the steps that make it."""
+
+    name: str
+    arm: str
+    config: str
+    seed: int
+    loss: str
+    beta: float
+    learning_rate: float
+    align: Align
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a study needs: its runs, for each the measurement of its SFT policy (step 0 of the run), and per
+    seed the best-of-n reference (once more where a variant changes the task) and the classifiers' probe."""
+
+    study: Study
+    runs: list[Run]
+    start: dict[str, Measure]
+    references: dict[tuple[int, str], BestOfN]  # by seed and variant
+    probes: dict[int, Probe]
+    judges_probes: dict[int, JudgesProbe] = field(default_factory=dict)
+
+    def steps(self) -> list[Step]:
+        """Every step once, needs before what needs them."""
+        wanted = [*self.start.values(), *self.references.values(), *self.probes.values(), *self.judges_probes.values()]
+        wanted += [r.measure for r in self.runs]
+        return list({s.name: s for w in wanted for s in w.walk()}.values())
+
+
+class Pipeline:
+    """One seed's steps up to the arms: data, SFT policy, golden model, D_golden, proxy, golden policy, opponents."""
+
+    def __init__(self, study: Study, seed: int, base: Pipeline | None = None) -> None:
+        task = build_task(study.task)
+        self.study, self.seed = study, seed
+        # A pretrained policy brings its own tokenizer.
+        tokenizer = study.tokenizer if study.policy.path is None else TokenizerSpec(path=study.policy.path)
+        self.data = Data(
+            task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=study.policy.family,
+            limits=study.limits, seed=seed, judge_share=study.judge_share,
+        )  # fmt: skip
+        self.sft = self.tuned(study.policy, study.sft)
+        self.golden = self.judge(study.golden, "golden", None)
+        self.d_golden = self.relabel(self.golden)
+        # A variant with the same golden judge has the study's own labels, whatever its reference says of them beside.
+        own = base if base is not None and base.golden.name == self.golden.name else self
+        self.proxy = self.judge(study.proxy, "proxy", own.d_golden)
+        self.oracle = OracleJudge(task=study.task, seed=seed) if has_oracle(task) else None
+        self.judges = {"golden": self.golden, "proxy": self.proxy, "oracle": self.oracle}
+        self.reference_samples = self.responses(self.sft)
+        self.opponents: dict[str, Responses] = {}
+        if "sft" in study.measurement.opponents:
+            self.opponents["sft"] = self.reference_samples
+        if "golden_policy" in study.measurement.opponents:
+            # And it meets the study's own golden policy.
+            arm = Arm(behavior="policy", judge="golden", soft_labels=needs_probabilities(own.study))
+            self.opponents["golden_policy"] = own.responses(own.recipe_run(arm, "golden policy"))
+
+    def tuned(self, model: ModelSpec, how: Optimization, split: Literal["train", "judge"] = "train") -> Sft:
+        return Sft(
+            data=self.data, model=model, optimization=how, limits=self.study.limits, seed=derive(self.seed, "sft"),
+            split=split if how.steps else "train",  # a model as it is has learned from neither
+        )  # fmt: skip
+
+    def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge | ReadyJudge:
+        if not hasattr(build_judge(spec, role), "start"):
+            return ReadyJudge(data=self.data, labels=labels, spec=spec, identity=identity_of(spec, role))
+        split = self.data.judges_learn_from
+        backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft, split)
+        own = spec.model_copy(update={"model": None, "pretrain": None})  # the backbone says both: equal ones are shared
+        seed = derive(self.seed, role)
+        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split)
+
+    def relabel(self, judge: FitJudge | ReadyJudge | OracleJudge, soft: bool = False) -> Relabel:
+        return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
+
+    def source(self, arm: Arm) -> Source:
+        """The arm's stream, with the artifacts it draws on."""
+        judge = self.judges[arm.judge] if arm.judge else None
+        if arm.mix is not None:
+            return Source(arm=arm, mixed=[self.source(self.study.arms[part]) for part in arm.mix])
+        if arm.of is not None:
+            return Source(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
+        if arm.behavior == "policy" or judge is None:
+            return Source(arm=arm, judge=judge)
+        if arm.writers is not None:
+            writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
+            written = Written(
+                data=self.data, writers=list(writers), at=list(at), judge=judge, reference=self.sft,
+                soft=arm.soft_labels, temperature=arm.temperature, seed=derive(self.seed, "written"),
+            )  # fmt: skip
+            return Source(arm=arm, dataset=written)
+        return Source(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
+
+    def writer(self, name: str) -> tuple[Sft | Align, int | None]:
+        """The policy that `sft`, `ARM@STEP` or `ARM@last` names, and its checkpoint."""
+        if name == "sft":
+            return self.sft, None
+        arm, _, step = name.partition("@")
+        run = self.recipe_run(self.study.arms[arm], "run")
+        return run, run.optimization.steps if step == "last" else int(step)
+
+    def recipe_run(self, arm: Arm, role: str) -> Align:
+        """The arm's run at the recipe as it stands, from the SFT policy: what writes, is recorded or is an opponent."""
+        return self.align(arm, self.study.recipe.loss, self.study.recipe.optimization, role)
+
+    def run(self, arm: Arm, loss: LossSpec, how: Optimization) -> Align:
+        """One of the study's own runs, from the policy that the recipe says."""
+        start, at = self.writer(self.study.recipe.start)
+        return self.align(arm, loss, how, "run", *((start, at) if isinstance(start, Align) else ()))
+
+    def align(
+        self, arm: Arm, loss: LossSpec, how: Optimization, role: str, start: Align | None = None, at: int | None = None
+    ) -> Align:
+        study, source = self.study, self.source(arm)
+        return Align(
+            data=self.data, sft=self.sft, source=source, loss=loss, optimization=how,
+            checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
+            label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
+            on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
+        )  # fmt: skip
+
+    def responses(self, policy: Sft | Align) -> Responses:
+        return Responses(
+            data=self.data, policy=policy, measurement=self.study.measurement, limits=self.study.limits,
+            seed=derive(self.seed, "opponents"),
+        )  # fmt: skip
+
+    def best_of_n(self) -> BestOfN:
+        return BestOfN(
+            data=self.data, sft=self.sft, golden=self.golden, proxy=self.proxy, opponents=self.opponents,
+            labelled=self.d_golden, measurement=self.study.measurement, seed=self.seed,
+        )  # fmt: skip
+
+    def probe(self) -> Probe:
+        """The two compared arms' policies and the proxy as classifiers along the first one's recording."""
+        recipe, arms = self.study.recipe, self.study.arms
+        runs = {name: self.run(arms[name], recipe.loss, recipe.optimization) for name in self.study.compare}
+        return Probe(recording=runs[self.study.compare[0]], policies=runs, golden=self.golden, pairs=self.study.probe)
+
+    def judges_probe(self, proxies: dict[str, FitJudge | ReadyJudge]) -> JudgesProbe:
+        """The variants' proxies as classifiers along the same recording."""
+        recipe = self.study.recipe
+        run = self.run(self.study.arms[self.study.compare[0]], recipe.loss, recipe.optimization)
+        return JudgesProbe(recording=run, judges=proxies, golden=self.golden, pairs=self.study.probe)
+
+    def measure(self, run: Align | None) -> Measure:
+        return Measure(
+            data=self.data, sft=self.sft, run_=run, golden=self.golden, proxy=self.proxy, oracle=self.oracle,
+            held_out=self.d_golden, reference_samples=self.reference_samples, opponents=self.opponents,
+            measurement=self.study.measurement, seed=derive(self.seed, "measure"),
+        )  # fmt: skip
+
+
+@cache
+def _fingerprint(task: str) -> str:
+    found: str = build_task(json.loads(task)).fingerprint()
+    return found
+
+
+def fingerprint_of(study: Study) -> str:
+    """The hash of what the study's task would load; files are read once, however many seeds and variants there are."""
+    return _fingerprint(json.dumps(study.task, sort_keys=True))
+
+
+def expand(study: Study) -> Plan:
+    """The study's runs. The whole pipeline, task and judges included, is repeated per seed.
+
+    Under a variant an arm is named "ARM[VARIANT]"; what the variant does not touch is shared with the study.
+    """
+    _fingerprint.cache_clear()  # files may have changed since this process last looked
+    runs: list[Run] = []
+    start: dict[str, Measure] = {}
+    references: dict[tuple[int, str], BestOfN] = {}
+    probes: dict[int, Probe] = {}
+    judges_probes: dict[int, JudgesProbe] = {}
+    settings = {"": study, **{name: varied(study, name) for name in study.variants}}
+    for seed in study.seed_list:
+        base: Pipeline | None = None
+        proxies: dict[str, FitJudge | ReadyJudge] = {}
+        for variant, its in settings.items():
+            made = Pipeline(its, seed, base)
+            if base is None:
+                base = made
+                if study.probe:
+                    probes[seed] = made.probe()
+            elif made.golden.name == base.golden.name and made.proxy.name != base.proxy.name:
+                proxies[variant] = made.proxy
+            if study.measurement.best_of_n and (not variant or its.task != study.task):
+                references[seed, variant] = made.best_of_n()
+            sft_measured = made.measure(None)
+            chosen = study.variants[variant].arms if variant else None
+            for name, arm in its.arms.items():
+                if chosen is not None and name not in chosen:
+                    continue
+                for config, loss, how in settings_of(its, name):
+                    run = made.run(arm, loss, how)
+                    shown = f"{name}[{variant}]" if variant else name
+                    full = f"{shown} {config} seed={seed}"
+                    beta = float(loss.options.get("beta", float("nan")))
+                    measured = made.measure(run)
+                    start[full] = sft_measured
+                    runs.append(Run(full, shown, config, seed, loss.name, beta, how.learning_rate, run, measured))
+        if study.probe and base is not None and proxies:
+            judges_probes[seed] = base.judges_probe(proxies)
+    return Plan(study, runs, start, references, probes, judges_probes)
