@@ -1,18 +1,98 @@
-"""How long a step may take: a rough count of work, calibrated on one machine class, for `plan` and the ETA only."""
+"""How long a step may take, for `plan` and the ETA: its work counted, on one core of the machine calibrated on.
+
+A step's `units` are forward passes of one response; a unit costs what the sandbox's model took, times how much larger
+this model and these lengths are: parameters that a token passes through, times tokens at the study's limits.
+"""
 
 from __future__ import annotations
 
-from .steps import Align, BestOfN, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .pretrained import PACKAGE, inside_package
+from .settings import Limits, ModelSpec
+from .steps import Align, BestOfN, Data, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
+from .types import AligngapError
 
 #: Seconds of one core per unit of work, from the manifests of one opening study in the sandbox on 2 quiet cores.
 SECONDS_PER_UNIT: dict[type[Step], float] = {
     Sft: 1.5e-4, FitJudge: 2.4e-4, Relabel: 1.1e-3, Written: 1.1e-3, Measure: 3.0e-4, BestOfN: 5.0e-4,
     JudgesProbe: 1.5e-4,
 }  # fmt: skip
+#: Products per pass of one pair of prompt and response through the sandbox's model, at its limits of 16 and 16 tokens.
+SANDBOX = 5.8e6
+BYTES_PER_PARAMETER = 0.6  #: of a GGUF file of 4 bits and their scales
 
 
 def seconds_of(step: Step) -> float:
-    """Seconds of one core for the small models of the sandbox; larger models take longer in all steps alike."""
+    """Seconds of one core; a model that is not on this machine (`unsized`) is taken to be as small as the sandbox's."""
     if isinstance(step, Align):
-        return step.units() * (2.0e-4 if step.source.sampled else 1.2e-4)
-    return step.units() * SECONDS_PER_UNIT[type(step)] if type(step) in SECONDS_PER_UNIT else 3.0
+        seconds = step.units() * (2.0e-4 if step.source.sampled else 1.2e-4)
+    elif type(step) in SECONDS_PER_UNIT:
+        seconds = step.units() * SECONDS_PER_UNIT[type(step)]
+    else:
+        return 3.0
+    model, limits = model_of(step), next(s.limits for s in step.walk() if isinstance(s, Data))
+    products = model and products_of(model, limits)
+    return seconds * products / SANDBOX if products else seconds
+
+
+def unsized(steps: Iterable[Step]) -> list[str]:
+    """The models whose sizes cannot be read here, so that their steps' time is not known."""
+    models = (model_of(step) for step in steps)
+    return sorted({m.path for m in models if m and m.path and products_of(m, Limits()) is None})
+
+
+def model_of(step: Step) -> ModelSpec | None:
+    """The model whose passes take the time: the judge's where a step trains or asks one, the policy's elsewhere."""
+    if isinstance(step, FitJudge):
+        return step.backbone.model
+    if isinstance(step, Relabel):
+        return step.judge.backbone.model if isinstance(step.judge, FitJudge) else None
+    if isinstance(step, Written):
+        return step.reference.model
+    return next((s.model for s in step.walk() if isinstance(s, Sft)), None)
+
+
+def products_of(model: ModelSpec, limits: Limits) -> float | None:
+    """Multiplications of one forward pass over a prompt and a response at their limits, attention's scores left out."""
+    if model.path is None:
+        sizes = model.config
+    elif (found := sizes_at(model.path)) is None:
+        return None
+    elif isinstance(found, float):
+        return found * (limits.prompt_tokens + limits.response_tokens)
+    else:
+        sizes = found
+    width = named(sizes, ("d_model", "hidden_size", "n_embd"), 512)
+    inner = named(sizes, ("d_ff", "intermediate_size", "n_inner"), 4 * width)
+    layers = named(sizes, ("num_layers", "num_hidden_layers", "n_layer"), 6)
+    head = width * named(sizes, ("vocab_size",), 2048) * limits.response_tokens
+    t5 = "num_decoder_layers" in sizes or sizes.get("model_type", model.model_type) == "t5"
+    gated = "gated" in str(sizes.get("feed_forward_proj", "")) if t5 else "n_embd" not in sizes
+    feed_forward = (3 if gated else 2) * width * inner
+    reads = layers * (4 * width**2 + feed_forward)
+    writes = named(sizes, ("num_decoder_layers",), layers) * (8 * width**2 + feed_forward) if t5 else reads
+    return reads * limits.prompt_tokens + writes * limits.response_tokens + head
+
+
+def sizes_at(path: str) -> dict[str, Any] | float | None:
+    """The configuration of a pretrained model, or of a GGUF file about how many parameters it has; None: not here."""
+    try:
+        found = inside_package(path) if path.startswith(PACKAGE) else Path(path).expanduser()
+    except AligngapError:
+        return None
+    if found.suffix == ".gguf":
+        return found.stat().st_size / BYTES_PER_PARAMETER if found.is_file() else None
+    try:
+        sizes = json.loads((found / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return sizes if isinstance(sizes, dict) else None
+
+
+def named(sizes: dict[str, Any], names: tuple[str, ...], default: float) -> float:
+    """The first of the names that the configuration has as a number; families spell the same size differently."""
+    return next((float(sizes[n]) for n in names if isinstance(sizes.get(n), int | float)), float(default))

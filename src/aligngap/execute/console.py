@@ -173,7 +173,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
-    from ..forecast import seconds_of
+    from ..forecast import seconds_of, unsized
 
     names = labels(plan)
     rows, left, todo = [], 0.0, 0
@@ -185,9 +185,11 @@ def print_plan(plan: Plan, store: Store, out: Path) -> None:
         rows.append((names[step.name], step.name, "there" if there else f"about {clock(seconds)}"))
     print_rows(["step", "artifact", "compute"], rows)
     print(
-        f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time for small "
-        f"models (a rough guess: `aligngap.forecast`); results go to {out}"
+        f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time "
+        f"(a rough guess: `aligngap.forecast`); results go to {out}"
     )
+    if absent := unsized(plan.steps()):
+        print(f"the sizes of {', '.join(absent)} are not known here: their steps take longer than the guess")
 
 
 def print_records(records: pd.DataFrame) -> None:
