@@ -18,6 +18,7 @@ from synthetic_records import ArmTruth, best_of_n_rows, make, same_as
 
 from aligngap import registry
 from aligngap.hypotheses.base import Hypothesis, judge_all
+from aligngap.hypotheses.classify_figures import along_stream
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
 from aligngap.hypotheses.view import View, under
@@ -328,6 +329,12 @@ def test_size_closes_the_gap_slowly() -> None:
     dial = registry.get("hypotheses", "scaling").dial(view)
     assert [p.x for p in dial.series["offline"]] == pytest.approx([0, 2, 4])
     assert [p.value for p in dial.series["online"]] == [1, 1, 1]
+    further = {f.name: f.of(view) for f in registry.get("hypotheses", "scaling").more}
+    assert set(further["frontiers"]) == {*names, *(under(n, "large") for n in names)}
+    best = [[p.value for p in further["absolute"].series[n]] for n in ("offline", "online")]
+    assert [a / b for a, b in zip(*best, strict=True)] == pytest.approx(
+        [p.value for p in dial.series["offline"]], abs=0.01
+    )
     flat = {under(n, v): g for v in ("small", "", "large") for n, g in zip(names, (0.1, 0.0, 0.0), strict=True)}
     assert outcomes("scaling", world(flat, sizes()))["R11 gap"] == INCONCLUSIVE
     assert "parameters" in verdicts("scaling", world(flat))["R11 gap"].reason
@@ -350,8 +357,8 @@ def test_classification() -> None:
     assert classified(online=0.6, offline=0.6, gap=0.1)["H3"].outcome == INCONCLUSIVE
 
 
-def probed(proxy: tuple[float, float], online: float, offline: float, writer: float) -> dict[str, str]:
-    """Outcomes from a probe: the proxy's accuracy at the first and last checkpoint, the others' throughout."""
+def probe_table(proxy: tuple[float, float], online: float, offline: float, writer: float) -> pd.DataFrame:
+    """A probe of three seeds: the proxy's accuracy at the first and last checkpoint, the others' throughout."""
     rows = []
     for seed in range(3):
         for step, first in ((10, True), (100, False)):
@@ -362,9 +369,14 @@ def probed(proxy: tuple[float, float], online: float, offline: float, writer: fl
                  "ties": 0, "accuracy": value + 0.002 * seed, "accuracy_se": (value * (1 - value) / 1024) ** 0.5}
                 for (who, arm), value in found.items()
             ]  # fmt: skip
-    table = pd.DataFrame(rows)[list(PROBE_COLUMNS)]
+    return pd.DataFrame(rows)[list(PROBE_COLUMNS)]
+
+
+def probed(proxy: tuple[float, float], online: float, offline: float, writer: float) -> dict[str, str]:
+    """Outcomes from a `probe_table`."""
     truth = {"online": ArmTruth(gap=0.1), "offline": ArmTruth()}
     records, per_prompt, _ = make(truth, prompts=40, opponents=("golden_policy",), seed_sd=0.005)
+    table = probe_table(proxy, online, offline, writer)
     return outcomes("classification", View(records, per_prompt, probe=table))
 
 
@@ -373,6 +385,24 @@ def test_classifiers_along_the_online_run() -> None:
     assert (paper["R6"], paper["R6 decay"], paper["R13"]) == (SUPPORTED, SUPPORTED, SUPPORTED)
     other = probed(proxy=(0.65, 0.8), online=0.55, offline=0.85, writer=0.7)
     assert (other["R6"], other["R6 decay"], other["R13"]) == (CONTRADICTED, CONTRADICTED, CONTRADICTED)
+
+
+def test_the_figure_of_classifiers_along_the_run() -> None:
+    """Figure 6 shows the probe's table: a curve a classifier, means over seeds with an interval that covers them."""
+    records, per_prompt, _ = make(prompts=20, opponents=("golden_policy",))
+    table = probe_table(proxy=(0.8, 0.65), online=0.55, offline=0.6, writer=0.5)
+    dial = along_stream(View(records, per_prompt, probe=table))
+    assert dial is not None
+    mean = 0.002  # of what `probe_table` adds to seeds 0, 1 and 2
+    expected = {"proxy": (0.8, 0.65), "online": (0.55, 0.55), "offline": (0.6, 0.6)}
+    expected["the run's policy at that step"] = (0.5, 0.5)
+    assert {n: tuple(p.value for p in points) for n, points in dial.series.items()} == {
+        n: pytest.approx(tuple(v + mean for v in values)) for n, values in expected.items()
+    }
+    for points in dial.series.values():
+        assert [p.x for p in points] == [10, 100]
+        assert all(p.lower < p.value < p.upper for p in points)
+    assert along_stream(View(records, per_prompt)) is None
 
 
 @pytest.mark.parametrize(("accuracy", "gap", "expected"), [(0.7, 0.1, SUPPORTED), (0.55, 0.0, CONTRADICTED)])
@@ -512,6 +542,7 @@ def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
         {a: ArmTruth(gap=g) for a, g in gaps.items()}, prompts=60, opponents=("golden_policy",)
     )
     records, per_prompt = same_as("online", "twin", records, per_prompt)
+    write_table(tmp_path / "probe.parquet", probe_table((0.8, 0.65), 0.55, 0.6, 0.5), PROBE_COLUMNS)
     page = build_report(save(tmp_path, (records, per_prompt, samples))).read_text()
     text = (tmp_path / "summary.md").read_text()
     for name in ("coverage", "staleness", "losses", "classification"):
@@ -523,7 +554,14 @@ def test_the_report_has_a_section_for_each(tmp_path: Path) -> None:
         "Not run: reversed, blocks-32, window-32, shuffled-golden. To make them: aligngap run coverage --set seeds=3"
         in text
     )
-    assert "aligngap run scaling --set seeds=3" in text
+    for h in (registry.get("hypotheses", name) for name in ("scaling", "proxy-dial", "geometry")):
+        lacking = ", ".join(a for a in h.arms if a not in gaps)
+        assert f"{h.question} Not run: {lacking}. To test it: aligngap run {h.study} --set seeds=3" in text
+    for name in ("along-online", "accuracy", "winners"):
+        assert (tmp_path / "figures" / f"classification-{name}.png").exists()
+    drawn = pd.read_csv(tmp_path / "figures" / "classification-along-online.csv")
+    assert drawn[drawn["series"] == "proxy"].iloc[:, 3].tolist() == pytest.approx([0.802, 0.652])
+    assert "along the online run&#39;s own pairs (Fig. 6)" in page
     assert "share of the opening gap" in page
     assert "R4 shuffled" in headline(tmp_path)
     opening = pd.read_csv(tmp_path / "figures" / "opening.csv")

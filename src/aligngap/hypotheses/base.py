@@ -42,6 +42,15 @@ class Dial:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A further figure of a hypothesis: a dial, or arms whose frontiers are drawn; None where the records lack it."""
+
+    name: str  # of its files, after the hypothesis's own
+    title: str
+    of: Callable[[View], Dial | tuple[str, ...] | None]
+
+
+@dataclass(frozen=True)
 class Hypothesis:
     """What is asked, and how it is decided. `study` is the packaged study that makes the runs."""
 
@@ -52,6 +61,7 @@ class Hypothesis:
     rules: tuple[Rule, ...]
     dial: Callable[[View], Dial | None] | None = None
     shows: tuple[str, ...] = ()  # arms that its figure shows beside those that its rules need
+    more: tuple[Figure, ...] = ()
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -81,6 +91,7 @@ class Judged:
     arms: tuple[str, ...]  # those it needs or shows that are there, in the records' order
     missing: tuple[str, ...]
     dial: Dial | None
+    more: tuple[tuple[Figure, Dial | tuple[str, ...]], ...] = ()  # the further figures that the records allow
 
 
 def judge_all(hypotheses: Iterable[Hypothesis], view: View) -> tuple[tuple[Judged, ...], tuple[Hypothesis, ...]]:
@@ -93,5 +104,7 @@ def judge_all(hypotheses: Iterable[Hypothesis], view: View) -> tuple[tuple[Judge
         missing = tuple(a for a in hypothesis.arms if not view.has(a))
         present = tuple(a for a in view.arms if a in (*hypothesis.arms, *hypothesis.shows))
         dial = hypothesis.dial(view) if hypothesis.dial else None
-        judged.append(Judged(hypothesis, tuple(hypothesis.judge(view)), present, missing, dial))
+        drawn = [(figure, figure.of(view)) for figure in hypothesis.more]
+        more = tuple((figure, of) for figure, of in drawn if of)
+        judged.append(Judged(hypothesis, tuple(hypothesis.judge(view)), present, missing, dial, more))
     return tuple(judged), tuple(untested)

@@ -1,7 +1,7 @@
 """H3, classification: does who classifies better also generate better?
 
 arXiv 2405.08448, section 5.3: on held-out D_golden at every checkpoint (Figures 7, 8), and along the online run's own
-pairs (Figure 6, self-classification), which needs a study whose `probe` is not 0.
+pairs (Figure 6, self-classification), which needs a study whose `probe` is not 0. Their figures: `classify_figures.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from aligngap.hypotheses.base import COMMON, Dial, Hypothesis, Point
+from aligngap.hypotheses.base import COMMON, Hypothesis
+from aligngap.hypotheses.classify_figures import CURVES, cloud, positions
 from aligngap.hypotheses.rules import Rule, own
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
@@ -30,7 +31,7 @@ from aligngap.types import Verdict
 WEAK = 0.3
 #: five points: the paper calls 45 to 55% chance (64 pairs a checkpoint, 95% half-width 12 points)
 CHANCE = 0.05
-NO_PROBE = "The classifiers were not held along the online run: `probe` is 0, which in `classification` it is not."
+NO_PROBE = "The classifiers were not held along the online run (`probe` is 0); to do so: aligngap run classification."
 RULE_R6 = (
     "Accuracy against the golden model on the online run's own pairs, mean over its checkpoints. Supported if the 95% "
     "two-level intervals of the proxy minus the final online and minus the final offline policy lie above 0; "
@@ -116,17 +117,6 @@ def correlation(view: View, rule: Rule) -> Verdict:
     return rule.found(outcome, found.estimate("rank correlation"), (low, high), reason + one_seed(found.n))
 
 
-def positions(view: View, who: str, arm: str | None = None) -> dict[int, dict[int, tuple[float, float]]]:
-    """Per seed, per step of the online run: a classifier's accuracy on its own pairs near there, and standard error."""
-    rows = view.probe[view.probe["classifier"] == who]
-    rows = rows[rows["accuracy"].notna() & (rows["recording"] == "online")]
-    out: dict[int, dict[int, tuple[float, float]]] = {}
-    for row in rows.to_dict("records"):
-        if arm is None or row["arm"] == arm:
-            out.setdefault(int(row["seed"]), {})[int(row["step"])] = float(row["accuracy"]), float(row["accuracy_se"])
-    return out
-
-
 def along_run(view: View, who: str, arm: str | None = None) -> Ends:
     """Per seed a classifier's accuracy over the run: mean over the steps, as independent pairs."""
     return {
@@ -171,23 +161,6 @@ def itself(view: View, rule: Rule) -> Verdict:
     return rule.found(outcome, found.estimate("accuracy along the run"), (low, high), reason + one_seed(found.n))
 
 
-def cloud(view: View) -> Dial | None:
-    """Figure 7: win rate against accuracy, a point a checkpoint."""
-    series = {}
-    for arm in ("online", "offline", "shuffled"):
-        mine = (view.records["arm"] == arm) & (view.records["step"] > 0)
-        rows = view.records[["step", "accuracy", "win_rate"]][mine]
-        rows = rows.dropna(subset=["accuracy", "win_rate"])
-        rows = rows.iloc[:: max(len(rows) // 1000, 1)]  # a picture: of very many checkpoints, every so many
-        points = [
-            Point(float(r["accuracy"]), float(r["win_rate"]), float("nan"), float("nan"), f"step {r['step']}")
-            for r in rows.to_dict("records")
-        ]
-        if points:
-            series[arm] = tuple(points)
-    return Dial("accuracy on held-out D_golden", "win rate", series, joined=False) if series else None
-
-
 CLASSIFICATION = Hypothesis(
     name="classification",
     question="Is who classifies better also who generates better? Does accuracy explain the gap?",
@@ -205,4 +178,5 @@ CLASSIFICATION = Hypothesis(
             correlation),
     ),
     dial=cloud,
+    more=CURVES,
 )  # fmt: skip

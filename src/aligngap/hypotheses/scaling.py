@@ -6,9 +6,11 @@ checkpoints, divided by online's at the same size. KL is not comparable across s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from aligngap.hypotheses.base import Dial, Hypothesis, Point
+from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
 from aligngap.hypotheses.rules import Rule, own
 from aligngap.hypotheses.verdicts import decide, one_seed
 from aligngap.hypotheses.view import View, under
@@ -18,6 +20,7 @@ from aligngap.types import Verdict
 
 SIZES = ("small", "", "large")
 SMALL, LARGE = "small", "large"
+ARMS = ("online", "shuffled", "offline")
 QUANTILE = 0.9
 BEST = "The best of an arm is the 90% quantile of the win rates of all its checkpoints, its ratio that over online's."
 RULE_PEAK = (
@@ -106,23 +109,45 @@ def fix(view: View, rule: Rule) -> Verdict:
     return rule.found(outcome, effect, (low, high), reason + one_seed(len(seeds)))
 
 
-def ratios(view: View) -> Dial | None:
-    """Figure 11: ratio to online against log2 of the relative number of parameters."""
+def against_size(view: View, y: str, best: Callable[[str, str], Ratio]) -> Dial | None:
+    """An arm's best against log2 of the relative number of parameters, by `best` of an arm and a size."""
     sizes = {s: parameters(view, s) for s in view.variants("online")}
     known = [(s, n) for s, n in sizes.items() if np.isfinite(n)]
     sizes = dict(sorted(known, key=lambda item: item[1]))
     series: dict[str, tuple[Point, ...]] = {}
-    for arm in ("online", "shuffled", "offline"):
+    for arm in ARMS:
         points = []
         for size, n in sizes.items():
-            seeds, point, reps = ratio_to_online(view, arm, size)
+            seeds, point, reps = best(arm, size)
             if seeds:
                 found = two_level(point, reps)
                 x = float(np.log2(n / min(sizes.values())))
                 points.append(Point(x, float(found.value[0]), *found.interval(), f"{n:,.0f} parameters"))
         if points:
             series[arm] = tuple(points)
-    return Dial("log2 of the parameters over the smallest", "best, as a ratio to online's", series) if series else None
+    return Dial("log2 of the parameters over the smallest", y, series) if series else None
+
+
+def ratios(view: View) -> Dial | None:
+    """Figure 11: ratio to online."""
+    return against_size(view, "best, as a ratio to online's", lambda arm, size: ratio_to_online(view, arm, size))
+
+
+def bests(view: View) -> Dial | None:
+    """Figure 14: the same, absolute."""
+
+    def best(arm: str, size: str) -> Ratio:
+        found = view.upper(under(arm, size), QUANTILE)
+        point = np.array([value for value, _ in found.values()])
+        return tuple(found), point, np.array([reps for _, reps in found.values()]).reshape(len(found), -1)
+
+    return against_size(view, "best win rate", best)
+
+
+def of_two_sizes(view: View) -> tuple[str, ...] | None:
+    """Figure 10: the frontiers of the policy as opened and of the larger one."""
+    found = tuple(under(arm, size) for size in ("", LARGE) for arm in ARMS)
+    return tuple(arm for arm in found if view.has(arm)) if view.has(under("online", LARGE)) else None
 
 
 def arms(*names: str) -> tuple[str, ...]:
@@ -143,4 +168,8 @@ SCALING = Hypothesis(
             arms("online", "shuffled", "offline"), lambda view, rule: judge_slope(view, rule, "shuffled", "offline")),
     ),
     dial=ratios,
+    more=(
+        Figure("frontiers", "Frontiers of the policy as opened and of the larger one (Fig. 10)", of_two_sizes),
+        Figure("absolute", "Best win rate against size (Fig. 14)", bests),
+    ),
 )  # fmt: skip

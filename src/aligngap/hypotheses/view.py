@@ -84,6 +84,7 @@ class View:
         self.arms = tuple(dict.fromkeys(map(str, self.records["arm"])))
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique()))
         self._matched: dict[tuple[str, ...], dict[str, ArmCurves]] = {}
+        self._upper: dict[tuple[str, float], dict[int, tuple[float, FloatArray]]] = {}
 
     def has(self, *arms: str) -> bool:
         return all(a in self.arms for a in arms)
@@ -243,7 +244,9 @@ class View:
 
         The protocol of arXiv 2405.08448, section 5.5 (90%: a best that no single lucky checkpoint decides).
         """
-        return {
-            seed: (float(np.quantile(point, quantile)), np.asarray(np.quantile(reps, quantile, axis=0)))
-            for seed, (_, point, reps) in self.wins(arm).items()
-        }
+        if (arm, quantile) not in self._upper:
+            self._upper[arm, quantile] = {
+                seed: (float(np.quantile(point, quantile)), np.asarray(np.quantile(reps, quantile, axis=0)))
+                for seed, (_, point, reps) in self.wins(arm).items()
+            }
+        return self._upper[arm, quantile]

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aligngap.hypotheses.base import Judged
+from aligngap.hypotheses.base import Dial
 from aligngap.report.analysis import DYNAMICS, SCORES, Analysis
 from aligngap.report.dials import draw_dial
+from aligngap.report.sections import pictures_of
 from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import peak_of
@@ -40,12 +41,13 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "difference": difference,
         "over-optimisation": over_optimisation,
         "dynamics": dynamics_figure,
-        **{
-            j.hypothesis.name: partial(of_hypothesis, judged=j) for j in analysis.judged if j.hypothesis.name not in OWN
-        },
     }
+    pictures = {
+        name: of for j in analysis.judged if j.hypothesis.name not in OWN for name, of in pictures_of(j).items()
+    }
+    makers |= {name: partial(picture, of=of) for name, of in pictures.items()}
     #: arms of those that show frontiers: the same arms make the same figure
-    shown = {**{j.hypothesis.name: j.arms for j in analysis.judged if not j.dial}, "opening": analysis.arms}
+    shown = {**{n: of for n, of in pictures.items() if isinstance(of, tuple)}, "opening": analysis.arms}
     made: list[Path] = []
     drawn_before: dict[tuple[str, ...], str] = {}
     style: Any = {
@@ -177,9 +179,9 @@ def frontiers(analysis: Analysis, plt: Any, arms: tuple[str, ...]) -> tuple[Any,
     return figure, pd.concat(numbers, ignore_index=True)
 
 
-def of_hypothesis(analysis: Analysis, plt: Any, judged: Judged) -> tuple[Any, pd.DataFrame] | None:
-    """A hypothesis's figure: its dial, or the frontiers of its arms."""
-    return draw_dial(judged.dial, plt) if judged.dial else frontiers(analysis, plt, judged.arms)
+def picture(analysis: Analysis, plt: Any, of: Dial | tuple[str, ...]) -> tuple[Any, pd.DataFrame] | None:
+    """A hypothesis's figure: a dial, or the frontiers of arms."""
+    return draw_dial(of, plt) if isinstance(of, Dial) else frontiers(analysis, plt, of)
 
 
 def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:

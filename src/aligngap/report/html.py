@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, SCORES, Analysis, assertion, samples_at_equal_kl
 from aligngap.report.interactive import difference_figure, frontier_figure
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
 from aligngap.report.robust_tables import first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import not_tested, section, told, untested
+from aligngap.report.sections import IN_SANDBOX, not_tested, pictures_of, section, titles_of, told, untested
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.stats.scaling_law import GaoFit, better_form
@@ -73,8 +74,7 @@ def page(
         (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour, limits))) for c in defined
     ]
     sections = [
-        section(j, len(analysis.seeds))
-        | {"chart": charts.add(dial_figure(j.dial)) if j.dial else charts.frontiers(analysis, j.arms)}
+        section(j, len(analysis.seeds)) | {"charts": list(zip(titles_of(j), charts.of(analysis, j), strict=True))}
         for j in told(analysis)
     ]
     chart_gao = [(title, charts.add(f)) for title, f in over_optimisation_panels(analysis)]
@@ -112,6 +112,7 @@ def page(
         sections=sections,
         section_header=SECTION_HEADER,
         untested=untested(analysis),
+        in_sandbox=IN_SANDBOX,
         not_tested=not_tested(analysis),
         gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
         gao_opponent=words.opponent(analysis.gao_opponent),
@@ -148,6 +149,13 @@ class Charts:
         if arms not in self._frontiers:
             self._frontiers[arms] = script_json(frontier_figure(analysis, arms).to_json())
         return self._place(self._frontiers[arms])
+
+    def of(self, analysis: Analysis, judged: Judged) -> list[str]:
+        """A hypothesis's figures."""
+        return [
+            self.add(dial_figure(of)) if isinstance(of, Dial) else self.frontiers(analysis, of)
+            for of in pictures_of(judged).values()
+        ]
 
     def _place(self, json: str) -> str:
         name = f"chart-{len(self.items)}"

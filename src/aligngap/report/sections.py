@@ -5,17 +5,30 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aligngap.hypotheses.base import Judged
+from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.types import Verdict
 
+#: what the commands of the packaged studies do, whatever task the records are of
+IN_SANDBOX = "The packaged studies named here make their runs in the sandbox, whatever data these records are of."
 HEADER = ("", "paper", "here", "effect (95%)", "share of the opening gap (95%)", "in words")
 
 
 def told(analysis: Analysis) -> list[Judged]:
     """The hypotheses that get a section: all but the opening one, which is the page itself."""
     return [j for j in analysis.judged if j.hypothesis.name != "opening"]
+
+
+def pictures_of(judged: Judged) -> dict[str, Dial | tuple[str, ...]]:
+    """A hypothesis's figures by file name: its dial or the frontiers of its arms, then its further ones."""
+    name = judged.hypothesis.name
+    return {name: judged.dial or judged.arms, **{f"{name}-{figure.name}": of for figure, of in judged.more}}
+
+
+def titles_of(judged: Judged) -> list[str]:
+    """What stands under each of `pictures_of`; nothing under the first, which the question explains."""
+    return ["", *(figure.title for figure, _ in judged.more)]
 
 
 def effect(v: Verdict) -> str:
@@ -44,9 +57,13 @@ def lacking(judged: Judged, seeds: int) -> str:
 
 
 def untested(analysis: Analysis) -> list[str]:
-    """One line for each hypothesis that these records say nothing of."""
-    seeds = len(analysis.seeds)
-    return [f"{h.name}: {h.question} To test it: {h.command(seeds)}" for h in analysis.untested]
+    """One line for each hypothesis that these records say nothing of: the runs they lack and the command."""
+    seeds, there = len(analysis.seeds), set(analysis.records["arm"].unique())
+    return [
+        f"{h.name}: {h.question} Not run: {', '.join(a for a in h.arms if a not in there) or 'its arms'}. "
+        f"To test it: {h.command(seeds)}"
+        for h in analysis.untested
+    ]
 
 
 def section(judged: Judged, seeds: int) -> dict[str, Any]:

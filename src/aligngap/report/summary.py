@@ -10,7 +10,7 @@ from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.robust_tables import controlled_cells, first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import cells, effect, lacking, not_tested, told, untested
+from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, told, untested
 from aligngap.stats.compare import Comparison
 
 HEADER = (
@@ -112,7 +112,7 @@ def hypotheses(analysis: Analysis) -> list[str]:
         lines += [_row([_escape(x) for x in cells(v)]) for v in judged.verdicts]
         lines += ["", "Rules:", "", *[f"- *{_escape(v.name)}*: {_escape(v.rule)}" for v in judged.verdicts]]
     rest = untested(analysis)
-    return lines + (["", "## Not tested here", "", *[f"- {_escape(x)}" for x in rest]] if rest else [])
+    return lines + (["", "## Not tested here", "", IN_SANDBOX, "", *[f"- {_escape(x)}" for x in rest]] if rest else [])
 
 
 def terminal(analysis: Analysis) -> str:
