@@ -98,13 +98,19 @@ def extended(raw: dict[str, Any], name: str, path: tuple[str, ...] = ()) -> dict
 
 
 def overlaid(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged, what is above winning; an arm or a variant is replaced whole by its namesake."""
+    """Nested mappings merged, what is above winning; an arm or a variant is replaced whole by its namesake, a task by
+    one of another name."""
     out = dict(below)
     for key, value in above.items():
-        if isinstance(out.get(key), dict) and isinstance(value, dict):
-            out[key] = {**out[key], **value} if key in ("arms", "variants") else overlaid(out[key], value)
-        else:
+        mine = out.get(key)
+        if not isinstance(mine, dict) or not isinstance(value, dict):
             out[key] = value
+        elif key in ("arms", "variants"):
+            out[key] = {**mine, **value}
+        elif key == "task" and value.get("name", mine.get("name")) != mine.get("name"):
+            out[key] = value  # the settings of one task are none of another's
+        else:
+            out[key] = overlaid(mine, value)
     return out
 
 

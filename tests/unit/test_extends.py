@@ -70,6 +70,16 @@ def test_an_arm_of_the_same_name_is_replaced_whole(tmp_path: Path) -> None:
     assert load(write(tmp_path, text)).arms["reversed"].of is None
 
 
+def test_a_hypothesis_on_other_data() -> None:
+    """A task of another name comes without the settings of the one it replaces; of the same name it keeps them."""
+    raw = {"extends": "coverage", "name": "mine", "question": "q", "task": {"name": "pairs", "path": "mine.jsonl"}}
+    found = study.extended(raw, "mine.yaml")
+    assert found["task"] == {"name": "pairs", "path": "mine.jsonl"}
+    assert {"online", "offline", "shuffled", "window-2"} <= set(found["arms"])
+    named = study.extended(raw | {"task": {"name": "sandbox", "test_pairs": 9}}, "mine.yaml")
+    assert named["task"] == {"name": "sandbox", "train_pairs": 32000, "test_pairs": 9}
+
+
 def test_several_bases_and_chains(tmp_path: Path) -> None:
     text = "extends: [which-data, noncontrastive]\nname: mine\nquestion: q\n"
     mine = load(write(tmp_path, text))

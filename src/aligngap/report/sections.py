@@ -11,7 +11,10 @@ from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.types import Verdict
 
 #: what the commands of the packaged studies do, whatever task the records are of
-IN_SANDBOX = "The packaged studies named here make their runs in the sandbox, whatever data these records are of."
+IN_SANDBOX = (
+    "The packaged studies named here make their runs in the sandbox; a study of other data has the same arms with "
+    "`extends: STUDY` in its file."
+)
 HEADER = ("", "paper", "here", "effect (95%)", "share of the opening gap (95%)", "in words")
 
 
