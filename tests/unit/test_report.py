@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from aligngap.records import (
     read_samples,
     write_table,
 )
-from aligngap.report import build_report, headline, words
+from aligngap.report import beside, build_report, headline, words
 from aligngap.report.html import script_json
 from aligngap.report.interactive import hover_text
 from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
@@ -252,6 +254,31 @@ def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str
     assert said in body
     assert "nan" not in re.sub(r"<[^>]*>", " ", body[body.index("<main>") :]).lower().split()
     assert said in headline(tmp_path) + body
+
+
+def test_figures_are_drawn_in_a_copy_of_the_process_or_else_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = os.getpid()
+
+    def draw() -> list[Path]:
+        path = tmp_path / str(os.getpid())
+        path.touch()
+        return [path]
+
+    def fails_in_a_copy() -> list[Path]:
+        if os.getpid() != here:
+            raise ValueError("no room")
+        return [tmp_path / "drawn here"]
+
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert beside(draw)() == [tmp_path / str(here)]
+    monkeypatch.delitem(sys.modules, "torch")
+    if sys.platform == "linux":
+        (found,) = beside(draw)()
+        assert found.exists()
+        assert found.name != str(here)
+    assert beside(fails_in_a_copy)() == [tmp_path / "drawn here"]
 
 
 def test_reading_side_imports_no_torch(made: Path) -> None:

@@ -81,7 +81,7 @@ class View:
         self.probe = empty(PROBE_COLUMNS) if probe is None else probe
         self.best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
         self.curves = dict(curves) if curves is not None else self._curves(self.records)
-        self.arms = tuple(dict.fromkeys(map(str, self.records["arm"])))
+        self.arms = tuple(map(str, self.records["arm"].unique()))
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique()))
         self._matched: dict[tuple[str, ...], dict[str, ArmCurves]] = {}
         self._upper: dict[tuple[str, float], dict[int, tuple[float, FloatArray]]] = {}

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +22,18 @@ __all__ = ["build_report", "headline", "planned_power"]
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
     """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
+    folder = Path(out_dir)
+    progress(0, 4, "comparing arms")
+    analysis = _analysis(folder)
     from aligngap.report.figures import make_figures
     from aligngap.report.html import write_page
     from aligngap.report.summary import write_summary
 
-    folder = Path(out_dir)
-    progress(0, 4, "comparing arms")
-    analysis = _analysis(folder)
-    progress(2, 4, "drawing figures")
-    figures = make_figures(analysis, folder / "figures")
-    progress(3, 4, "writing the page")
+    progress(2, 4, "drawing figures, comparing arms otherwise")
+    figures = beside(lambda: make_figures(analysis, folder / "figures"))
     command = command or f"aligngap report {folder}"
     write_summary(analysis, folder / "summary.md", command)
+    progress(3, 4, "writing the page")
     page = write_page(
         analysis,
         folder / "report.html",
@@ -41,6 +46,33 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     return page
 
 
+def beside(draw: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
+    """Draw in a copy of this process while this one goes on; what is returned waits and gives the files.
+
+    The copy is a fork, so nothing is handed over and nothing pickled. Where it fails, and where a fork is not safe (not
+    Linux; torch's threads do not live on in a copy), the figures are drawn here, where an error is raised as any other.
+    """
+    if sys.platform != "linux" or "torch" in sys.modules:
+        return draw
+    read, write = os.pipe()
+    copy = os.fork()
+    if not copy:
+        gc.disable()  # it would write to every object, and so copy the memory that both share
+        try:
+            os.write(write, "\0".join(map(str, draw())).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+
+    def wait() -> list[Path]:
+        with open(read, encoding="utf-8") as pipe:
+            names = pipe.read()
+        os.waitpid(copy, 0)
+        return [Path(name) for name in names.split("\0")] if names else draw()
+
+    return wait
+
+
 def _analysis(folder: Path) -> Analysis:
     """The analysis of a folder's tables; made once for the page and the terminal, anew when a table has changed."""
     stamps = tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.glob("*.[pyj]*")))
@@ -50,10 +82,13 @@ def _analysis(folder: Path) -> Analysis:
 @lru_cache(maxsize=1)
 def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysis:
     from aligngap.records import read_folder
-    from aligngap.report.analysis import analyse
-    from aligngap.report.decision import cheaper_arms
 
-    tables = read_folder(folder)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read_folder, folder)
+        from aligngap.report.analysis import analyse  # scipy comes with it, while the tables are read
+        from aligngap.report.decision import cheaper_arms
+
+        tables = reading.result()
     online, offline = compared(folder)
     study, provenance = _study(folder), _json(folder / "provenance.json")
     return analyse(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from aligngap.hypotheses.decision import Decision, decide
 from aligngap.hypotheses.view import View
 from aligngap.records import empty
 from aligngap.report.robust import Robust, make_robust
-from aligngap.stats.clouds import Clouds, make_clouds
+from aligngap.stats.clouds import Clouds, IntArray, make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.reference import reference_table
@@ -48,12 +48,27 @@ MAX_POINTS = 1500
 DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Scored:
     """An arm's checkpoints with their scores, and by score the SFT policy's level (nan where not measured)."""
 
     rows: pd.DataFrame
     base: Mapping[str, float]
+
+
+class ByOpponent(dict[str, T]):
+    """Something against each opponent, made when first asked for: the figures need the main one only."""
+
+    def __init__(self, make: Callable[[str], T]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, opponent: str) -> T:
+        self[opponent] = self.make(opponent)
+        return self[opponent]
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Analysis:
     rng_seed: int = 0
     gao: Mapping[tuple[str, str], Mapping[str, GaoFit]] = field(default_factory=dict)  # (arm, score) -> form -> fit
     gao_opponent: str = ""
-    warnings: tuple[str, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)  # steps that failed, and why
     decision: Decision | None = None
     costs: Mapping[str, Any] = field(default_factory=dict)  # what each run generated, as `collect` wrote it
 
@@ -89,17 +104,17 @@ class Analysis:
         """Every verdict, those on the paper's assertions R1 to R13 first, in their order."""
         return tuple(sorted((v for j in self.judged for v in j.verdicts), key=lambda v: assertion(v.name)))
 
-    def checkpoints(self, opponent: str, arm: str) -> pd.DataFrame:
-        """An arm's rows against an opponent, the columns that are drawn; undefined values included."""
-        if opponent not in self._by_arm:
-            rows = self.records[list(DRAWN)][self.records["opponent"] == opponent]
-            self._by_arm[opponent] = {str(name): part for name, part in rows.groupby("arm", sort=False)}
-        return self._by_arm[opponent].get(arm, self.records[list(DRAWN)].iloc[:0])
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
+        dropped = [w for o in self.opponents for w in self.clouds[o].warnings]
+        return tuple(dict.fromkeys(dropped + stopped(self.records) + failed(self.failures)))
 
     @cached_property
     def robust(self) -> Robust:
         """The same comparisons on other axes, at equal length and against best-of-n; made when first asked for."""
-        return make_robust(self.clouds, self.curves, self.comparisons, self.best_of_n, self.opponent, self.rng_seed)
+        clouds = {o: self.clouds[o] for o in self.opponents}
+        return make_robust(clouds, self.curves, self.comparisons, self.best_of_n, self.opponent, self.rng_seed)
 
     @cached_property
     def reference(self) -> pd.DataFrame:
@@ -109,26 +124,30 @@ class Analysis:
     @cached_property
     def points(self) -> Mapping[str, pd.DataFrame]:
         """Each arm's checkpoints against the main opponent that have a place in the figures, thinned if very many."""
-        found = {a: self.checkpoints(self.opponent, a) for a in self._arms(self.opponent)}
-        columns = list(DRAWN[: DRAWN.index("win_rate_se") + 1])
-        return {a: thin(r[columns][(r["kl_nats"] > 0) & r["win_rate"].notna()]) for a, r in found.items()}
+        rows = self.records[list(DRAWN[: DRAWN.index("win_rate_se") + 1])]
+        drawn = ((rows["kl_nats"] > 0) & rows["win_rate"].notna()).to_numpy()
+        return {arm: rows.iloc[thin(at[drawn[at]])] for arm, at in self._places[self.opponent].items()}
 
     @cached_property
     def scored(self) -> Mapping[str, Scored]:
         """Each arm's scores for the over-optimisation figures, thinned; arms without a score or a KL are left out."""
-        found = {a: self.checkpoints(self.gao_opponent, a) for a in self.arms}
-        known = {a: r[r["kl_nats"].notna() & r[list(SCORES)].notna().any(axis=1)] for a, r in found.items()}
-        return {
-            a: Scored(thin(rows), {s: sft_level(rows, s) for s in SCORES}) for a, rows in known.items() if len(rows)
-        }
-
-    def _arms(self, opponent: str) -> list[str]:
-        self.checkpoints(opponent, "")
-        return list(self._by_arm[opponent])
+        rows, found = self.records[list(DRAWN)], {}
+        known = (rows["kl_nats"].notna() & rows[list(SCORES)].notna().any(axis=1)).to_numpy()
+        for arm, at in self._places[self.gao_opponent].items():
+            if arm in self.arms and known[at].any():
+                base = rows[["seed", "step", *SCORES]].iloc[at[known[at]]]
+                found[arm] = Scored(rows.iloc[thin(at[known[at]])], {s: sft_level(base, s) for s in SCORES})
+        return {arm: found[arm] for arm in self.arms if arm in found}
 
     @cached_property
-    def _by_arm(self) -> dict[str, dict[str, pd.DataFrame]]:
-        return {}
+    def _places(self) -> Mapping[str, Mapping[str, IntArray]]:
+        """Where each arm's rows against each opponent lie in the records."""
+        arm, arms = pd.factorize(self.records["arm"])
+        opponent, opponents = pd.factorize(self.records["opponent"])
+        return {
+            str(o): {str(a): np.flatnonzero((opponent == i) & (arm == j)) for j, a in enumerate(arms)}
+            for i, o in enumerate(opponents)
+        }
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -142,11 +161,11 @@ class Analysis:
         return sft_level(self.records[["seed", "step", "win_rate"]][self.records["opponent"] == self.opponent])
 
 
-def thin(rows: pd.DataFrame, cap: int = MAX_POINTS) -> pd.DataFrame:
-    """At most `cap` rows, spread evenly."""
-    if len(rows) <= cap:
-        return rows
-    return rows.iloc[np.linspace(0, len(rows) - 1, cap).round().astype(int)]
+def thin(places: IntArray, cap: int = MAX_POINTS) -> IntArray:
+    """At most `cap` places, spread evenly."""
+    if len(places) <= cap:
+        return places
+    return np.asarray(places[np.linspace(0, len(places) - 1, cap).round().astype(int)])
 
 
 def assertion(name: str) -> int:
@@ -197,8 +216,8 @@ def analyse(
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
     opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
     arms = ordered(list(records["arm"].unique()), ARM_ORDER)
-    clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
-    curves = {o: curves_for(c, rng_seed=rng_seed) for o, c in clouds.items()}
+    clouds = ByOpponent(lambda o: make_clouds(records, per_prompt, o))
+    curves = ByOpponent(lambda o: curves_for(clouds[o], rng_seed=rng_seed))
     main_opponent = next((o for o in opponents if curves[o]), opponents[0])
     view = View(
         records,
@@ -214,7 +233,7 @@ def analyse(
     judged, untested = judge_all((registry.get("hypotheses", n) for n in registry.names("hypotheses")), view)
     arms = featured(arms, judged, (online, offline))
     pairs = pairs_to_compare(arms, online, offline)
-    comparisons = {o: tuple(compare(curves[o], a, b, o) for a, b in pairs) for o in opponents}
+    comparisons = ByOpponent(lambda o: tuple(compare(curves[o], a, b, o) for a, b in pairs))
     main = comparisons[main_opponent][0]
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     return Analysis(
@@ -238,9 +257,7 @@ def analyse(
         rng_seed=rng_seed,
         gao=gao_fits(records, gao_opponent, arms),
         gao_opponent=gao_opponent,
-        warnings=tuple(
-            dict.fromkeys([w for c in clouds.values() for w in c.warnings] + stopped(records) + failed(failures or {}))
-        ),
+        failures=failures or {},
         decision=None if margin is None else decide(view, margin, cheaper),
         costs=costs or {},
     )
@@ -269,7 +286,8 @@ def gao_fits(
             gain = later[score].to_numpy(np.float64) - start
             se = later[f"{score}_se"].to_numpy(np.float64)
             kl = later["kl_nats"].to_numpy(np.float64)
-            out[arm, score] = {f: fit_gao(kl, gain, se, f, later["run"].to_numpy()) for f in FORMS}
+            run = np.unique(later["run"].to_numpy(), return_inverse=True)[1]
+            out[arm, score] = {f: fit_gao(kl, gain, se, f, run) for f in FORMS}
     return out
 
 

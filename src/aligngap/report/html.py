@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ def write_page(
     command: str = "",
     provenance: Mapping[str, Any] | None = None,
     study: str = "",
-    figures: list[Path] | None = None,
+    figures: Callable[[], list[Path]] = list,
 ) -> Path:
     """Render the page and put it in place atomically."""
-    text = page(analysis, command=command, provenance=provenance or {}, study=study, figures=figures or [])
+    text = page(analysis, command=command, provenance=provenance or {}, study=study, figures=figures)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -50,9 +50,9 @@ def page(
     command: str = "",
     provenance: Mapping[str, Any] | None = None,
     study: str = "",
-    figures: list[Path] | None = None,
+    figures: Callable[[], list[Path]] = list,
 ) -> str:
-    """The whole page as text."""
+    """The whole page as text; `figures` gives the static ones, and is asked last."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -129,7 +129,7 @@ def page(
         parts=parts_table((provenance or {}).get("pipeline", [])),
         provenance=summarise(provenance or {}),
         study_yaml=study,
-        still=embed(figures or [], "opening"),
+        still=embed(figures(), "opening"),
         plotly_js=get_plotlyjs(),
     )
 

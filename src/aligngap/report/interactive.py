@@ -20,7 +20,8 @@ MAX_TEXT = 160
 
 def hover_text(text: str, limit: int = MAX_TEXT, width: int = 46) -> str:
     """Text that plotly shows as it is: it renders a small HTML subset and %{...} templates, so both are disarmed."""
-    text = "".join(ch if ch.isprintable() else " " for ch in text)
+    if not text.isprintable():
+        text = "".join(ch if ch.isprintable() else " " for ch in text)
     text = " ".join(text.split())
     if len(text) > limit:
         text = text[: limit - 1] + "…"

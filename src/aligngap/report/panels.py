@@ -87,7 +87,7 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
     for column in columns:
         figure = go.Figure()
         for arm in analysis.arms:
-            mine, style = thin(table[table["arm"] == arm], 400), styles[arm]
+            mine, style = table.iloc[thin(np.flatnonzero(table["arm"] == arm), 400)], styles[arm]
             mine = mine[mine[f"{column}_mean"].notna()]
             if not len(mine):
                 continue

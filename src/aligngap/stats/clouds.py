@@ -98,7 +98,7 @@ def make_clouds(
         arm, seed = str(frame["arm"].iloc[0]), int(frame["seed"].iloc[0])
         frame = frame.sort_values(["run", "step"], kind="stable")
         codes, runs = pd.factorize(frame["run"])
-        configs = frame.drop_duplicates("run").set_index("run")["config"]
+        configs = frame["config"][frame["run"].notna() & ~frame["run"].duplicated()]
         x: FloatArray = frame["kl_nats"].to_numpy(np.float64)
         win: FloatArray = frame[column].to_numpy(np.float64)
         part = groups.get(key)
@@ -117,7 +117,7 @@ def make_clouds(
                 arm=arm,
                 seed=seed,
                 runs=tuple(map(str, runs)),
-                configs=tuple(str(configs.get(r, "")) for r in runs),
+                configs=tuple(map(str, configs)),
                 run=codes.astype(np.int64),
                 step=frame["step"].to_numpy(np.int64),
                 x=np.maximum(x, min_kl),

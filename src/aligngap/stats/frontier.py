@@ -76,16 +76,17 @@ def interpolate(x: FloatArray, y: FloatArray, grid: FloatArray) -> FloatArray:
         weights[at, np.arange(len(grid))] = 1.0 - share
         weights[at + 1, np.arange(len(grid))] += share
         return np.asarray(y @ weights)
-    at = (np.arange(x.shape[0]) * x.shape[1])[:, None] + np.zeros(len(grid), dtype=np.int64)
-    for node in range(1, last):
-        at += x[:, node, None] <= grid
-    flat = y.reshape(*y.shape[:-2], -1)
-    x0, x1, y0, y1 = x.take(at), x.take(at + 1), flat.take(at, axis=-1), flat.take(at + 1, axis=-1)
-    share = np.clip((grid - x0) / np.maximum(x1 - x0, 1e-12), 0.0, 1.0)
-    y1 -= y0
-    y1 *= share
-    y1 += y0
-    return np.asarray(y1)
+    rows, k = len(x), len(grid)
+    passed = np.searchsorted(grid, x[:, 1:last]) + (k + 1) * np.arange(rows)[:, None]  # where each inner node is passed
+    at = np.bincount(passed.ravel(), minlength=rows * (k + 1)).reshape(rows, k + 1)[:, :k].cumsum(axis=1)
+    at += (last + 1) * np.arange(rows)[:, None]
+    nodes, values = x.ravel(), y.reshape(*y.shape[:-2], -1)
+    gap = np.maximum(np.diff(nodes, append=0.0), 1e-12)
+    share = np.clip((grid - nodes.take(at)) / gap.take(at), 0.0, 1.0)
+    out = np.diff(values, append=0.0).take(at, axis=-1)
+    out *= share
+    out += values.take(at, axis=-1)
+    return np.asarray(out)
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,13 @@ def reference_clouds(best_of_n: pd.DataFrame, opponent: str, score: str = "win_r
 def against_best_of_n(
     curves: Mapping[str, ArmCurves], best_of_n: pd.DataFrame, opponent: str, rng_seed: int = 0
 ) -> tuple[Comparison, ...]:
-    """Every arm minus best-of-n at equal KL; nothing where best-of-n was not made against this opponent."""
+    """Every arm minus best-of-n at equal KL, without a band; nothing where best-of-n was not made."""
     clouds = reference_clouds(best_of_n, opponent)
     if not clouds or not curves:
         return ()
     some = next(iter(curves.values()))
     reference = arm_curves(clouds, some.grid, some.frontier_reps.shape[1], rng_seed)
-    return tuple(compare({**curves, **reference}, arm, BEST_OF_N, opponent) for arm in curves)
+    return tuple(compare({**curves, **reference}, arm, BEST_OF_N, opponent, band=False) for arm in curves)
 
 
 def reference_table(best_of_n: pd.DataFrame, opponent: str) -> pd.DataFrame:

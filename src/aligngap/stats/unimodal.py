@@ -69,9 +69,10 @@ def frontier_line(curve: ArmCurves, rng_seed: int = 0, level: float = 0.95) -> L
 def unimodal(fit: Spline, y: FloatArray) -> FloatArray:
     """Fitted curves [N, K] with one hump through curves y [N, K], by least squares with the spline's penalty."""
     coefficients = y @ fit.solve.T
-    steps = np.diff(coefficients, axis=1)
-    for i in np.flatnonzero(~_one_hump(steps)):
-        coefficients[i] = _fit_one(fit, coefficients[i])
+    bent = np.flatnonzero(~_one_hump(np.diff(coefficients, axis=1)))
+    shapes = _shapes(fit) if len(bent) else []
+    for i in bent:
+        coefficients[i] = _fit_one(fit.root @ coefficients[i], shapes)
     return np.asarray(coefficients @ fit.basis.T, dtype=np.float64)
 
 
@@ -81,22 +82,27 @@ def _one_hump(steps: FloatArray, tiny: float = 1e-12) -> np.ndarray:
     return np.asarray(~(fell & (steps > tiny)).any(axis=1))
 
 
-def _fit_one(fit: Spline, free: FloatArray) -> FloatArray:
-    """Coefficients [Q] nearest to the free ones in the norm of the penalised problem, over all modes.
+def _shapes(fit: Spline) -> list[tuple[FloatArray, FloatArray]]:
+    """For every mode, what the coefficients are made of: the sign of each step [Q-1], and the columns [Q, Q+1] of a
+    non-negative least squares problem, times R."""
+    q = len(fit.root)
+    level = fit.root.sum(axis=1)
+    #: column j of `rises` is what a unit step between coefficients j and j + 1 adds
+    rises = fit.root @ np.tril(np.ones((q, q)), -1)[:, : q - 1]
+    signs = [np.where(np.arange(q - 1) < mode, 1.0, -1.0) for mode in range(q)]
+    return [(sign, np.column_stack([level, -level, rises * sign])) for sign in signs]
+
+
+def _fit_one(target: FloatArray, shapes: list[tuple[FloatArray, FloatArray]]) -> FloatArray:
+    """Coefficients [Q] nearest to the free ones (target = R free) in the norm of the penalised problem, over all modes.
 
     The penalised sum of squares is a constant plus |R (c - free)|^2, R the Cholesky factor of its normal matrix. With
     c = level + signed cumulative steps, the level free (as a difference of two) and the steps not negative, that is
     non-negative least squares.
     """
-    q = len(free)
-    target = fit.root @ free
-    level = fit.root.sum(axis=1)
-    #: column j of `rises` is what a unit step between coefficients j and j + 1 adds
-    rises = fit.root @ np.tril(np.ones((q, q)), -1)[:, : q - 1]
-    best, found = np.inf, free
-    for mode in range(q):
-        sign = np.where(np.arange(q - 1) < mode, 1.0, -1.0)
-        theta, miss = nnls(np.column_stack([level, -level, rises * sign]), target)
+    best, found = np.inf, target
+    for sign, columns in shapes:
+        theta, miss = nnls(columns, target)
         if miss < best - 1e-12:
             best = miss
             found = theta[0] - theta[1] + np.concatenate([[0.0], np.cumsum(sign * theta[2:])])
