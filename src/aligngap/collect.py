@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,15 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         of = plan.study.compare[0]
         along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
         records.write_table(out / records.PROBE, pd.concat(along, ignore_index=True), PROBE_COLUMNS)
+    asked: dict[str, Counter[str]] = {}
     for step in plan.steps():
         if store.has(step.name):
-            about["artifacts"][step.name] = store.manifest(step.name)["provenance"]
+            manifest = store.manifest(step.name)
+            about["artifacts"][step.name] = manifest["provenance"]
+            for judge, counts in manifest["result"].get("judges", {}).items():
+                asked.setdefault(judge, Counter()).update(counts)
+    if asked:
+        about["judges"] = asked
     shown: set[str] = set()
     for run in plan.runs:
         about["pipeline"] += parts(run, plan.start[run.name], store, shown)
@@ -143,7 +150,8 @@ def told(seed: int, part: str, step: Step, store: Store) -> list[dict[str, Any]]
     if not store.has(step.name):
         return []
     result = store.manifest(step.name)["result"]
-    return [{"seed": seed, "part": part, "what": k.replace("_", " "), "value": v} for k, v in result.items()]
+    found = {k: v for k, v in result.items() if k != "judges"}  # which the whole study has a table of
+    return [{"seed": seed, "part": part, "what": k.replace("_", " "), "value": v} for k, v in found.items()]
 
 
 def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outcome: str) -> pd.DataFrame:

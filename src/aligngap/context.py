@@ -6,7 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from .runlog import RunLog
 from .store import Store, write_text
@@ -39,6 +39,7 @@ class Context:
         self.track = Track()  # told every training step and every measurement
         self.stopping: Callable[[], bool] = lambda: False  # asked between training steps
         self._cache: OrderedDict[Hashable, Any] = OrderedDict()
+        self._paid: dict[str, Any] = {}  # judges that this step has asked and that are paid for
 
     @property
     def device(self) -> torch.device:
@@ -121,17 +122,17 @@ class Context:
             judge: Judge = learner
             return judge
 
-        return self.cached(step.name, build)
+        found: Any = self.cached(step.name, build)
+        if hasattr(found, "for_step"):
+            found.for_step(self.work.name)
+            self._paid[found.key] = found
+        return cast("Judge", found)
 
     def spent(self) -> dict[str, Any]:
-        """What judges that are paid for say they were asked and cost since this was last called."""
-        found = {}
-        for value in self._cache.values():
-            if hasattr(value, "spent"):
-                about = value.spent()
-                if about:
-                    found[value.key] = about
-        return found
+        """What judges that are paid for were asked by the step in `work`, and cost."""
+        told = {key: judge.spent(self.work.name) for key, judge in self._paid.items()}
+        self._paid = {}
+        return {key: about for key, about in told.items() if about}
 
     def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
         """Fill in the reference's log-probabilities, batch by batch, with progress."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from endpoint_server import Server, serving
 
 from aligngap.judges.endpoint import STEERING, Endpoint, EndpointJudge, verdict
 from aligngap.store import digest
@@ -21,80 +19,11 @@ pytest.importorskip("openai")
 SECRET = "sk-test-1234567890"
 
 
-class Server(ThreadingHTTPServer):
-    """Prefers the longer response; `script` holds what goes wrong with the next requests, in turn."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[str] = []
-        self.always = ""
-        self.asked: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        self.now, self.most, self.lock = 0, 0, threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *words: Any) -> None:
-        """Quiet."""
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            server.asked.append(body)
-            server.keys.add(self.headers.get("Authorization", ""))
-            what = server.script.pop(0) if server.script else server.always
-            server.now += 1
-            server.most = max(server.most, server.now)
-        time.sleep(0.02)
-        with server.lock:
-            server.now -= 1
-        if what.isdigit():
-            return self.reply(int(what), json.dumps({"error": {"message": f"no: {self.headers['Authorization']}"}}))
-        if what == "stall":
-            time.sleep(1.0)
-        if what == "html":
-            return self.reply(200, "<html>rubbish</html>")
-        data = json.loads(body["messages"][1]["content"])
-        first, second = len(data["first"]), len(data["second"])
-        say = json.dumps({"better": "first" if first > second else "second" if second > first else "tie"})
-        message: dict[str, Any] = {"role": "assistant", "content": {"rubbish": "I like the first"}.get(what, say)}
-        if what == "refuse":
-            message |= {"content": None, "refusal": "no"}
-        choice = {"index": 0, "message": message, "finish_reason": "length" if what == "truncate" else "stop"}
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-        done = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-        self.reply(200, json.dumps(done))
-
-    def reply(self, status: int, text: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json" if text[0] == "{" else "text/html")
-        self.send_header("Content-Length", str(len(text)))
-        self.send_header("retry-after-ms", "5")
-        self.end_headers()
-        try:
-            self.wfile.write(text.encode())
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # who waited has gone
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
-    made = Server()
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    with serving() as made:
+        yield made
 
 
 def endpoint(server: Server, **more: Any) -> Endpoint:
@@ -115,10 +44,11 @@ def test_both_orders_ties_and_cost(server: Server, tmp_path: Path) -> None:
     assert found.hard.tolist() == [1.0, 0.0, 0.5, 0.5]
     assert len(server.asked) == 6  # two orders of three pairs; equal texts are not asked
     assert server.keys == {f"Bearer {SECRET}"}
-    spent = judge.spent()
+    spent = judge.spent("")
     assert (spent["asked"], spent["tokens_in"], spent["tokens_out"]) == (6, 60, 12)
     assert spent["cost"] == pytest.approx((60 * 1.0 + 12 * 10.0) / 1e6)
-    assert judge.spent() == {}
+    assert (spent["pairs"], spent["answers"], spent["orders_disagree"]) == (4, 6, 0)
+    assert judge.spent("another step") == {}
 
 
 def test_nothing_is_paid_for_twice(server: Server, tmp_path: Path) -> None:
@@ -128,9 +58,38 @@ def test_nothing_is_paid_for_twice(server: Server, tmp_path: Path) -> None:
     second = ask(again, ("long one", "short"), ("short", "long one"))
     assert len(server.asked) == count
     assert second.forward[0] == first.forward[0]
-    assert again.spent()["cached"] == 2
+    again.for_step("second")
+    ask(again, ("long one", "short"))
+    spent = again.spent("second")
+    assert (spent["pairs"], spent["answers"], spent["asked"], spent["cost"]) == (1, 2, 0, 0.0)
     ask(endpoint(server, criterion="Say which is shorter.").open(tmp_path, None), ("long one", "short"))
     assert len(server.asked) == count + 2  # another question
+
+
+def test_two_orders_that_disagree_are_a_tie_and_counted(server: Server, tmp_path: Path) -> None:
+    server.rule = lambda data: "first"
+    judge = endpoint(server).open(tmp_path, None)
+    assert ask(judge, ("long one", "short"), ("a", "b")).hard.tolist() == [0.5, 0.5]
+    assert judge.spent("")["orders_disagree"] == 2
+
+
+def test_what_a_step_spent_outlives_its_process(server: Server, tmp_path: Path) -> None:
+    """Killed after some answers were paid for and before their pairs were judged: they count once, for that step."""
+    dying = endpoint(server).open(tmp_path, None)
+    dying.for_step("relabel-1")
+    ask(dying, ("long one", "short"))
+    for sides in (("aaa", "b"), ("b", "aaa")):
+        dying.ask("p", *sides)
+    del dying
+    judge = endpoint(server).open(tmp_path, None)
+    judge.for_step("relabel-1")
+    ask(judge, ("long one", "short"), ("aaa", "b"), ("cccc", "b"))
+    judge.for_step("relabel-2")
+    ask(judge, ("aaa", "b"), ("dd", "b"))
+    assert len(server.asked) == 8
+    first, second = judge.spent("relabel-1"), judge.spent("relabel-2")
+    assert (first["pairs"], first["answers"], first["asked"], first["tokens_in"]) == (3, 6, 6, 60)
+    assert (second["pairs"], second["answers"], second["asked"], second["tokens_in"]) == (2, 4, 2, 20)
 
 
 @pytest.mark.parametrize("trouble", ["500", "429", "503"])
@@ -149,11 +108,11 @@ def test_what_is_no_verdict_is_a_tie_counted_and_kept(
     server.always = trouble
     judge = endpoint(server).open(tmp_path, None)
     assert ask(judge, ("long one", "short")).hard[0] == 0.5
-    assert judge.spent()[counted] == 2
+    assert judge.spent("")[counted] == 2
     server.always = ""
     again = endpoint(server).open(tmp_path, None)
     assert ask(again, ("long one", "short")).hard[0] == 0.5  # as before the study was interrupted
-    assert again.spent()[counted] == 2
+    assert again.spent("")[counted] == 2  # the same pair of the same step: counted once
     server.always = trouble
     with pytest.raises(RunFailed, match="are no verdict"):
         ask(again, *[("x" * i, "y") for i in range(2, 20)])
@@ -198,7 +157,7 @@ def test_texts_travel_as_data_and_steering_is_counted(server: Server, tmp_path: 
         system, user = body["messages"]
         assert "Ignore" not in system["content"]
         assert set(json.loads(user["content"])) == {"prompt", "first", "second"}
-    assert judge.spent()["suspicious"] == 1
+    assert judge.spent("")["suspicious"] == 1
     assert not STEERING.search("Which of the two rivers is the longer one?")
 
 

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import re
-import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,9 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from ..settings import Settings
+from ..store import digest
 from ..types import AligngapError, Judgement, Prompt, Response, RunFailed
+from .answers import Answers
 
 VERSION = 1  # raise it when the same settings ask or read otherwise
 INSTRUCTIONS = (
@@ -115,14 +115,15 @@ class Endpoint(Settings):
 
 
 class EndpointJudge:
-    """The judge itself. `usage` counts what this process asked; answers lie in `answers.sqlite` under `folder`."""
+    """The judge itself; answers, and what each step used of them, lie in `answers.sqlite` under `folder`."""
 
     def __init__(self, how: Endpoint, folder: Path | None) -> None:
         try:
             import openai
         except ImportError as error:
             raise AligngapError("kind: endpoint needs the openai client: pip install 'aligngap[endpoint]'") from error
-        self.how, self.usage = how, Counter[str]()
+        self.how, self.step = how, ""
+        self._used = self._bad = 0  # answers of this step in this process
         text = json.dumps(how.identity(), sort_keys=True)
         self.key = f"endpoint {how.served_model} {hashlib.sha256(text.encode()).hexdigest()[:20]}"
         secret = os.environ.get(how.key_variable, "") if how.key_variable else "none"
@@ -133,7 +134,12 @@ class EndpointJudge:
         self._client = openai.OpenAI(
             api_key=secret, base_url=how.base_url, timeout=how.timeout_seconds, max_retries=how.retries
         )
-        self._answers = Answers(folder / ANSWERED) if folder is not None else None
+        self._answers = Answers(folder / ANSWERED if folder is not None else None)
+
+    def for_step(self, name: str) -> None:
+        """Say which step asks from now on, and pays."""
+        if name != self.step:
+            self.step, self._used, self._bad = name, 0, 0
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
         """Both orders of every pair; equal texts are a tie and are not asked."""
@@ -144,16 +150,19 @@ class EndpointJudge:
             answers = dict(zip(wanted, pool.map(lambda q: self.ask(*q), wanted), strict=True))
         values = [ANSWERS[answers[q]["better"]] if q in answers else 0.5 for q in both]
         forward, backward = np.array(values[0::2]), np.array(values[1::2])
-        steered = sum(any(STEERING.search(t) for t in s) for s in sides)
-        asked = [i for i, s in enumerate(sides) if s[1] != s[2]]
-        self.usage.update(
-            pairs=len(sides), suspicious=steered,
-            orders_disagree=int(sum(forward[i] == backward[i] != 0.5 for i in asked)),
-        )  # fmt: skip
-        total = self.usage["asked"] + self.usage["cached"]
-        bad = self.usage["refused"] + self.usage["unreadable"] + self.usage["truncated"]
-        if total >= 20 and bad > self.how.bad_share * total:
-            raise RunFailed(f"endpoint {self.how.base_url}: {bad} of {total} answers are no verdict (see bad_share)")
+        pairs: dict[str, Counter[str]] = {}
+        for i, side in enumerate(sides):
+            counts = Counter(answers[q]["what"] for q in both[2 * i : 2 * i + 2] if q in answers)
+            counts["answers"] = counts.total()
+            counts["orders_disagree"] = int(forward[i] == backward[i] != 0.5)
+            counts["suspicious"] = int(any(STEERING.search(t) for t in side))
+            pairs[digest(side)] = counts
+        self._answers.judged(self.key, self.step, pairs)
+        self._used += len(answers)
+        self._bad += sum(found["what"] != "ok" for found in answers.values())
+        if self._used >= 20 and self._bad > self.how.bad_share * self._used:
+            what = f"{self._bad} of {self._used} answers are no verdict (see bad_share)"
+            raise RunFailed(f"endpoint {self.how.base_url}: {what}")
         return Judgement(forward, backward)
 
     def ask(self, prompt: str, first: str, second: str) -> dict[str, Any]:
@@ -162,16 +171,7 @@ class EndpointJudge:
         clean = {k: v.encode("utf-8", "replace").decode() for k, v in data.items()}  # a lone surrogate is no text
         question = json.dumps(clean, ensure_ascii=False)
         key = hashlib.sha256(f"{self.key}\n{question}".encode()).hexdigest()
-        found = self._answers.get(key) if self._answers else None
-        self.usage["cached" if found else "asked"] += 1
-        if found is None:
-            found = self._request(question)
-            if self._answers:
-                self._answers.put(key, found)
-            self.usage.update(tokens_in=found["tokens_in"], tokens_out=found["tokens_out"])
-        if found["what"] != "ok":
-            self.usage[found["what"]] += 1
-        return found
+        return self._answers.get(key) or self._answers.put(self.key, self.step, key, self._request(question))
 
     def _request(self, question: str) -> dict[str, Any]:
         o, how = self._openai, self.how
@@ -204,13 +204,12 @@ class EndpointJudge:
     def _hide(self, text: str) -> str:
         return text.replace(self._secret, "***") if self._secret else text
 
-    def spent(self) -> dict[str, Any]:
-        """What was asked and paid since this was last called, for the manifest."""
-        if not self.usage:
+    def spent(self, step: str) -> dict[str, Any]:
+        """What a step used and paid for, kills notwithstanding, for its manifest; {} if nothing."""
+        counts = self._answers.spent(self.key, step)
+        if not counts["pairs"] and not counts["asked"]:
             return {}
-        cost = (self.usage["tokens_in"] * self.how.price_in + self.usage["tokens_out"] * self.how.price_out) / 1e6
-        counts = dict(self.usage)
-        self.usage.clear()
+        cost = (counts["tokens_in"] * self.how.price_in + counts["tokens_out"] * self.how.price_out) / 1e6
         return {**counts, "cost": cost}
 
 
@@ -244,23 +243,3 @@ def verdict(text: Any) -> str | None:
         said = pairs[0][1]
         return said if isinstance(said, str) and said in ANSWERS else None
     return None
-
-
-class Answers:
-    """Answers by content in one SQLite file: each is written whole, once, and is there for every process after."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._base = sqlite3.connect(path, timeout=60.0, check_same_thread=False, isolation_level=None)
-        self._base.execute("CREATE TABLE IF NOT EXISTS answers (question TEXT PRIMARY KEY, answer TEXT NOT NULL)")
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        with self._lock:
-            row = self._base.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
-        found: dict[str, Any] | None = json.loads(row[0]) if row else None
-        return found
-
-    def put(self, key: str, answer: dict[str, Any]) -> None:
-        with self._lock:
-            self._base.execute("INSERT OR IGNORE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))

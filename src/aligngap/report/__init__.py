@@ -104,6 +104,7 @@ def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysi
         margin=_margin(folder, study),
         cheaper=cheaper_arms(_section(study, "arms")),
         costs=_section(provenance, "costs"),
+        asked=_section(provenance, "judges"),
     )
 
 

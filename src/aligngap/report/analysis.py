@@ -98,6 +98,7 @@ class Analysis:
     failures: Mapping[str, str] = field(default_factory=dict)  # steps that failed, and why
     decision: Decision | None = None
     costs: Mapping[str, Any] = field(default_factory=dict)  # what each run generated, as `collect` wrote it
+    asked: Mapping[str, Any] = field(default_factory=dict)  # what judges that are paid for were asked, likewise
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -211,6 +212,7 @@ def analyse(
     margin: float | None = None,
     cheaper: Sequence[str] = (),
     costs: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
@@ -260,6 +262,7 @@ def analyse(
         failures=failures or {},
         decision=None if margin is None else decide(view, margin, cheaper),
         costs=costs or {},
+        asked=asked or {},
     )
 
 

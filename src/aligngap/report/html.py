@@ -15,6 +15,7 @@ from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, SCORES, Analysis, assertion, samples_at_equal_kl
 from aligngap.report.interactive import difference_figure, frontier_figure
+from aligngap.report.paid import judge_answers
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
 from aligngap.report.robust_tables import first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
@@ -94,7 +95,7 @@ def page(
         comparison_rows=rows(analysis),
         budgets=main.budgets,
         main=main,
-        robust=tables(analysis),
+        robust=[*tables(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
         verdicts=[
             {
@@ -293,7 +294,7 @@ def summarise(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     out.append(("artifacts", f"{len(artifacts)}, made in {seconds:,.0f} seconds of worker time"))
     for run, about in found.get("runs", {}).items():
         out.append((str(run), ", ".join(str(v) for _, v in flatten(about))))
-    known = {"artifacts", "runs", "pipeline", "costs"}
+    known = {"artifacts", "runs", "pipeline", "costs", "judges"}
     return out + [(k, str(v)) for k, v in flatten({k: v for k, v in found.items() if k not in known})]
 
 

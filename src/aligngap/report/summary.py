@@ -8,6 +8,7 @@ from pathlib import Path
 
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
+from aligngap.report.paid import judge_answers
 from aligngap.report.robust_tables import controlled_cells, first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, told, untested
@@ -62,7 +63,7 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines += claims(analysis)
     lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]
     lines += [_row([_escape(x) for x in r]) for r in rows(analysis)]
-    for table in tables(analysis):
+    for table in [*tables(analysis), *judge_answers(analysis)]:
         lines += ["", f"## {table.title}", "", *[f"{_escape(note)}\n" for note in table.notes if note]]
         if table.rows:
             lines += [_row(table.header), _row(["---"] * len(table.header))]

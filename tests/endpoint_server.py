@@ -1,0 +1,100 @@
+"""An OpenAI-compatible endpoint on this machine that answers, fails, stalls, refuses, cuts off and returns rubbish."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server(ThreadingHTTPServer):
+    """Prefers the longer response; `script` holds what goes wrong with the next requests, in turn.
+
+    `always` goes wrong with all others, and `rule` says of a question (prompt, first, second) what does: a status,
+    stall, html, rubbish, refuse, truncate, or a verdict that it gives whatever is longer. `answered` counts answers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script: list[str] = []
+        self.always = ""
+        self.rule: Callable[[dict[str, str]], str] = lambda data: ""
+        self.asked: list[dict[str, Any]] = []
+        self.answered: Counter[str] = Counter()
+        self.keys: set[str] = set()
+        self.now, self.most, self.lock = 0, 0, threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *words: Any) -> None:
+        """Quiet."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = json.loads(body["messages"][1]["content"])
+        server = self.server
+        with server.lock:
+            server.asked.append(body)
+            server.keys.add(self.headers.get("Authorization", ""))
+            what = server.script.pop(0) if server.script else server.always or server.rule(data)
+            server.now += 1
+            server.most = max(server.most, server.now)
+        time.sleep(0.02)
+        with server.lock:
+            server.now -= 1
+        if what.isdigit():
+            return self.reply(int(what), json.dumps({"error": {"message": f"no: {self.headers['Authorization']}"}}))
+        if what == "stall":
+            time.sleep(1.0)
+        with server.lock:
+            server.answered[body["messages"][1]["content"]] += 1
+        if what == "html":
+            return self.reply(200, "<html>rubbish</html>")
+        first, second = len(data["first"]), len(data["second"])
+        say = json.dumps({"better": "first" if first > second else "second" if second > first else "tie"})
+        if what in ("first", "second", "tie"):
+            say = json.dumps({"better": what})
+        message: dict[str, Any] = {"role": "assistant", "content": {"rubbish": "I like the first"}.get(what, say)}
+        if what == "refuse":
+            message |= {"content": None, "refusal": "no"}
+        choice = {"index": 0, "message": message, "finish_reason": "length" if what == "truncate" else "stop"}
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        done = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        self.reply(200, json.dumps(done))
+
+    def reply(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if text[0] == "{" else "text/html")
+        self.send_header("Content-Length", str(len(text)))
+        self.send_header("retry-after-ms", "5")
+        try:
+            self.end_headers()
+            self.wfile.write(text.encode())
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # who waited has gone
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """The server, answering on a port of its own until the block ends."""
+    made = Server()
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.shutdown()
+        made.server_close()
