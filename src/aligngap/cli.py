@@ -183,6 +183,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:
+        check_models(study)
         print_plan(made, store, out)
         return 0
     return carry_out(args, words, made, store, out)
@@ -223,14 +224,15 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def check_data(made: Plan, store: Store) -> None:
-    """Read every data file that no earlier run has read: a broken row costs a line, not a store and a process."""
+    """Read every data file that no earlier run has read: a broken row, or too few, costs a line and nothing more."""
     from .steps import Data, build_task
 
     for step in made.steps():
         if isinstance(step, Data) and not store.has(step.name):
             task = build_task(step.task)
             if hasattr(task, "path"):
-                task.load(step.seed)
+                found = task.load(step.seed)
+                step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
 
 
 def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:

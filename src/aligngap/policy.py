@@ -122,9 +122,13 @@ def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         set_dropout(config, spec.dropout)
         maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = maker.from_pretrained(place, config=config, **LOADING)
+        loaded: Any = maker.from_pretrained(place, config=config, output_loading_info=True, **LOADING)
     except Exception as error:
         raise refusal("model", path, error) from error
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        what = f"its files lack {len(missing)} of the weights of a `{config.model_type}` model, such as {missing[0]}"
+        raise AligngapError(f"model {path}: {what}; give a whole checkpoint of the architecture that config.json names")
     return as_told(model, spec)
 
 
@@ -174,6 +178,9 @@ def check_spec(spec: ModelSpec) -> None:
         what = f"is a `{config.model_type}` model, and the study says model_type `{spec.model_type}`"
         raise AligngapError(f"model {spec.path}: {what}; leave model_type out, or name another model")
     _check_architecture(spec, config)
+    if config.is_encoder_decoder and spec.path is not None and getattr(config, "decoder_start_token_id", None) is None:
+        what = "its config.json has no decoder_start_token_id"
+        raise AligngapError(f"model {spec.path}: {what}; put it there (a T5 starts at its pad token)")
     if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise AligngapError(f"model family `{config.model_type}`: neither encoder-decoder nor a causal language model")
 

@@ -219,6 +219,7 @@ WORDS = [
     ["run", "opening", "--save-seconds", "soon"], ["run", "opening", "--save-seconds", "-1"],
     ["run", "opening", "--threads", "x"], ["run", "opening", "--threads", "0"], ["run", "opening", "--device", ""],
     ["run", "opening", "--device", "cuda:-1"], ["run", "opening", "--device", "/dev/null"],
+    ["run", "opening", "--track", "tensorboard", "--executor", "ray"], ["run", "opening", "--track", "ledger"],
     ["plan"], ["plan", "--pilot"], ["plan", "opening", "--detect", "x"], ["plan", "opening", "--detect", "0.1"],
     ["plan", "opening", "--pilot", "nowhere"], ["report"], ["report", ""], ["report", "a", "b"],
     ["report", "no\0where"],

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from ..batch import pad
 from ..policy import LOADING, encode_text, load_tokenizer
+from ..pretrained import refusal
 from ..types import AligngapError, Judgement, Prompt, Response, chunks, first_line
 from .pointwise import Read, Scores, judge_by
 
@@ -24,8 +25,7 @@ def check_path(path: str) -> None:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        what = f"cannot be loaded ({first_line(error)}); give a local folder or a reachable hub name"
-        raise AligngapError(f"reward model {path}: {what}") from error
+        raise refusal("reward model", path, error) from error
     kinds = config.architectures or []
     if config.num_labels != 1 or not any("ForSequenceClassification" in k for k in kinds):
         what = f"{', '.join(kinds) or 'a model'} with {config.num_labels} outputs"

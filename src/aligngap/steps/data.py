@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -77,15 +77,18 @@ class Data(Step):
             for row in rows:
                 row["split"] = "judge" if row["prompt_id"] in apart and row["split"] == "train" else row["split"]
         counts = {split: sum(r["split"] == split for r in rows) for split in self.splits}
+        self.check_rows(loaded.source, counts, dropped)
+        write_rows(ctx.work / "data.parquet", rows)
+        return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+
+    def check_rows(self, source: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+        """Refuse a task of which a split has no two rows."""
         for split, count in counts.items():
             if count < 2:
                 raise AligngapError(
-                    f"task {self.task['name']} ({loaded.source}): {count} usable {split} rows after dropping "
-                    f"{dropped}; at least 2 are needed: raise limits.prompt_tokens or limits.response_tokens, or bring "
-                    "more rows"
+                    f"task {self.task['name']} ({source}): {count} usable {split} rows after dropping {dropped}; at "
+                    "least 2 are needed: raise limits.prompt_tokens or limits.response_tokens, or bring more rows"
                 )
-        write_rows(ctx.work / "data.parquet", rows)
-        return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -60,6 +60,8 @@ def hub_sources(hub: str, **where: str | None) -> Sources:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if "gated" in said.lower() or "401" in said or "403" in said:
             remedy = f"accept its terms on the hub and set HF_TOKEN, or {remedy}"
+        elif "doesn't exist" in said:
+            remedy = f"check the name (a private one needs HF_TOKEN), or {remedy}"
         raise fail("task.hub", f"'{hub}' could not be loaded ({said})", remedy) from error
     if "train" not in found:
         raise fail("task.hub", f"'{hub}' has no train split (it has: {', '.join(found)[:120]})", remedy)
