@@ -8,15 +8,22 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import tiny_policy
+import yaml
+from conftest import TINY_STUDY, tiny_policy
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from instruct_model import chat_tokenizer, write_gguf, write_instruct
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from aligngap.cli import main
+from aligngap.collect import collect
+from aligngap.context import Context
+from aligngap.execute.local import make
 from aligngap.export import find_run, write_policy
+from aligngap.plan import expand
 from aligngap.policy import Policy
 from aligngap.settings import LoraSpec
 from aligngap.store import Store
+from aligngap.study import validate
 from aligngap.types import AligngapError
 
 
@@ -114,6 +121,57 @@ def test_an_adapter_is_added_to_the_weights_it_started_from(tmp_path: Path) -> N
     whole = Policy.load(tmp_path / "out", response_tokens=6)
     assert whole.logps_of(*items).item() == pytest.approx(tuned.logps_of(*items).item(), abs=1e-4)
     assert whole.logps_of(*items).item() != pytest.approx(base.logps_of(*items).item(), abs=1e-2)
+
+
+def test_an_adapter_on_a_gguf_model_leaves_as_an_ordinary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that trains a low-rank adapter on a model out of a GGUF file, up to the folder that others load."""
+    peft = pytest.importorskip("peft")
+    monkeypatch.setenv("ALIGNGAP_CACHE", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf", write_instruct(tmp_path / "instruct"))
+    raw = yaml.safe_load(TINY_STUDY)
+    del raw["tokenizer"]
+    raw["task"] |= {"train_pairs": 60, "test_pairs": 20}
+    raw["policy"] = {"path": str(tmp_path / "tiny.gguf"), "chat": True}
+    raw["limits"] = {"prompt_tokens": 80, "response_tokens": 48}
+    for part in (raw["sft"], raw["golden"]["optimization"], raw["proxy"]["optimization"]):
+        part |= {"steps": 1, "batch": 2}
+    raw["recipe"]["optimization"] = {"steps": 2, "batch": 4, "learning_rate": 0.05, "lora": {"r": 2, "alpha": 4}}
+    raw["measurement"] |= {
+        "checkpoints": [1], "prompts": 4, "kl_prompts": 2, "pairs": 4, "samples": 1, "opponents": ["sft"],
+        "best_of_n": 0,
+    }  # fmt: skip
+    made, store, out = expand(validate(raw, "tiny")), Store(tmp_path / "store"), tmp_path / "out"
+    store.prepare()
+    ctx = Context(store)
+    for step in made.steps():
+        make(step, store, ctx)
+    out.mkdir()
+    assert collect(made, store, out) == 2
+    assert main(["export", str(out), "online", "--to", str(tmp_path / "policy")]) == 0
+
+    align = made.runs[0].align
+    checkpoint, sft = align.checkpoint(ctx, 2), store.path(align.sft.name) / "policy"
+    base = AutoModelForCausalLM.from_pretrained(sft).eval()
+    ids = torch.arange(3, 40).unsqueeze(0)
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        tuned = peft.PeftModel.from_pretrained(base, checkpoint).eval()(input_ids=ids).logits
+        alone = AutoModelForCausalLM.from_pretrained(tmp_path / "policy").eval()(input_ids=ids).logits
+    torch.testing.assert_close(alone, tuned, atol=1e-5, rtol=1e-5)
+    assert (tuned - before).abs().max() > 1e-3
+    said = [{"role": "user", "content": "how do I bake"}]
+    tokenizers = AutoTokenizer.from_pretrained(tmp_path / "policy"), chat_tokenizer()
+    ours, theirs = (t.apply_chat_template(said, add_generation_prompt=True, return_dict=False) for t in tokenizers)
+    assert ours == theirs
+    card = ModelCard.load(tmp_path / "policy" / "README.md").text
+    records = pd.read_parquet(out / "records.parquet")
+    row = records[(records["arm"] == "online") & (records["step"] == 2)].iloc[0]
+    for words in (
+        "`tiny`", "`online`", "name ipo", "tiny.gguf", f"{row['kl_nats']:.3f} ± ", f"{row['win_rate']:.3f} ± ", "lora",
+    ):  # fmt: skip
+        assert words in card, words
 
 
 def test_a_run_is_named_by_words_that_only_it_has() -> None:
