@@ -25,25 +25,32 @@ from aligngap.types import Comparison, TaskData
 
 WORDS = ("best", "fair", "poor")  # from good to bad
 PROMPTS = 160
+IPO = {"name": "ipo", "beta": 0.1}
 
 #: pairs of words in the data and how often each occurs; equal words teach the SFT policy to write them and nothing else
 BLIND = {("best", "best"): 0.3, ("fair", "poor"): 0.7}
 OPEN = {("best", "fair"): 0.35, ("best", "poor"): 0.35, ("fair", "poor"): 0.3}
+TWO = {("best", "poor"): 1.0}
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A task: which pairs of words the data hold, and whether their rater says the truth or its opposite."""
+    """A task: which pairs of words the data hold, and whether their rater says the truth or its opposite.
+
+    With `two` words a policy is one number, and at a given KL there are two policies, one better and one worse than the
+    SFT policy: arms at equal KL are the same policy, or they went opposite ways.
+    """
 
     blind: bool = False
+    two: bool = False
     wrong_rater: bool = False
 
     def fingerprint(self) -> str:
-        return f"planted-{self.blind}-{self.wrong_rater}"
+        return f"planted-{self.blind}-{self.two}-{self.wrong_rater}"
 
     def load(self, seed: int) -> TaskData:
         rng = np.random.default_rng([seed, 11])
-        shares = BLIND if self.blind else OPEN
+        shares = BLIND if self.blind else TWO if self.two else OPEN
         kinds = list(shares)
         rows = []
         for i, k in enumerate(rng.choice(len(kinds), size=2 * PROMPTS, p=list(shares.values()))):
@@ -66,7 +73,13 @@ class Planted:
 
 
 def train(
-    arms: dict[str, Any], seeds: int, folder: Path, judge_steps: int = 2, **world: bool
+    arms: dict[str, Any],
+    seeds: int,
+    folder: Path,
+    judge_steps: int = 2,
+    loss: dict[str, Any] = IPO,
+    variants: dict[str, Any] | None = None,
+    **world: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Records and wins of a study in a planted world, win rates being those by the true preference.
 
@@ -79,11 +92,11 @@ def train(
         "policy": {"model_type": "t5", "config": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
                                                   "num_decoder_layers": 1, "num_heads": 2}},
         "sft": {"steps": 60, "batch": 64, "learning_rate": 1e-2}, "golden": judge, "proxy": judge,
-        "recipe": {"loss": {"name": "ipo", "beta": 0.1},
+        "recipe": {"loss": loss,
                    "optimization": {"steps": 48, "batch": 32, "learning_rate": 3e-3}},
         "measurement": {"checkpoints": [3, 6, 12, 24], "prompts": PROMPTS, "kl_prompts": 8, "pairs": 16,
                         "opponents": ["sft"], "best_of_n": 0, "samples": 0},
-        "arms": arms, "seeds": seeds,
+        "arms": arms, "variants": variants or {}, "seeds": seeds,
     }  # fmt: skip
     plan = expand(validate(raw, "planted"))
     store = Store(folder / "store")

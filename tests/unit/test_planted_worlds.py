@@ -1,6 +1,7 @@
 """Verdicts against a truth that is planted and then trained: the real pipeline in worlds whose cause is known.
 
 `test_hypotheses.py` plants truths in records; here they are planted in data and labels, and every step runs.
+`test_planted_losses.py` has more worlds in which the loss is the cause, without sampling.
 """
 
 from __future__ import annotations
@@ -58,6 +59,31 @@ def test_labels_are_the_cause(tmp_path: Path) -> None:
     assert found["H1"].outcome == CONTRADICTED
     assert found["H2"].outcome == CONTRADICTED
     assert found["R4 shuffled"].outcome == SUPPORTED
+
+
+def test_imitation_is_the_cause(tmp_path: Path) -> None:
+    """All labels are true; the offline responses are by a policy worse than the SFT policy, and the loss imitates.
+
+    Where the writer says the better of two words with probability q, a pair's winner says it with 1 - (1 - q)^2. For a
+    poor writer that is below the SFT policy's one half, so imitation gets worse than where it starts. DPO learns from
+    such pairs that the better word wins, and on two words it is then where online is at that KL: another loss closes
+    the gap, and so do responses by a better policy (H2). Gaps are some tenths wide, so one seed shows them.
+    """
+    arms = {
+        "online": ONLINE, "worse": {"behavior": "policy", "judge": "golden"},
+        "offline": {**FINAL, "writers": ["worse@last", "worse@last"]},
+        "final-vs-final": {**FINAL, "writers": ["online@last", "online@last"]},
+    }  # fmt: skip
+    dpo = {"set": {"recipe.loss": {"name": "dpo", "beta": 0.1}}, "arms": ["online", "offline"]}
+    options = {"loss": {"name": "best-of-two"}, "variants": {"dpo": dpo}}
+    made = train(arms, 1, tmp_path, judge_steps=40, two=True, wrong_rater=True, **options)
+    view = View(*made, opponent="sft")
+    found = verdicts(view, "losses", "quality")
+    assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
+    assert found["closed by offline[dpo]"].outcome == SUPPORTED
+    assert found["gap dpo"].outcome != SUPPORTED
+    assert found["H2"].outcome == SUPPORTED
+    assert found["R5"].outcome == CONTRADICTED
 
 
 def test_where_nothing_is_planted_nothing_is_found(tmp_path: Path) -> None:
