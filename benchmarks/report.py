@@ -113,7 +113,7 @@ def generate(folder: Path, case: str, rows: int) -> str:
 
 def measure(folder: Path) -> tuple[float, float, float, float]:
     """Wall seconds, CPU seconds of the process and of its copy that draws, peak MB of both; with one BLAS thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OPENBLAS_NUM_THREADS": "1"}
     report = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder)], env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 from aligngap.types import Progress, silent
 
 if TYPE_CHECKING:
+    from aligngap.records import Tables
     from aligngap.report.analysis import Analysis
+
+#: name, time of change and size of each table of a folder
+Stamps = tuple[tuple[str, int, int], ...]
 
 __all__ = ["build_report", "headline", "planned_power"]
 
@@ -23,12 +27,18 @@ __all__ = ["build_report", "headline", "planned_power"]
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
     """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
     folder = Path(out_dir)
-    progress(0, 4, "comparing arms")
-    analysis = _analysis(folder)
-    from aligngap.report.figures import make_figures
-    from aligngap.report.html import write_page
-    from aligngap.report.summary import write_summary
+    progress(0, 4, "reading records")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_tables, folder, _stamps(folder))
+        import matplotlib.pyplot  # noqa: F401  imported while the tables are read, the copy that draws has it already
 
+        from aligngap.report.figures import make_figures
+        from aligngap.report.html import write_page
+        from aligngap.report.summary import write_summary
+
+        reading.result()
+    progress(1, 4, "comparing arms")
+    analysis = _analysis(folder)
     progress(2, 4, "drawing figures, comparing arms otherwise")
     figures = beside(lambda: make_figures(analysis, folder / "figures"))
     command = command or f"aligngap report {folder}"
@@ -75,20 +85,26 @@ def beside(draw: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
 
 def _analysis(folder: Path) -> Analysis:
     """The analysis of a folder's tables; made once for the page and the terminal, anew when a table has changed."""
-    stamps = tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.glob("*.[pyj]*")))
-    return _analysed(folder, stamps)
+    return _analysed(folder, _stamps(folder))
+
+
+def _stamps(folder: Path) -> Stamps:
+    return tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.glob("*.[pyj]*")))
 
 
 @lru_cache(maxsize=1)
-def _analysed(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Analysis:
+def _tables(folder: Path, stamps: Stamps) -> Tables:
     from aligngap.records import read_folder
 
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read_folder, folder)
-        from aligngap.report.analysis import analyse  # scipy comes with it, while the tables are read
-        from aligngap.report.decision import cheaper_arms
+    return read_folder(folder)
 
-        tables = reading.result()
+
+@lru_cache(maxsize=1)
+def _analysed(folder: Path, stamps: Stamps) -> Analysis:
+    from aligngap.report.analysis import analyse
+    from aligngap.report.decision import cheaper_arms
+
+    tables = _tables(folder, stamps)
     online, offline = compared(folder)
     study, provenance = _study(folder), _json(folder / "provenance.json")
     return analyse(

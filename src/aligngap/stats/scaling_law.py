@@ -154,13 +154,14 @@ def held_out_error(x: FloatArray, y: FloatArray, weight: FloatArray, group: np.n
         groups = np.searchsorted(folds, groups) % 50
         folds = np.unique(groups)
     error = np.full(len(y), NAN)
+    root = np.sqrt(weight)
+    x_root, y_root = x * root[:, None], y * root
     for fold in folds:
         out = groups == fold
-        if (~out).sum() < 3:
+        rest = ~out
+        if rest.sum() < 3:
             return NAN
-        coef, *_ = np.linalg.lstsq(
-            x[~out] * np.sqrt(weight[~out])[:, None], y[~out] * np.sqrt(weight[~out]), rcond=None
-        )
+        coef, *_ = np.linalg.lstsq(x_root[rest], y_root[rest], rcond=None)
         error[out] = y[out] - x[out] @ coef
     return float(np.sqrt(np.average(error**2, weights=weight)))
 
