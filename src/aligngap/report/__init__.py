@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 #: name, time of change and size of each table of a folder
 Stamps = tuple[tuple[str, int, int], ...]
+PATIENCE = 300  #: seconds that the figures may take in a copy of the process
 
 __all__ = ["build_report", "headline", "planned_power"]
 
@@ -68,6 +70,7 @@ def beside(draw: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
     copy = os.fork()
     if not copy:
         gc.disable()  # it would write to every object, and so copy the memory that both share
+        signal.alarm(PATIENCE)  # a copy that hangs ends, and the figures are drawn here
         try:
             os.write(write, "\0".join(map(str, draw())).encode())
         finally:
