@@ -67,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
             "--gpus", type=float, metavar="SHARE",
             help="with --executor ray, a step's share of a GPU, for instance 0.25 (default: 1 if the cluster has any)",
         )  # fmt: skip
+        sub.add_argument(
+            "--processes", type=int, metavar="N",
+            help="train each model on N processes of this machine together, on a GPU each (default: 1)",
+        )  # fmt: skip
+        sub.add_argument(
+            "--parallel", choices=["ddp", "fsdp"],
+            help="with --processes, what each holds of a model in training: all of it, or a part (default: ddp)",
+        )  # fmt: skip
         sub.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
         sub.add_argument(
             "--track", action="append", default=[], metavar="TRACKER",
@@ -129,15 +137,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AligngapError as error:
         if debug:
             raise
-        print(f"aligngap: {one_line(error)}", file=sys.stderr)
+        complain(one_line(error))
         return 2
     except RunFailed as error:
         if debug:
             raise
-        print(f"aligngap: {one_line(error)}", file=sys.stderr)
+        complain(one_line(error))
         return 1
     except KeyboardInterrupt:
-        print("aligngap: stopped; go on with the same command", file=sys.stderr)
+        complain("stopped; go on with the same command")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -149,6 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"aligngap: {one_line(disk_line(error, 'writing'))}", file=sys.stderr)
         return 1
+
+
+def complain(line: str) -> None:
+    """Say a line on stderr; of several processes that know it, the first one says it."""
+    from .execute.together import in_world
+
+    if not in_world() or os.environ["RANK"] == "0":
+        print(f"aligngap: {line}", file=sys.stderr)
 
 
 def one_line(error: object) -> str:
@@ -192,14 +208,21 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
     from .collect import collect
-    from .execute.console import stages, watch
+    from .execute.console import follow, stages, watch
+    from .execute.together import Together, in_world, launch
     from .records import write_failures
     from .report import build_report, headline
     from .store import check_writable
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
+    processes = pick_processes(args, made)
+    if processes > 1 and not in_world():
+        return launch(words, processes, args.threads)
     executor = pick_executor(args, store, pick_tracking(args, made, out))
+    if isinstance(executor, Together) and executor.world.rank > 0:
+        follow(executor, made)
+        return 0
     check_models(made.study)
     check_judges(made, store)
     check_data(made, store)
@@ -246,6 +269,31 @@ def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
     return Tracking(names, out.resolve() / "tracking", made.study.name, labels(made))
 
 
+def pick_processes(args: argparse.Namespace, made: Plan) -> int:
+    """How many processes train a model together, refused before any work where they cannot be had."""
+    from .execute.together import check_batches, in_world
+
+    found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
+    processes: int = found if args.processes is None else args.processes
+    parallel = args.parallel or "ddp"
+    if processes < 1 or (found > 1 and processes != found):
+        raise AligngapError(
+            f"--processes {processes}: must be " + ("positive" if found == 1 else f"{found}, as started")
+        )
+    if processes == 1:
+        if args.parallel is not None:
+            raise AligngapError("--parallel belongs to --processes N; add it, with N above 1")
+        return 1
+    for given, what in ((args.executor == "ray", "--executor ray"), (args.workers is not None, "--workers")):
+        if given:
+            raise AligngapError(f"{what} spreads a study's steps and --processes one model; leave one of them out")
+    from .distributed import check_parallel
+
+    check_batches(made, processes, parallel)
+    check_parallel(parallel, processes, pick_device(args.device), int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    return processes
+
+
 def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) -> Executor:
     """Local processes or a Ray cluster, refused before any work where it cannot be had."""
     if args.executor == "ray":
@@ -255,10 +303,16 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
             raise AligngapError("--device belongs to --executor local; with ray, --gpus says what a step gets")
         return Ray(store, gpus=args.gpus, workers=args.workers, threads=args.threads, save_seconds=args.save_seconds)
     from .execute.local import Local
+    from .execute.together import Together, in_world
 
     if args.gpus is not None:
         raise AligngapError("--gpus belongs to --executor ray; with local processes, --device names the device")
     device = pick_device(args.device)
+    if in_world():
+        return Together(
+            store, parallel=args.parallel or "ddp", device=device, threads=args.threads,
+            save_seconds=args.save_seconds, tracking=tracking,
+        )  # fmt: skip
     workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
     return Local(
         store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds, tracking=tracking

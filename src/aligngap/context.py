@@ -12,6 +12,7 @@ from .runlog import RunLog
 from .store import Store, write_text
 from .tracking import Track, Tracking
 from .types import Judge, Pair, Progress, RunFailed, silent
+from .world import ALONE, World
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ class Context:
     ) -> None:
         self.store, self.device_name, self.save_seconds = store, device, save_seconds
         self.work = Path()
+        self.world: World = ALONE  # the processes that make this step together
         self.progress: Progress = silent
         self.log = RunLog()
         self.tracking = tracking or Tracking()
@@ -126,7 +128,7 @@ class Context:
         if hasattr(found, "for_step"):
             found.for_step(self.work.name)
             self._paid[found.key] = found
-        return cast("Judge", found)
+        return self.world.judge(cast("Judge", found))
 
     def spent(self) -> dict[str, Any]:
         """What judges that are paid for were asked by the step in `work`, and cost."""

@@ -4,15 +4,13 @@
 from: it imports no streams, judges, tasks or study, and that wall is the science. It is a generator: the caller owns
 the stopping rule, the recording and the checkpoints, and can stop at any step.
 
-What it leaves out: distributed execution and mixed precision (an Accelerate wrapper's), and every name of an arm.
+What it leaves out: what several processes do to train one model (`world.py` is the role), and every name of an arm.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +26,8 @@ from .optimizers import build_optimizer
 from .policy import Policy, seeded
 from .seeding import derive
 from .settings import Optimization
-from .store import sync
-from .types import Pair, Sampler
+from .types import AligngapError, Pair, Sampler
+from .world import ALONE, World, writing
 
 #: Per-item losses [B] of a batch of items, and per-item metrics [B] to report.
 Objective = Callable[[Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]
@@ -58,10 +56,14 @@ class Step:
 
 
 class Trainer:
-    """Model, optimiser and counters: the state that `fit` advances and that a checkpoint holds."""
+    """Model, optimiser and counters: the state that `fit` advances and that a checkpoint holds.
 
-    def __init__(self, model: nn.Module, how: Optimization, seed: int) -> None:
+    The processes of a `world` advance one such state together: each takes its share of a step's items.
+    """
+
+    def __init__(self, model: nn.Module, how: Optimization, seed: int, world: World = ALONE) -> None:
         self.model, self.how, self.seed, self.step = model, how, seed, 0
+        self.world, self.spread = world, world.spread(model)
         self.optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], how)
 
     def learning_rate(self, step: int) -> float:
@@ -81,18 +83,23 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         device = next(self.model.parameters()).device
-        width = self.how.micro_batch or len(items)
-        total, sums = 0.0, dict[str, float]()
-        with seeded(derive(self.seed, "dropout", self.step), device):
-            for start in range(0, len(items), width):
-                losses, metrics = objective(items[start : start + width])
-                loss = losses.sum() / len(items)
-                loss.backward()
-                total += float(loss.detach())
+        first, end = self.world.bounds(len(items))
+        width = self.how.micro_batch or end - first
+        sums = {"": 0.0}
+        with seeded(self.world.seed(derive(self.seed, "dropout", self.step)), device):
+            for start in range(first, end, width):
+                with self.spread.passing(last=start + width >= end):
+                    losses, metrics = self.spread(objective, items[start : min(start + width, end)])
+                    loss = losses.sum() / len(items)
+                    (loss * self.world.size).backward()  # the processes' gradients are averaged
+                sums[""] += float(loss.detach())
                 for name, values in metrics.items():
                     sums[name] = sums.get(name, 0.0) + float(values.detach().sum())
         self.model.eval()
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.how.grad_clip or math.inf))
+        sums = self.world.sums(sums)
+        total = sums.pop("")
+        clip = self.how.grad_clip or math.inf
+        norm = self.spread.number(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if math.isfinite(total) and math.isfinite(norm):
             self.optimizer.step()
         self.step += 1
@@ -101,14 +108,15 @@ class Trainer:
     # ------------------------------------------------------------------------------------------- saving, exactly
 
     def _trained(self) -> dict[str, Tensor]:
-        """The parameters that training moves, where others are frozen (an adapter); empty where all of them move."""
+        """The parameters saved one by one: those that move beside frozen ones, or shards; empty for a whole model."""
         every = dict(self.model.named_parameters())
         trained = {name: p for name, p in every.items() if p.requires_grad}
-        return {} if len(trained) == len(every) else dict(trained)
+        return {} if len(trained) == len(every) and self.spread.shards == 1 else dict(trained)
 
     def _save_weights(self, file: Path) -> None:
         if trained := self._trained():
-            save_file({name: p.detach().contiguous() for name, p in trained.items()}, str(file))
+            local = self.spread.local
+            save_file({name: local(p.detach()).contiguous() for name, p in trained.items()}, str(file))
         else:
             save_model(self.model, str(file))
 
@@ -119,39 +127,46 @@ class Trainer:
                 raise ValueError(f"{file}: holds other parameters than those that are trained")
             with torch.no_grad():
                 for name, p in trained.items():
-                    p.copy_(saved[name])
+                    self.spread.local(p).copy_(saved[name])
         else:
             load_model(self.model, str(file))
 
     def save(self, folder: Path, stream: Stream, extra: Mapping[str, Any] | None = None) -> None:
         """Write the whole state into `folder`, atomically: beside it first, then renamed."""
-        beside = folder.with_name(folder.name + ".writing")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        self._save_weights(beside / "model.safetensors")
-        state = self.optimizer.state_dict()
-        tensors, scalars = dict[str, Tensor](), dict[str, Any]()
-        for index, slots in state["state"].items():
-            for name, value in slots.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{index}/{name}"] = value.contiguous()
-                else:
-                    scalars[f"{index}/{name}"] = value
-        save_file(tensors, str(beside / "optimizer.safetensors"))
-        about = {"step": self.step, "stream": stream.state_dict(), "scalars": scalars, "extra": dict(extra or {})}
-        (beside / "state.json").write_text(json.dumps(about))
-        sync(beside)
-        os.replace(beside, folder)
+        spread = self.spread
+        with writing(folder, self.world, everyone=spread.shards > 1) as beside:
+            if beside is None:
+                return
+            self._save_weights(beside / spread.file("model.safetensors"))
+            state = self.optimizer.state_dict()
+            tensors, scalars = dict[str, Tensor](), dict[str, Any]()
+            for index, slots in state["state"].items():
+                for name, value in slots.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"{index}/{name}"] = spread.local(value).contiguous()
+                    else:
+                        scalars[f"{index}/{name}"] = value
+            save_file(tensors, str(beside / spread.file("optimizer.safetensors")))
+            if self.world.rank == 0:
+                about = {"step": self.step, "stream": stream.state_dict(), "scalars": scalars}
+                about |= {"extra": dict(extra or {}), "shards": spread.shards}
+                (beside / "state.json").write_text(json.dumps(about))
 
     def load(self, folder: Path, stream: Stream) -> dict[str, Any]:
-        """Go on exactly from `folder`; returns what was saved as `extra`."""
+        """Go on exactly from `folder`; returns what was saved as `extra`. AligngapError if it is split otherwise."""
         about: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        self._load_weights(folder / "model.safetensors")
+        spread, shards = self.spread, about.get("shards", 1)
+        if shards != spread.shards:
+            of = f"{shards} processes with --parallel fsdp" if shards > 1 else "a run without --parallel fsdp"
+            raise AligngapError(f"{folder}: a state of {of}; go on as it began, or remove the folder to train anew")
+        self._load_weights(folder / spread.file("model.safetensors"))
+        moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
-        for source in (load_file(str(folder / "optimizer.safetensors")), about["scalars"]):
+        for source in (load_file(str(folder / spread.file("optimizer.safetensors"))), about["scalars"]):
             for name, value in source.items():
                 index, _, slot = name.partition("/")
-                slots.setdefault(int(index), {})[slot] = value
+                laid = spread.joined(value, moved[int(index)]) if isinstance(value, Tensor) else value
+                slots.setdefault(int(index), {})[slot] = laid
         state = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
         stream.load_state_dict(about["stream"])

@@ -42,6 +42,7 @@ from .pretrained import located, refusal
 from .seeding import derive
 from .settings import LoraSpec, ModelSpec
 from .types import AligngapError, Prompt, Response, chunks, first_line
+from .world import ALONE, World
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -474,18 +475,28 @@ class Policy(Backbone):
         batch_size: int = 256,
         mixture: tuple[Policy, float] | None = None,
         temperature: float = 1.0,
+        world: World = ALONE,
     ) -> list[list[Response]]:
         """n responses to each prompt from the untruncated distribution at a temperature: a function of its arguments.
 
         `batch_size` bounds the responses generated at once; the result depends on it through the random numbers only.
-        With `mixture=(other, m)` each token is drawn in proportion to self^(1-m) other^m (see `Mixed`).
+        With `mixture=(other, m)` each token is drawn in proportion to self^(1-m) other^m (see `Mixed`). The processes
+        of a `world` write a share each of the responses that one process would write, up to rounding.
         """
         out: list[list[Response]] = []
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
-            with seeded(derive(seed, "chunk", number), self.device), self.precision():
-                ids = rollout.generate(self, [p.ids for p in part], n, self.response_tokens, mixture, temperature)
-            rows = [self.response(row) for row in ids]
-            out.extend(rows[i : i + n] for i in range(0, len(rows), n))
+            drawn = derive(seed, "chunk", number)
+            first, of = world.bounds(len(part))[0] * n, len(part) * n
+            share = rollout.Share(drawn, first, of, temperature, self.device) if world.size > 1 else None
+
+            def write(own: Sequence[Prompt], drawn: int = drawn, share: Any = share) -> list[list[Response]]:
+                with seeded(drawn, self.device), self.precision():
+                    ids = [p.ids for p in own]
+                    found = rollout.generate(self, ids, n, self.response_tokens, mixture, temperature, share)
+                rows = [self.response(row) for row in found]
+                return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+            out.extend(world.each(part, write))
         return out
 
     def response(self, ids: Sequence[int]) -> Response:

@@ -58,13 +58,14 @@ def newest_state(work: Path) -> Path | None:
 def is_whole(state: Path) -> bool:
     """Whether a state can be read: what a dying disk or machine has torn is passed over for an older one."""
     try:
-        json.loads((state / "state.json").read_text())
-        for part in ("model", "optimizer"):
-            with safe_open(state / f"{part}.safetensors", "pt"):
+        shards = json.loads((state / "state.json").read_text()).get("shards", 1)
+        parts = sorted(state.glob("*.safetensors"))
+        for part in parts:
+            with safe_open(part, "pt"):
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
-    return True
+    return len(parts) == 2 * shards  # of the model and of its optimiser
 
 
 def train(
@@ -84,10 +85,13 @@ def train(
     `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on. The
     states and journals stay until the step is finished, so that a kill after the last step costs no training. A judge
     that answers no probability ends the run with that outcome. Raises Stopped, the state saved, if `ctx.stopping()`.
+    Of several processes, only the first one returns (`world.Released`); what the others write is thrown away.
     """
+    world, spread = trainer.world, trainer.spread
     log = Journal(ctx.work / "log")
     recording = Journal(ctx.work / "recording", PAIR_SCHEMA)
-    state = newest_state(ctx.work)
+    work = world.agreed(ctx.work)
+    state = world.agreed(newest_state(work))
     if state is not None:
         trainer.load(state, stream)
         after(trainer.step)
@@ -99,17 +103,20 @@ def train(
     def save() -> None:
         log.flush(trainer.step)
         recording.flush(trainer.step)
-        folder = ctx.work / f"state-{trainer.step:08d}"
-        if folder.exists():
-            discard(folder)
+        folder = work / f"state-{trainer.step:08d}"
+        for old in ctx.work.glob(folder.name):
+            discard(old)
         trainer.save(folder, stream)
         ctx.log.note("saved", step=trainer.step)
         for old in ctx.work.glob("state-*"):
             if old != folder:
                 discard(old)
 
+    def prepared(items: Sequence[Any]) -> Sequence[Any]:
+        return world.each(items, prepare) if prepare is not None else items
+
     try:
-        for step in fit(trainer, stream, objective, sampler, prepare):
+        for step in fit(trainer, stream, objective, spread.sampler(sampler), prepared):
             log.rows.append(log_row(step, stream))
             ctx.track(log.rows[-1], step.number)
             if record_pairs:
@@ -119,18 +126,20 @@ def train(
                 outcome = f"diverged at step {step.number}: loss {step.loss}, gradient norm {step.grad_norm}"
                 break
             after(step.number)
-            if ctx.stopping():
+            stop, due = world.any(ctx.stopping(), time.monotonic() - saved > ctx.save_seconds)
+            if stop:
                 save()
                 raise Stopped
             ctx.progress(step.number, trainer.how.steps, f"loss {step.loss:.3f}")
-            if time.monotonic() - saved > ctx.save_seconds and step.number < trainer.how.steps:
+            if due and step.number < trainer.how.steps:
                 save()
                 saved = time.monotonic()
     except JudgeFailed as error:
         outcome = f"stopped at step {trainer.step + 1}: {error}"
-    state = newest_state(ctx.work)
+    state = world.agreed(newest_state(work))
     if outcome == "ok" and state is not None and state.name != f"state-{trainer.step:08d}":
         save()  # a run this long is not trained again for a kill in what follows
+    spread.end()
     log.flush(trainer.step)
     recording.flush(trainer.step)
     rows = log.collect()

@@ -225,6 +225,13 @@ WORDS = [
     ["report", "no\0where"],
     ["show"], ["show", "--failures"], ["show", "nowhere", "--failures"], ["diff", "opening"],
     ["diff", "opening", "a", "b"], ["diff", "nothing", "online", "offline"], ["list", ""], ["list", "losses", "x"],
+    ["run", "tabular", "--processes", "0"], ["run", "tabular", "--processes", "-2"],
+    ["run", "tabular", "--processes", "x"], ["run", "tabular", "--processes", "7"],
+    ["run", "tabular", "--parallel", "fsdp"], ["run", "tabular", "--processes", "2", "--parallel", "tp"],
+    ["run", "tabular", "--processes", "2", "--workers", "2"],
+    ["run", "tabular", "--processes", "2", "--executor", "ray"],
+    ["run", "tabular", "--processes", "2", "--parallel", "fsdp", "--set", "sft.optimizer=adafactor"],
+    ["run", "tabular", "--processes", "2", "--parallel", "fsdp", "--set", "recipe.optimization.lora={}"],
     ["nonsense"], ["run", "--help-me"], ["\x1b[31mrun"], ["-"], ["--"],
 ]  # fmt: skip
 

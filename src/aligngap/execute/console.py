@@ -117,6 +117,13 @@ def watch(local: Executor, plan: Plan) -> Outcome:
     return outcome
 
 
+def follow(executor: Executor, plan: Plan) -> None:
+    """Run a plan to its end in silence: one of several processes, another of which tells."""
+    with interruptible() as stopped:
+        for _ in executor.run(plan.steps(), stopped):
+            pass
+
+
 @contextmanager
 def stages(name: str) -> Iterator[ProgressRole]:
     """Progress of a few stages: a bar with the time left on a terminal, nothing elsewhere."""

@@ -53,33 +53,40 @@ def make(step: Step, store: Store, ctx: Any) -> bool:
     if store.has(step.name):
         return False
     with store.making(step.name) as work:
-        if work is None:
-            return False
-        ctx.work = work
-        reporter = _Reporter(store.root / "partial" / f"{step.name}.progress", ctx.stopping)
-        ctx.progress, ctx.log = reporter, RunLog(store.root / "partial" / f"{step.name}.log.jsonl")
-        ctx.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name)
-        ctx.track = ctx.tracking.of(step.name)
-        started = time.monotonic()
-        try:
-            about = step.run(ctx)
-        except BaseException as error:
-            with suppress(OSError):  # a full disk may be the very reason
-                ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
-            raise
-        finally:
-            ctx.track.close()
-        if spent := ctx.spent():
-            about |= {"judges": spent}
-        manifest = {
-            "kind": step.kind, "version": step.version, "configuration": step.configuration,
-            "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
-            "provenance": provenance(ctx.device_name, time.monotonic() - started),
-        }  # fmt: skip
-        store.finish(step.name, manifest)
-        ctx.log.note("finished")
-        reporter.path.unlink(missing_ok=True)
-    return True
+        if work is not None:
+            work_on(step, store, ctx, work)
+        return work is not None
+
+
+def work_on(step: Step, store: Store, ctx: Any, work: Path) -> None:
+    """Make one artifact in its work folder, which this process holds the lock of."""
+    ctx.work = work
+    # Of several processes none leaves between two steps of training: they agree on it there.
+    reporter = _Reporter(
+        store.root / "partial" / f"{step.name}.progress", ctx.stopping if ctx.world.size == 1 else bool
+    )
+    ctx.progress, ctx.log = reporter, RunLog(store.root / "partial" / f"{step.name}.log.jsonl")
+    ctx.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name, **ctx.world.about())
+    ctx.track = ctx.tracking.of(step.name)
+    started = time.monotonic()
+    try:
+        about = step.run(ctx)
+    except BaseException as error:
+        with suppress(OSError):  # a full disk may be the very reason
+            ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
+        raise
+    finally:
+        ctx.track.close()
+    if spent := ctx.spent():
+        about |= {"judges": spent}
+    manifest = {
+        "kind": step.kind, "version": step.version, "configuration": step.configuration,
+        "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
+        "provenance": provenance(ctx.device_name, time.monotonic() - started) | ctx.world.about(),
+    }  # fmt: skip
+    store.finish(step.name, manifest)
+    ctx.log.note("finished")
+    reporter.path.unlink(missing_ok=True)
 
 
 class _Reporter:
@@ -141,12 +148,12 @@ def _work(text: str) -> tuple[str, str]:
     except RunFailed as error:
         return "failed", str(error)
     except Exception as error:  # the sweep goes on without this run
-        return "failed", _told(error, step, ctx.store)
+        return "failed", told(error, step, ctx.store)
     finally:
         _worker["busy"] = False
 
 
-def _told(error: Exception, step: Step, store: Store) -> str:
+def told(error: Exception, step: Step, store: Store) -> str:
     """A line about an error nobody foresaw; the traceback is kept beside the step's work, unless the disk refuses."""
     if disk := disk_trouble(error):
         return disk_line(disk, store.root)

@@ -1,5 +1,5 @@
 """Generation engines behind one role: token ids of n responses per prompt from the policy as it stands."""
 
-from .hf import generate
+from .hf import Share, generate
 
-__all__ = ["generate"]
+__all__ = ["Share", "generate"]

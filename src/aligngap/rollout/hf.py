@@ -41,16 +41,35 @@ class GeometricMixture(LogitsProcessor):
         return mixed
 
 
-def mixing(mixture: tuple[Policy, float] | None, ids: Tensor, mask: Tensor, n: int) -> LogitsProcessorList | None:
-    """The processor list for `generate`: rows are prompts repeated n times; None where nothing is mixed in."""
+class Share(LogitsProcessor):
+    """Rows `first` to `first` + N of a batch of `of` rows: draws them the tokens that they get where all are together.
+
+    A token is the argmax of p / e with e standard exponential [of, V], which is how `torch.multinomial` draws one
+    (the exponential race); the noise of all rows is drawn from `seed`, as for the whole batch, and this part's used.
+    """
+
+    def __init__(self, seed: int, first: int, of: int, temperature: float, device: torch.device) -> None:
+        self.first, self.of, self.temperature = first, of, temperature
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores / self.temperature if self.temperature != 1.0 else scores
+        noise = torch.empty(self.of, scores.shape[1], device=scores.device).exponential_(generator=self.generator)
+        mine = noise[self.first : self.first + len(scores)]
+        chosen = (torch.softmax(scores, -1) / mine).argmax(-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+
+
+def mixing(mixture: tuple[Policy, float] | None, ids: Tensor, mask: Tensor, n: int) -> list[LogitsProcessor]:
+    """What mixes another policy in, if one is: rows are prompts repeated n times."""
     if mixture is None:
-        return None
+        return []
     other, share = mixture
     given: dict[str, Any] = {}
     if other.encoder_decoder:
         states = other.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         given = {"encoder_outputs": (states.repeat_interleave(n, 0),)}
-    return LogitsProcessorList([GeometricMixture(other, share, mask.repeat_interleave(n, 0), given)])
+    return [GeometricMixture(other, share, mask.repeat_interleave(n, 0), given)]
 
 
 def generate(
@@ -60,26 +79,28 @@ def generate(
     max_new_tokens: int,
     mixture: tuple[Policy, float] | None = None,
     temperature: float = 1.0,
+    share: Share | None = None,
 ) -> list[list[int]]:
     """Generated ids of P x n responses (without the prompt), the n of one prompt adjacent; rows may run past EOS.
 
-    With `mixture=(other, m)` tokens come from policy^(1-m) other^m, normalised at each position.
-    Draws from torch's global random state, which the caller has seeded. An encoder runs once per prompt (transformers
-    expands its output); a decoder's prompt is prefilled once and its cache repeated.
+    With `mixture=(other, m)` tokens come from policy^(1-m) other^m, normalised at each position. With `share` the rows
+    are part of a larger batch. Draws from torch's global random state, which the caller has seeded. An encoder runs
+    once per prompt (transformers expands its output); a decoder's prompt is prefilled once and its cache repeated.
     """
-    model = policy.model
+    model, drawn = policy.model, [] if share is None else [share]
     if policy.encoder_decoder:
         ids, mask = pad(prompts, policy.pad_id, side="right")
         ids, mask = ids.to(policy.device), mask.to(policy.device)
         out = model.generate(
             input_ids=ids, attention_mask=mask, num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True,
-            temperature=temperature, logits_processor=mixing(mixture, ids, mask, n),
+            temperature=temperature, logits_processor=LogitsProcessorList([*mixing(mixture, ids, mask, n), *drawn]),
+            synced_gpus=False,  # where weights are whole, nobody waits for another's longest response
         )  # fmt: skip
         return [row[1:] for row in out.tolist()]
     ids, mask = pad(prompts, policy.pad_id, side="left")
     ids, mask = ids.to(policy.device), mask.to(policy.device)
     width = ids.shape[1]
-    processors = mixing(mixture, ids, mask, n)
+    processors = LogitsProcessorList([*mixing(mixture, ids, mask, n), *drawn])
     cache = None
     if n > 1 and width > 1 and bool(mask[:, -2].all()):
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -92,5 +113,6 @@ def generate(
     out = model.generate(
         input_ids=ids, attention_mask=mask, past_key_values=cache, logits_processor=processors,
         num_return_sequences=n, max_new_tokens=max_new_tokens, use_cache=True, temperature=temperature,
+        synced_gpus=False,
     )  # fmt: skip
     return [row[width:] for row in torch.as_tensor(out).tolist()]

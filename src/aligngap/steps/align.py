@@ -163,13 +163,15 @@ class Align(Step):
         else:
             policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
         stream = Stopwatch(self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference))
-        trainer = Trainer(policy.model, self.optimization, self.seed)
+        trainer = Trainer(policy.model, self.optimization, self.seed, ctx.world)
         measured = set(self.measured_steps)
 
         def after(step: int) -> None:
             policy.key = f"{self.name}@step{step}"
             if step in measured:
-                policy.save(ctx.work / "checkpoints" / f"step-{step:06d}")
+                with trainer.spread.whole() as writes:
+                    if writes:
+                        policy.save(ctx.work / "checkpoints" / f"step-{step:06d}")
 
         def prepare(pairs: Sequence[Pair]) -> list[Pair]:
             # Log-probabilities that come with the data are the SFT policy's.

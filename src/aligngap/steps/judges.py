@@ -71,7 +71,7 @@ class Sft(Step):
             return -logps / mean_length, {}  # nats per token of an average response
 
         if self.optimization.steps:
-            trainer = Trainer(policy.model, self.optimization, self.seed)
+            trainer = Trainer(policy.model, self.optimization, self.seed, ctx.world)
             outcome = train(ctx, trainer, Epochs(examples, derive(self.seed, "sft order")), objective)
             if outcome != "ok":
                 raise RunFailed(f"sft: {outcome}; lower sft.learning_rate")
@@ -124,7 +124,7 @@ class FitJudge(Step):
         if how.lora is not None:
             judge.attach(how.lora, derive(self.seed, "adapter"))
         items = judge.items(pairs, np.random.default_rng(derive(self.seed, "shown order")))
-        trainer = Trainer(judge.module, how, self.seed)
+        trainer = Trainer(judge.module, how, self.seed, ctx.world)
         outcome = train(ctx, trainer, Epochs(items, derive(self.seed, "judge order")), judge.objective)
         if outcome != "ok":
             raise RunFailed(f"{self.spec.kind} judge: {outcome}; lower its learning_rate")

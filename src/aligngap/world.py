@@ -1,0 +1,197 @@
+"""Which processes train a model together: the role, and the plain case of one process.
+
+A step's batch is split among the processes of a world: each computes its share of the responses, labels, reference
+log-probabilities and gradients, and everybody gets all of them, so that streams, logs and weights are the same
+everywhere and the science does not know how many processes there are. Leaves out: what needs more than one process
+(`distributed.py`), and starting them (`execute/together.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from .store import sync
+from .types import Judge
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+
+class Released(BaseException):
+    """Training is over, and the rest of the step is the first process's work."""
+
+
+class Spread(Protocol):
+    """A model laid out over the processes of a world."""
+
+    shards: int  # into how many parts its state is split
+
+    def __call__(self, objective: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T:
+        """The objective's forward pass."""
+        ...
+
+    def passing(self, last: bool) -> AbstractContextManager[Any]:
+        """Around each forward and backward pass of a step: at the last one, gradients are averaged over processes."""
+        ...
+
+    def whole(self) -> AbstractContextManager[bool]:
+        """All weights in each process meanwhile; true for the process that writes them."""
+        ...
+
+    def sampler(self, sampler: Any) -> Any:
+        """The model's sampler; each process writes its share of the responses."""
+        ...
+
+    def file(self, name: str, shard: int | None = None) -> str:
+        """What a file of saved state is called: this process's own, or that of a given shard."""
+        ...
+
+    def number(self, value: Tensor) -> float:
+        """A scalar of the whole model, such as its gradient's norm."""
+        ...
+
+    def local(self, value: Tensor) -> Tensor:
+        """The part of a parameter or moment that is in this process."""
+        ...
+
+    def joined(self, part: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `local` for a value laid out as the parameter `like` is."""
+        ...
+
+    def end(self) -> None:
+        """The end of training: weights stay whole. Raises Released in all processes but the first."""
+        ...
+
+
+class World(Protocol):
+    """Processes numbered from 0 (`rank`), all of which call the same methods in the same order."""
+
+    rank: int
+    size: int
+
+    def about(self) -> dict[str, Any]:
+        """What an artifact's provenance says of it."""
+        ...
+
+    def bounds(self, n: int) -> tuple[int, int]:
+        """This process's share of n items: from, and up to."""
+        ...
+
+    def each(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:
+        """A result for each item: every process works on its share, and all get all results, in order."""
+        ...
+
+    def agreed(self, value: T) -> T:
+        """The first process's value; nobody goes on before all are here."""
+        ...
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Which flags are true in any process."""
+        ...
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over the processes, to the same bits in all of them."""
+        ...
+
+    def seed(self, seed: int) -> int:
+        """A seed of this process's own; the first one's is the seed itself."""
+        ...
+
+    def judge(self, judge: Judge) -> Judge:
+        """The judge, asked for its share by each process."""
+        ...
+
+    def spread(self, model: nn.Module) -> Spread: ...
+
+
+class Plain:
+    """A model in one process, as it is."""
+
+    shards = 1
+
+    def __call__(self, objective: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T:
+        return objective(items)
+
+    def passing(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def whole(self) -> AbstractContextManager[bool]:
+        return nullcontext(True)
+
+    def sampler(self, sampler: Any) -> Any:
+        return sampler
+
+    def file(self, name: str, shard: int | None = None) -> str:
+        return name
+
+    def number(self, value: Tensor) -> float:
+        return float(value)
+
+    def local(self, value: Tensor) -> Tensor:
+        return value
+
+    def joined(self, part: Tensor, like: Tensor) -> Tensor:
+        return part
+
+    def end(self) -> None:
+        pass
+
+
+class Alone:
+    """One process: every share is the whole."""
+
+    rank, size = 0, 1
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def bounds(self, n: int) -> tuple[int, int]:
+        return 0, n
+
+    def each(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:
+        return list(work(items))
+
+    def agreed(self, value: T) -> T:
+        return value
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        return flags
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        return dict(values)
+
+    def seed(self, seed: int) -> int:
+        return seed
+
+    def judge(self, judge: Judge) -> Judge:
+        return judge
+
+    def spread(self, model: nn.Module) -> Spread:
+        return Plain()
+
+
+ALONE = Alone()
+
+
+@contextmanager
+def writing(folder: Path, world: World, everyone: bool) -> Iterator[Path | None]:
+    """A folder to write in, which becomes `folder` when all have written; None where only the first process writes."""
+    beside = folder.with_name(folder.name + ".writing")
+    if world.rank == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    world.agreed(None)
+    yield beside if everyone or world.rank == 0 else None
+    world.agreed(None)
+    if world.rank == 0:
+        sync(beside)
+        os.replace(beside, folder)
+    world.agreed(None)
