@@ -82,19 +82,37 @@ class Case:
         else:
             through = (lambda p: Mixed(p, self.reference, 0.5)) if self.name == "mixed" else None
             stream = OnPolicy(PROMPTS, world.judge(judge()), seed=3, soft_labels=True, through=through)
+        checkpoint, last = self.ctx.work / "checkpoint", self.ctx.work / "last"
+
+        def after(step: int) -> None:
+            policy.key = f"step{step}"
+            if step == 2:
+                with trainer.spread.whole() as writes:
+                    if writes:
+                        policy.save(checkpoint)
+
         try:
             record = self.name != "sft"
-            outcome = train(self.ctx, trainer, stream, objective, sampler=policy, prepare=prepare, record_pairs=record)
+            outcome = train(
+                self.ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=record
+            )
         except Stopped:
             return {"outcome": "stopped"}
         except Released:
             return {}
+        policy.save(last)
+        saved = [weights(Policy.load(f, response_tokens=4)) for f in (checkpoint, last)]
         rows = read_rows(self.ctx.work / "log.parquet")
         pairs = read_rows(self.ctx.work / "recording.parquet") if record else []
-        weights = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
         again = Policy(policy.model, policy.tokenizer, response_tokens=4)  # an ordinary model once more
         said = [r.ids for row in again.sample(PROMPTS[:3], 1, 0) for r in row]
-        return {"outcome": outcome, "log": rows, "pairs": pairs, "weights": weights, "said": said}
+        assert weights(policy).keys() == saved[1].keys()
+        assert all(torch.equal(saved[1][n], w) for n, w in weights(policy).items())
+        return {"outcome": outcome, "log": rows, "pairs": pairs, "saved": saved, "said": said}
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in policy.model.named_parameters()}
 
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from . import __version__
 from .types import AligngapError, RunFailed
@@ -275,7 +275,7 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
 
     found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
     processes: int = found if args.processes is None else args.processes
-    parallel = args.parallel or "ddp"
+    parallel: Literal["ddp", "fsdp"] = args.parallel or "ddp"
     if processes < 1 or (found > 1 and processes != found):
         raise AligngapError(
             f"--processes {processes}: must be " + ("positive" if found == 1 else f"{found}, as started")

@@ -62,7 +62,7 @@ class Processes:
             accelerate.DistributedDataParallelKwargs(find_unused_parameters=True),
         ]
         self.accelerator = accelerate.Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=handlers)
-        self.parallel, self.device = parallel, str(self.accelerator.device)
+        self.parallel, self.device = parallel, "cpu" if cpu else str(self.accelerator.device)
         self.rank, self.size = int(self.accelerator.process_index), int(self.accelerator.num_processes)
 
     def leave(self) -> None:
@@ -88,9 +88,9 @@ class Processes:
         except (AligngapError, RunFailed) as error:
             own = None, error
         told = self.gathered(own)
-        for _, error in told:
-            if error is not None:
-                raise error
+        for _, failure in told:
+            if failure is not None:
+                raise failure
         return [value for value, _ in told]  # type: ignore[misc]
 
     def each(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:
@@ -214,6 +214,8 @@ class Sharded:
         self.parts = [m for m in self.root.modules() if isinstance(m, _fsdp().FSDPModule)]
         self.root(lambda: None)  # the first call says which module is the root,
         self.root.reset_iter_state()  # and leaves its weights whole
+        for module in self.root.modules():
+            module._state_dict_pre_hooks.clear()  # they shard again whole weights that are about to be saved
 
     def __call__(self, objective: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T:
         found: T = self.root(lambda: objective(items))

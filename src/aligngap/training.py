@@ -58,7 +58,7 @@ def newest_state(work: Path) -> Path | None:
 def is_whole(state: Path) -> bool:
     """Whether a state can be read: what a dying disk or machine has torn is passed over for an older one."""
     try:
-        shards = json.loads((state / "state.json").read_text()).get("shards", 1)
+        shards = int(json.loads((state / "state.json").read_text()).get("shards", 1))
         parts = sorted(state.glob("*.safetensors"))
         for part in parts:
             with safe_open(part, "pt"):
