@@ -68,7 +68,9 @@ def test_the_losses_are_those_of_one_process(finished: Path, killed: tuple[Path,
     assert len(logs) >= (1 if kind == "sft" else 2)
     for log in logs:
         one, two = (pd.read_parquet(f / log.relative_to(finished)) for f in (finished, killed[0]))
-        pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-3, atol=1e-4)
+        if kind == "align":  # at step 0 margins are 0 but for rounding, whose sign is nobody's
+            one, two = (rows.drop(columns="accuracy") for rows in (one, two))
+        pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-4, atol=2e-5)
     if kind == "align":
         for file in (finished / "store").glob("align-*/recording.parquet"):
             one, two = (pd.read_parquet(f / file.relative_to(finished)) for f in (finished, killed[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         [sys.executable, str(script), str(folder)], env=COMMAND_ENV, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {name: torch.load(folder / f"{name}.pt", weights_only=False) for name in ("alone", "0", "1")}
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in ("alone", "0", "1")}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +48,7 @@ def test_two_processes_do_what_one_does(found: dict[str, dict[str, Any]], kind: 
     ):  # at step 2 and at the end, read from their folders
         assert left.keys() == right.keys()
         for name, weight in left.items():
-            torch.testing.assert_close(right[name], weight, atol=3e-5, rtol=1e-3)
+            torch.testing.assert_close(torch.tensor(right[name]), torch.tensor(weight), atol=3e-5, rtol=1e-3)
     assert two["said"] == one["said"]
 
 
@@ -58,9 +59,7 @@ def test_only_the_first_process_has_anything_to_keep(found: dict[str, dict[str, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_state_is_gone_on_from_bit_for_bit(found: dict[str, dict[str, Any]], kind: str) -> None:
     whole, again = found["0"][f"{kind} online"], found["0"][f"{kind} again"]
-    assert again["log"] == whole["log"]
-    assert str(again["pairs"]) == str(whole["pairs"])
-    assert all(torch.equal(again["saved"][1][name], weight) for name, weight in whole["saved"][1].items())
+    assert again == whole
 
 
 def test_a_sharded_state_is_refused_elsewhere(found: dict[str, dict[str, Any]]) -> None:
@@ -86,7 +85,7 @@ class Half(Alone):
 
 
 @pytest.mark.parametrize("family", BOTH)
-@pytest.mark.parametrize("how", [{}, {"temperature": 0.5}, {"mixed": True}])
+@pytest.mark.parametrize("how", [{}, {"temperature": 2.0}, {"mixed": True}])
 def test_shares_of_a_batch_are_the_responses_of_the_batch(family: str, how: dict[str, Any]) -> None:
     """Each row is drawn with the noise it has where all rows are together, whoever draws it."""
     policy = tiny_policy(family, spread=1.0)
