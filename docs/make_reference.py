@@ -68,6 +68,7 @@ SECTIONS: Mapping[type[BaseModel], str] = {
     settings.JudgeSpec: "A judge: `golden`, `proxy`",
     settings.Recipe: "`recipe`",
     settings.LossSpec: "`recipe.loss`",
+    settings.RolloutSpec: "`recipe.rollouts`",
     settings.Arm: "An arm, under `arms`",
     settings.Sweep: "A grid, in the list `sweep`",
     settings.Variant: "The same arms under other settings, under `variants`",

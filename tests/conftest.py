@@ -70,7 +70,7 @@ def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
 
 
 def tiny_policy(
-    family: str,
+    family: str | ModelSpec,
     *,
     words: Sequence[str] = WORDS,
     response_tokens: int = 6,
@@ -80,7 +80,7 @@ def tiny_policy(
 ) -> Policy:
     """A policy of `family` whose next-token distributions are far from uniform: weights grown by noise of the seed."""
     tokenizer = word_tokenizer(words)
-    model = build_model(SPECS[family], tokenizer, seed)
+    model = build_model(SPECS[family] if isinstance(family, str) else family, tokenizer, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():

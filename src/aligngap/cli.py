@@ -120,7 +120,9 @@ def parser() -> argparse.ArgumentParser:
     leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
     listing = command("list", "what can be named in a study")
-    listing.add_argument("shelf", choices=["losses", "judges", "tasks", "behaviors", "hypotheses", "studies"])
+    listing.add_argument(
+        "shelf", choices=["losses", "judges", "tasks", "behaviors", "rollouts", "hypotheses", "studies"]
+    )
     return top
 
 
@@ -322,7 +324,8 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
     from .lora import check_peft
-    from .policy import check_spec, check_tokenizer, load_tokenizer, quiet
+    from .policy import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
+    from .rollout import rollout_of
     from .study import varied
 
     quiet()
@@ -335,6 +338,8 @@ def check_models(study: Study) -> None:
     for spec in {m.model_dump_json(): m for s in every for m in s.models}.values():
         check_spec(spec)
         check_tokenizer(spec)
+    for s in every:
+        rollout_of(s.recipe.rollouts).check(config_of(s.policy))
 
 
 def check_judges(made: Plan, store: Any) -> None:

@@ -46,6 +46,9 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         if outcome == "ok" and all(path.exists() for path in measured):
             outcome = noticed(*(pd.read_parquet(path) for path in measured))
         about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": outcome}
+        if "rollouts" in result:
+            stated = {"tolerance_nats": run.align.rollouts.tolerance_nats}
+            about["runs"][run.name]["rollouts"] = result["rollouts"] | stated
         log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
         if "costs" in about:
             about["costs"][run.name] = generated(run, store, log, result)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 from .seeding import derive
-from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, Study, TokenizerSpec
+from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
 from .steps import (
     Align,
     BestOfN,
@@ -162,6 +162,7 @@ class Pipeline:
             checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
             label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
             on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
+            rollouts=study.recipe.rollouts if source.sampled else RolloutSpec(),
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:

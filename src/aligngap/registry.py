@@ -44,6 +44,10 @@ SHELVES: dict[str, dict[str, str]] = {
         "dataset": "aligngap.streams:Dataset",
         "recording": "aligngap.streams:Replay",
     },
+    "rollouts": {
+        "transformers": "aligngap.rollout.hf:Transformers",
+        "vllm": "aligngap.rollout.vllm:Vllm",
+    },
     "hypotheses": {
         "opening": "aligngap.hypotheses.opening:OPENING",
         "coverage": "aligngap.hypotheses.coverage:COVERAGE",

@@ -150,6 +150,22 @@ class LossSpec(BaseModel):
         return dict(self.model_extra or {})
 
 
+class RolloutSpec(Settings):
+    """What generates the responses that the policy writes in training, the same for every arm.
+
+    An engine other than `transformers` holds a copy of the weights, refreshed with the policy (`sync_every`). Its
+    log-probabilities are held against the trainer's, which training reads; a mean difference above `tolerance_nats` is
+    told in the report. Measurement, opponents and fixed sets are always sampled by transformers.
+    """
+
+    engine: str = Field(default="transformers", description="a registered rollout: `transformers` or `vllm`")
+    tolerance_nats: float = Field(
+        default=0.05, gt=0, description="mean difference of a token's two log-probabilities above which the report "
+        "says so"
+    )  # fmt: skip
+    cache_gib: float = Field(default=2.0, gt=0, description="memory of vLLM's cache of keys and values, beside weights")
+
+
 class Recipe(Settings):
     """The one recipe of a study: there is nowhere to put a setting for one arm only."""
 
@@ -164,6 +180,9 @@ class Recipe(Settings):
     )  # fmt: skip
     on_policy_kl: float = Field(
         default=0.0, ge=0.0, description="weight of the KL term on unlabelled pairs (HyPO); arms without any ignore it"
+    )
+    rollouts: RolloutSpec = Field(
+        default_factory=RolloutSpec, description="what generates the responses that the policy writes in training"
     )
 
     @field_validator("optimization")
@@ -420,6 +439,11 @@ class Study(Settings):
             for part in arm_.mix or ():
                 if part not in self.arms or self.arms[part].behavior == "mixture":
                     raise ValueError(f"arm `{name}` mixes `{part}`, which is not an arm that is no mixture itself")
+            if arm_.mix_reference and self.recipe.rollouts.engine != "transformers":
+                raise ValueError(
+                    f"arm `{name}` mixes the reference into each token (`mix_reference`), which only "
+                    f"`recipe.rollouts.engine: transformers` does, not `{self.recipe.rollouts.engine}`"
+                )
         self._check_policy("`recipe.start`", self.recipe.start)
         if self.policy.path is not None and "tokenizer" in self.model_fields_set:
             raise ValueError("`tokenizer` belongs to a policy from scratch: a pretrained policy brings its own")

@@ -196,6 +196,10 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
         raise AligngapError(f"{name}: {error.object!a} holds a lone surrogate, which is no character") from error
     try:
         build_loss(study.recipe.loss)
+        known = registry.names("rollouts")
+        if study.recipe.rollouts.engine not in known:
+            hint = registry.did_you_mean(study.recipe.rollouts.engine, known)
+            raise AligngapError(f"recipe.rollouts.engine: no `{study.recipe.rollouts.engine}`{hint}")
         for role in ("golden", "proxy"):
             build_judge(getattr(study, role), role)
         for arm in study.arms:

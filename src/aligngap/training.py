@@ -117,7 +117,7 @@ def train(
 
     try:
         for step in fit(trainer, stream, objective, spread.sampler(sampler), prepared):
-            log.rows.append(log_row(step, stream))
+            log.rows.append(log_row(step, stream, sampler))
             ctx.track(log.rows[-1], step.number)
             if record_pairs:
                 recording.rows.extend(pair_to_row(p) for p in step.items)
@@ -152,10 +152,21 @@ def train(
     return outcome
 
 
-def log_row(step: Step, stream: Any) -> dict[str, Any]:
+def log_row(step: Step, stream: Any, sampler: Any = None) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step.number, "loss": step.loss, "grad_norm": step.grad_norm}
     row |= {"learning_rate": step.learning_rate, "responses_sampled": int(getattr(stream, "responses_sampled", 0))}
-    return row | step.metrics
+    return row | step.metrics | (sampler.told() if hasattr(sampler, "told") else {})
+
+
+def mismatch(log: Path) -> dict[str, Any]:
+    """How far an engine's log-probabilities of a token were from the trainer's, over a run's log; {} if none wrote."""
+    rows = [r for r in read_rows(log) if r.get("mismatch_tokens")]
+    tokens = sum(int(r["mismatch_tokens"]) for r in rows)
+    if not tokens:
+        return {}
+    total = sum(r["mismatch_nats"] * r["mismatch_tokens"] for r in rows)
+    most = max(r["mismatch_max_nats"] for r in rows)
+    return {"mismatch_nats": total / tokens, "mismatch_max_nats": most, "mismatch_tokens": tokens}
 
 
 def count_pairs(rows: list[dict[str, Any]], pairs: Sequence[dict[str, Any]], batch: int) -> None:

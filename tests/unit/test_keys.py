@@ -18,6 +18,7 @@ from aligngap.settings import (
     ModelSpec,
     Optimization,
     Recipe,
+    RolloutSpec,
     TokenizerSpec,
 )
 from aligngap.steps import Align
@@ -39,8 +40,11 @@ DEFAULTS: dict[type, dict[str, Any]] = {
         "mix": None, "share": 0.5, "reuse": 1, "candidates": 2, "mix_reference": 0.0, "temperature": 1.0,
         "unlabelled": 0.0,
     },
-    Recipe: {"label_smoothing": 0.0, "start": "sft", "on_policy_kl": 0.0},
-    Align: {"label_smoothing": 0.0, "start": None, "start_at": None, "on_policy_kl": 0.0},
+    RolloutSpec: {"engine": "transformers"},
+    Recipe: {"label_smoothing": 0.0, "start": "sft", "on_policy_kl": 0.0, "rollouts": RolloutSpec()},
+    Align: {
+        "label_smoothing": 0.0, "start": None, "start_at": None, "on_policy_kl": 0.0, "rollouts": RolloutSpec(),
+    },
     MeasurementSpec: {
         "checkpoints": [10, 20, 40, 80, 160, 320, 640], "prompts": 512, "kl_prompts": 256, "pairs": 1024,
         "opponents": ["golden_policy", "sft", "chosen"], "split": "train", "best_of_n": 16, "best_of_n_prompts": 256,
@@ -69,3 +73,15 @@ def test_a_setting_at_its_default_is_no_part_of_a_key() -> None:
 def test_any_other_value_is() -> None:
     names = {align(o).name for o in ("recipe.optimization.eps=1e-7", "arms.online.sync_every=2", "seeds=[1]")}
     assert len(names | {align().name}) == 4
+
+
+def test_the_engine_is_part_of_a_key_where_the_policy_writes_and_its_memory_and_tolerance_are_not() -> None:
+    def named(*overrides: str) -> dict[str, str]:
+        found = load("opening", ["policy.model_type=llama", "policy.config={hidden_size: 32}", *overrides])
+        return {r.arm: r.align.name for r in expand(found).runs}
+
+    plain, engine = named(), named("recipe.rollouts.engine=vllm")
+    other = named("recipe.rollouts={engine: vllm, cache_gib: 7, tolerance_nats: 0.5}")
+    assert other == engine
+    assert named("recipe.rollouts.tolerance_nats=0.5") == plain
+    assert {arm for arm in plain if plain[arm] != engine[arm]} == {"online", "online-golden"}

@@ -138,6 +138,8 @@ def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -
         assert module.removeprefix("aligngap.").startswith(allowed)
     if "ray" in tops(imported(module)):
         assert module.startswith("aligngap.execute")
+    if "vllm" in tops(imported(module)):
+        assert module == "aligngap.rollout.vllm"
 
 
 def test_types_and_settings_need_no_torch() -> None:

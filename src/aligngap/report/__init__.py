@@ -124,6 +124,7 @@ def _analysed(folder: Path, stamps: Stamps) -> Analysis:
         cheaper=cheaper_arms(_section(study, "arms")),
         costs=_section(provenance, "costs"),
         asked=_section(provenance, "judges"),
+        runs=_section(provenance, "runs"),
     )
 
 

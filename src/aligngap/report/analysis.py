@@ -99,6 +99,7 @@ class Analysis:
     decision: Decision | None = None
     costs: Mapping[str, Any] = field(default_factory=dict)  # what each run generated, as `collect` wrote it
     asked: Mapping[str, Any] = field(default_factory=dict)  # what judges that are paid for were asked, likewise
+    runs: Mapping[str, Any] = field(default_factory=dict)  # each run's artifacts and what its engine told, likewise
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -109,7 +110,8 @@ class Analysis:
     def warnings(self) -> tuple[str, ...]:
         """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
         dropped = [w for o in self.opponents for w in self.clouds[o].warnings]
-        return tuple(dict.fromkeys(dropped + stopped(self.records) + failed(self.failures)))
+        told = stopped(self.records) + failed(self.failures) + apart(self.runs)
+        return tuple(dict.fromkeys(dropped + told))
 
     @cached_property
     def robust(self) -> Robust:
@@ -213,6 +215,7 @@ def analyse(
     cheaper: Sequence[str] = (),
     costs: Mapping[str, Any] | None = None,
     asked: Mapping[str, Any] | None = None,
+    runs: Mapping[str, Any] | None = None,
 ) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
@@ -263,6 +266,7 @@ def analyse(
         decision=None if margin is None else decide(view, margin, cheaper),
         costs=costs or {},
         asked=asked or {},
+        runs=runs or {},
     )
 
 
@@ -316,6 +320,31 @@ def failed(failures: Mapping[str, str]) -> list[str]:
         return []
     told = "; ".join(f"{name}: {message}" for name, message in list(failures.items())[:4])
     return [f"{len(failures)} step(s) failed, and what needs them is missing: {told.rstrip('.')}."]
+
+
+def apart(runs: Mapping[str, Any]) -> list[str]:
+    """A sentence about runs whose engine's log-probabilities are further from the trainer's than the study allows.
+
+    `runs` is what `collect` writes of each run; entries of another shape are passed over.
+    """
+    told = {run: about["rollouts"] for run, about in runs.items() if isinstance(about, Mapping) and "rollouts" in about}
+    wanted = ("mismatch_nats", "mismatch_max_nats", "tolerance_nats")
+    far: dict[str, list[float]] = {}
+    for run, about in told.items():
+        numbers: list[Any] = [about.get(k) for k in wanted] if isinstance(about, Mapping) else []
+        if numbers and all(isinstance(x, int | float) for x in numbers) and not numbers[0] <= numbers[2]:  # nan too
+            far[run] = numbers
+    if not far:
+        return []
+    run = max(far, key=lambda name: (far[name][0], name))
+    mean, most, tolerance = far[run]
+    writer = told[run].get("written_by", "unnamed")
+    return [
+        f"{len(far)} run(s) trained on responses of an engine ({writer}) whose log-probability of a token "
+        f"differs from the trainer's by {mean:.2g} nats on average and {most:.2g} at most ({run}), above "
+        f"recipe.rollouts.tolerance_nats, {tolerance:g}: what they call online is slightly off-policy; run them with "
+        "policy.dtype float32 or recipe.rollouts.engine transformers."
+    ]
 
 
 def dynamics(records: pd.DataFrame, opponent: str, columns: list[str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,20 @@ from ..batch import Ids, pad
 
 if TYPE_CHECKING:
     from ..policy import Policy
+    from ..settings import RolloutSpec
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """The default rollout: the policy's own model writes, so that there is nothing to copy and nothing to compare."""
+
+    spec: RolloutSpec
+
+    def check(self, config: Any) -> None:
+        """Every policy can sample itself."""
+
+    def open(self, policy: Policy, prompt_tokens: int) -> Policy:
+        return policy
 
 
 class GeometricMixture(LogitsProcessor):

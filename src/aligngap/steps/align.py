@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -15,10 +16,11 @@ from ..settings import (
     Limits,
     LossSpec,
     Optimization,
+    RolloutSpec,
     Settings,
 )
 from ..types import AligngapError, Pair, PairStream, RunFailed
-from .base import Step
+from .base import Step, _plain
 from .data import Data
 from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, stored_pairs
 
@@ -142,6 +144,14 @@ class Align(Step):
     start: Align | None = None
     start_at: int | None = None
     on_policy_kl: float = 0.0
+    rollouts: RolloutSpec = Field(default_factory=RolloutSpec)
+
+    @cached_property
+    def configuration(self) -> Any:
+        found = _plain(self, {})
+        if found.pop("rollouts", None) and self.rollouts.engine != RolloutSpec().engine:
+            found["rollouts"] = {"engine": self.rollouts.engine}  # its memory and tolerance change no result
+        return found
 
     @property
     def label(self) -> str:
@@ -154,8 +164,9 @@ class Align(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from ..fit import Trainer, pair_objective, with_reference
+        from ..rollout import opened
         from ..streams import Stopwatch
-        from ..training import train
+        from ..training import mismatch, train
 
         reference, key, adapter = ctx.start(self), f"{self.name}@step0", self.optimization.lora
         if adapter is None:
@@ -178,10 +189,14 @@ class Align(Step):
             return with_reference(reference, pairs, anew=self.start is not None)
 
         objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl))
-        outcome = train(
-            ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=True
-        )
-        return {"outcome": outcome, "last_step": trainer.step, "draw_seconds": round(stream.seconds, 3)}
+        with opened(self.rollouts, policy, self.limits.prompt_tokens) as sampler:
+            outcome = train(
+                ctx, trainer, stream, objective, sampler=sampler, prepare=prepare, after=after, record_pairs=True
+            )
+        about = {"outcome": outcome, "last_step": trainer.step, "draw_seconds": round(stream.seconds, 3)}
+        if hasattr(sampler, "written_by"):
+            about["rollouts"] = {"written_by": sampler.written_by, **mismatch(ctx.work / "log.parquet")}
+        return about
 
     def recorded(self, ctx: Context) -> list[Pair]:
         """The pairs the run trained on, in order; RunFailed if it ended before its last step."""
