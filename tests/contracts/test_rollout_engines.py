@@ -6,6 +6,7 @@ transformers' own generation must do beside, for encoder-decoder models too, is 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -28,8 +29,10 @@ from aligngap.streams import OnPolicy
 from aligngap.types import Response, Sampler
 
 Make = Callable[[Policy], Sampler]
-LONGEST = 6
-TINY = ModelSpec(model_type="llama", config=DECODER | {"head_dim": 32})  # the least head that vLLM has CPU kernels for
+LONG = prompt([4 + i * i % 13 for i in range(261)], "long")  # more than two of the largest blocks a cache is kept in
+TINY = ModelSpec(  # heads of 32: the smallest that vLLM has kernels for on CPU
+    model_type="llama", config=DECODER | {"head_dim": 32, "max_position_embeddings": 512}
+)
 PROMPTS = [prompt((4, 5, 6)), prompt((7, 8, 9, 10, 11, 12)), prompt((5,))]
 FLOAT32_NATS = 1e-3  # mean and largest difference of one token's log-probability between two float32 engines
 
@@ -39,7 +42,7 @@ def by(engine: type[Plain]) -> Make:
 
 
 def registered(name: str) -> Make:
-    return lambda policy: rollout_of(RolloutSpec(engine=name, cache_gib=0.25)).open(policy, LONGEST)
+    return lambda policy: rollout_of(RolloutSpec(engine=name, cache_gib=0.25)).open(policy, len(LONG.ids))
 
 
 WAYS: dict[str, Make] = {"plain": by(Plain), **{name: registered(name) for name in registry.names("rollouts")}}
@@ -116,10 +119,7 @@ def check_samples_follow_the_trainer(make: Make) -> None:
 
 
 def check_samples_follow_new_weights(make: Make) -> None:
-    """After optimiser steps and a new key the samples are the new policy's and no longer the old one's.
-
-    The prompt was read under the old weights before: a cache of its keys and values must not outlive them.
-    """
+    """After optimiser steps and a new key the samples are the new policy's and no longer the old one's."""
     policy = tiny(1)
     sampler = make(policy)
     old = exact(policy, PROMPTS[1].ids)
@@ -150,7 +150,10 @@ def check_staleness_is_the_streams(make: Make) -> None:
 
 
 def check_log_probabilities_are_the_trainers(make: Make) -> None:
-    """What an engine says of its own tokens is what the trainer says, before and after a sync."""
+    """What an engine says of its own tokens is what the trainer says, before and after a sync.
+
+    The long prompt is read under the old weights before: no cache of its keys and values may outlive them.
+    """
     policy = tiny(4)
     sampler: Any = make(policy)
     if not hasattr(sampler, "told"):
@@ -159,7 +162,7 @@ def check_log_probabilities_are_the_trainers(make: Make) -> None:
     for key in ("run@step0", "run@step2"):
         if key != policy.key:
             learn(policy, steps=2, key=key)
-        written = sampler.sample(PROMPTS, 4, seed=0)
+        written = sampler.sample([LONG, *PROMPTS], 4, seed=0)
         told = sampler.told()
         assert told["mismatch_tokens"] == sum(len(r.ids) for row in written for r in row)
         assert told["mismatch_nats"] <= told["mismatch_max_nats"] < FLOAT32_NATS
@@ -264,6 +267,29 @@ class Miscounts(Plain):
     scored_at = 0.9
 
 
+class Hoards(Plain):
+    """Keeps the keys and values of a prompt that it has read once, whatever the weights are by now."""
+
+    def __init__(self) -> None:
+        self.read: dict[tuple[int, ...], Any] = {}
+
+    @torch.no_grad()
+    def written(self, ids: Ids, n: int, tokens: int, seed: int) -> list[Generated]:
+        if tuple(ids) not in self.read:
+            self.read[tuple(ids)] = self.copy.model(input_ids=torch.tensor([list(ids)]), use_cache=True)
+        generator, known = torch.Generator().manual_seed(seed), copy.deepcopy(self.read[tuple(ids)])
+        rows = []
+        for _ in range(n):
+            cache, scores, row, logps = copy.deepcopy(known.past_key_values), known.logits, list[int](), list[float]()
+            for _ in range(tokens):
+                logp = torch.log_softmax(scores[0, -1].float(), -1)
+                row.append(int(torch.multinomial(logp.exp(), 1, generator=generator)))
+                logps.append(float(logp[row[-1]]))
+                scores = self.copy.model(input_ids=torch.tensor([row[-1:]]), past_key_values=cache).logits
+            rows.append(self.cut(row, logps))
+        return rows
+
+
 @pytest.mark.parametrize(
     ("engine", "check"),
     [
@@ -271,6 +297,7 @@ class Miscounts(Plain):
         (Global, check_the_policy_is_left_as_it_was), (Cold, check_samples_follow_the_trainer),
         (NeverAgain, check_samples_follow_new_weights), (NeverAgain, check_staleness_is_the_streams),
         (NeverAgain, check_log_probabilities_are_the_trainers), (Miscounts, check_log_probabilities_are_the_trainers),
+        (Hoards, check_log_probabilities_are_the_trainers),
     ],
     ids=lambda x: x.__name__,
 )  # fmt: skip
@@ -313,5 +340,5 @@ def test_the_mismatch_is_of_what_was_written_since_last_asked() -> None:
 
 def test_the_default_rollout_is_the_policy_itself() -> None:
     policy = tiny(4)
-    assert rollout_of(RolloutSpec()).open(policy, LONGEST) is policy
+    assert rollout_of(RolloutSpec()).open(policy, 6) is policy
     assert isinstance(policy.sample(PROMPTS, 1, 0)[0][0], Response)

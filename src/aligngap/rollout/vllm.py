@@ -33,11 +33,8 @@ if TYPE_CHECKING:
     from ..settings import RolloutSpec
 
 WHERE = "recipe.rollouts.engine: vllm"
-#: how vLLM is run here, unless the environment says otherwise: in this process, silent, telling nobody, no core pinned
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-}  # fmt: skip
+IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # weights are handed over as they lie in memory
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}  # unless the environment says otherwise
 
 
 @dataclass(frozen=True)
@@ -134,11 +131,9 @@ def generated(output: Any) -> Generated:
 
 @contextmanager
 def configured() -> Iterator[None]:
-    """vLLM's environment set where the user has not set it, and nobody's random state moved by what it does."""
-    for name, value in ENVIRONMENT.items():
+    """vLLM's environment, and torch's random state put back after what vLLM does with it."""
+    os.environ.update(IN_PROCESS)
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(enabled=True):
+    with torch.random.fork_rng():
         yield
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
