@@ -274,6 +274,7 @@ def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
 def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     """How many processes train a model together, refused before any work where they cannot be had."""
     from .execute.together import check_batches, in_world
+    from .steps import Align
 
     found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
     processes: int = found if args.processes is None else args.processes
@@ -286,6 +287,9 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
         if args.parallel is not None:
             raise AligngapError("--parallel belongs to --processes N; add it, with N above 1")
         return 1
+    engine = next((s.rollouts.engine for s in made.steps() if isinstance(s, Align) and s.engine_writes), None)
+    if engine is not None:
+        raise AligngapError(f"recipe.rollouts.engine: {engine} writes for one process; leave it or --processes out")
     for given, what in ((args.executor == "ray", "--executor ray"), (args.workers is not None, "--workers")):
         if given:
             raise AligngapError(f"{what} spreads a study's steps and --processes one model; leave one of them out")

@@ -67,8 +67,8 @@ def make(request: pytest.FixtureRequest) -> Iterator[Make]:
         sampler.close()
 
 
-def tiny(tokens: int) -> Policy:
-    return tiny_policy(TINY, spread=2.0, response_tokens=tokens, key="run@step0")
+def tiny(tokens: int, spec: ModelSpec = TINY) -> Policy:
+    return tiny_policy(spec, spread=2.0, response_tokens=tokens, key="run@step0")
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
@@ -154,7 +154,16 @@ def check_log_probabilities_are_the_trainers(make: Make) -> None:
 
     The long prompt is read under the old weights before: no cache of its keys and values may outlive them.
     """
-    policy = tiny(4)
+    log_probabilities(make, tiny(4))
+
+
+def check_tied_embeddings_are_one_thing(make: Make) -> None:
+    """The same where the output layer's weights are the input embeddings: an engine may keep them twice."""
+    config = {"tie_word_embeddings": True, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2}
+    log_probabilities(make, tiny(4, TINY.model_copy(update={"config": TINY.config | config})))
+
+
+def log_probabilities(make: Make, policy: Policy) -> None:
     sampler: Any = make(policy)
     if not hasattr(sampler, "told"):
         assert sampler is policy  # the trainer itself: nothing to compare
@@ -220,7 +229,7 @@ def learn(policy: Policy, steps: int, key: str) -> None:
 CHECKS = [
     check_responses_are_whole, check_the_seed_decides, check_the_policy_is_left_as_it_was,
     check_samples_follow_the_trainer, check_samples_follow_new_weights, check_staleness_is_the_streams,
-    check_log_probabilities_are_the_trainers,
+    check_log_probabilities_are_the_trainers, check_tied_embeddings_are_one_thing,
 ]  # fmt: skip
 
 

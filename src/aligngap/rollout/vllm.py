@@ -96,6 +96,8 @@ class VllmEngine:
             whole = policy if policy.adapter is None else policy.copy("").merge()
             weights = ((name, p.detach()) for name, p in whole.model.named_parameters())
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            if policy.device.type == "cpu":
+                self.llm.apply_model(repack_output_layer)
             if not self.llm.reset_prefix_cache():
                 raise RunFailed(f"{self.name}: its prefix cache could not be emptied after new weights")
 
@@ -121,6 +123,16 @@ class VllmEngine:
         del self.llm
         gc.collect()
         cleanup_dist_env_and_memory()
+
+
+def repack_output_layer(model: Any) -> None:
+    """Pack the output layer anew: on CPU vLLM computes with a packed copy, which `reload_weights` forgets where the
+    layer's weights are the input embeddings (tied)."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def generated(output: Any) -> Generated:

@@ -149,9 +149,14 @@ class Align(Step):
     @cached_property
     def configuration(self) -> Any:
         found = _plain(self, {})
-        if found.pop("rollouts", None) and self.rollouts.engine != RolloutSpec().engine:
+        if found.pop("rollouts", None) and self.engine_writes:
             found["rollouts"] = {"engine": self.rollouts.engine}  # its memory and tolerance change no result
         return found
+
+    @property
+    def engine_writes(self) -> bool:
+        """Whether another engine than the policy's own model generates its responses."""
+        return self.rollouts.engine != RolloutSpec().engine
 
     @property
     def label(self) -> str:
