@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from aligngap.fit import Trainer, fit, pair_objective, with_reference
+from aligngap.loading import build_model
 from aligngap.losses import IPO
-from aligngap.policy import Policy, build_model
+from aligngap.policy import Policy
 from aligngap.settings import ModelSpec, Optimization
 from aligngap.streams import OnPolicy, Replay
 from aligngap.types import Judgement, Pair, Prompt, Response

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from aligngap.policy import Policy, build_model
+from aligngap.loading import build_model
+from aligngap.policy import Policy
 from aligngap.settings import ModelSpec
 from aligngap.types import Judgement, Pair, Prompt, Response
 

@@ -327,8 +327,8 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
+    from .loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
     from .lora import check_peft
-    from .policy import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
     from .rollout import rollout_of
     from .study import varied
 

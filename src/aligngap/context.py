@@ -64,7 +64,7 @@ class Context:
 
     def tokenizer(self, data: Data, model: ModelSpec) -> Any:
         """The study's tokenizer, or a pretrained model's own where the model comes with one."""
-        from .policy import load_tokenizer
+        from .loading import load_tokenizer
 
         own = model.path is not None and data.tokenizer.path != model.path and model.path != data.family.path
         return load_tokenizer(str(model.path) if own else self.path(data) / "tokenizer")

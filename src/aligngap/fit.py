@@ -21,9 +21,10 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from .batch import collate
+from .loading import seeded
 from .losses import Loss, PairLogps, classified_right
 from .optimizers import build_optimizer
-from .policy import Policy, seeded
+from .policy import Policy
 from .seeding import derive
 from .settings import Optimization
 from .types import AligngapError, Pair, Sampler

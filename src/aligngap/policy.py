@@ -4,18 +4,16 @@
 head and the sampler; the preference model in `judges/` adds a scalar head. Encoder-decoder models encode each prompt
 once for all of its responses. Only completion positions reach the vocabulary projection, in chunks, in float32.
 
-What this module leaves out: padding (`batch.py`), the generation engine (`rollout/`), and training (`fit.py`).
+What this module leaves out: how models are built and loaded (`loading.py`), padding (`batch.py`), the generation
+engine (`rollout/`), and training (`fit.py`).
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import logging
 import re
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -23,200 +21,20 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import chat, lora, rollout
 from .batch import Batch, Ids, collate, pad
-from .pretrained import located, refusal
+from .loading import PLAIN, load_model, load_tokenizer, seeded
 from .seeding import derive
 from .settings import LoraSpec, ModelSpec
-from .types import AligngapError, Prompt, Response, chunks, first_line
+from .types import AligngapError, Prompt, Response, chunks
 from .world import ALONE, World
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-#: how weights are loaded: no pickled ones, and no code that comes with them
-LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
-WRITES_TEXT = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "DoubleHeadsModel")
-DROPOUT_FIELDS = (
-    "dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-)  # fmt: skip
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Any:
-    """Torch's global random state set to `seed` inside the block and restored after it: nobody else's is disturbed."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed % 2**63)
-        yield
-
-
-def quiet() -> None:
-    """Silence transformers' warnings and progress bars in this process: the command shows its own progress."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    for name in ("huggingface_hub", "httpx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from wherever a study's `path` may name; it must have an EOS token."""
-    place = located(path)
-    try:
-        about = Path(place) / "tokenizer_config.json"
-        own = json.loads(about.read_text()).get("tokenizer_class") if about.is_file() else None
-        # A tokenizer that names no family is loaded as it is: beside a Qwen2 model, Auto would make it Qwen2's.
-        plain = own in ("TokenizersBackend", "PreTrainedTokenizerFast")
-        tokenizer = (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(
-            place, trust_remote_code=False
-        )
-    except Exception as error:
-        raise refusal("tokenizer", path, error) from error
-    if tokenizer.eos_token_id is None:
-        raise AligngapError(f"tokenizer {path}: has no EOS token; a response could never end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # responses are masked by length, never by `!= pad`
-    tokenizer.split_special_tokens = True  # "</s>" inside data is text, not the end of a response
-    return tokenizer
-
-
-def build_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A model from scratch (a function of spec, tokenizer size and seed) or loaded from `spec.path`; in float32."""
-    if spec.path is not None:
-        return load_model(spec.path, spec)
-    config = config_of(spec, vocab_size=len(tokenizer))
-    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    if config.is_encoder_decoder:
-        config.decoder_start_token_id = tokenizer.pad_token_id
-    maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    try:
-        with seeded(seed, torch.device("cpu")):
-            model: PreTrainedModel = maker.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-            return as_told(model, spec)
-    except Exception as error:
-        raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
-
-
-def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
-    """A model from wherever a study's `path` may name, encoder-decoder or decoder-only by its own configuration.
-
-    `spec` says how it is run; which model it is, `path` says.
-    """
-    place = located(path)
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        set_dropout(config, spec.dropout)
-        maker = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        loaded: Any = maker.from_pretrained(place, config=config, output_loading_info=True, **LOADING)
-    except Exception as error:
-        raise refusal("model", path, error) from error
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
-        what = f"its files lack {len(missing)} of the weights of a `{config.model_type}` model, such as {missing[0]}"
-        raise AligngapError(f"model {path}: {what}; give a whole checkpoint of the architecture that config.json names")
-    return as_told(model, spec)
-
-
-def as_told(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
-    """The model, set to compute its activations again in the backward pass if the specification says so."""
-    if spec.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            what = f"model family `{model.config.model_type}` has no gradient checkpointing"
-            raise AligngapError(f"{what}; leave gradient_checkpointing out and lower micro_batch")
-        # transformers 5 renames it, and 6 will drop the old name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    return model
-
-
-def config_of(spec: ModelSpec, **settings: Any) -> Any:
-    """The transformers configuration a specification names, with its settings; a wrong one is refused in one line."""
-    place = located(spec.path) if spec.path else None
-    try:
-        config = (
-            AutoConfig.from_pretrained(place, trust_remote_code=False)
-            if place
-            else AutoConfig.for_model(spec.model_type)
-        )
-    except Exception as error:
-        if spec.path:
-            raise refusal("model", spec.path, error) from error
-        what = f"cannot be loaded ({first_line(error)}); name a family transformers knows"
-        raise AligngapError(f"model.model_type `{spec.model_type}`: {what}") from error
-    for name in spec.config:
-        if not hasattr(config, name):
-            raise AligngapError(f"model.config.{name}: not a setting of a `{spec.model_type}` model")
-    if spec.path is None:
-        try:
-            # Made from the given settings only, so that what a family derives (head_dim, gated layers) follows them.
-            config = AutoConfig.for_model(spec.model_type, **{**spec.config, **settings})
-        except Exception as error:
-            raise AligngapError(f"model.config: transformers refuses it ({first_line(error)})") from error
-    set_dropout(config, spec.dropout)
-    return config
-
-
-def check_spec(spec: ModelSpec) -> None:
-    """Refuse a model that cannot be named, built, read or used as the study says, before anything is computed."""
-    config = config_of(spec)
-    if spec.path is not None and "model_type" in spec.model_fields_set and spec.model_type != config.model_type:
-        what = f"is a `{config.model_type}` model, and the study says model_type `{spec.model_type}`"
-        raise AligngapError(f"model {spec.path}: {what}; leave model_type out, or name another model")
-    _check_architecture(spec, config)
-    if config.is_encoder_decoder and spec.path is not None and getattr(config, "decoder_start_token_id", None) is None:
-        what = "its config.json has no decoder_start_token_id"
-        raise AligngapError(f"model {spec.path}: {what}; put it there (a T5 starts at its pad token)")
-    if not config.is_encoder_decoder and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise AligngapError(f"model family `{config.model_type}`: neither encoder-decoder nor a causal language model")
-
-
-def _check_architecture(spec: ModelSpec, config: Any) -> None:
-    """Refuse a stored model whose head is not one that writes text."""
-    named = config.architectures or []
-    if spec.path is not None and named and not any(n.endswith(WRITES_TEXT) for n in named):
-        raise AligngapError(
-            f"model {spec.path}: its architecture is {', '.join(named)}, which writes no text; give a causal or an "
-            "encoder-decoder language model (…ForCausalLM, …LMHeadModel, …ForConditionalGeneration)"
-        )
-
-
-def check_tokenizer(spec: ModelSpec) -> None:
-    """Refuse a pretrained model whose own tokenizer it cannot read, or that has no template where `chat` is set."""
-    if spec.path is None:
-        return
-    tokenizer, config = load_tokenizer(spec.path), config_of(spec)
-    if len(tokenizer) > config.vocab_size:
-        what = f"its tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}"
-        raise AligngapError(f"model {spec.path}: {what}; put the tokenizer that belongs to it into its folder")
-    if spec.chat:
-        chat.check_template(tokenizer, f"model {spec.path}")
-
-
-def is_encoder_decoder(spec: ModelSpec) -> bool:
-    """Whether the model a specification names reads the prompt with an encoder."""
-    return bool(config_of(spec).is_encoder_decoder)
-
-
-def set_dropout(config: Any, dropout: float) -> None:
-    for name in DROPOUT_FIELDS:
-        if hasattr(config, name):
-            setattr(config, name, dropout)
 
 
 class Backbone:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .policy import load_tokenizer
+from .loading import load_tokenizer
 from .settings import TokenizerSpec
 from .types import TaskData
 

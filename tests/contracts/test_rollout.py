@@ -17,7 +17,8 @@ from scipy import stats
 
 from aligngap import rollout
 from aligngap.batch import Ids, collate
-from aligngap.policy import Policy, seeded
+from aligngap.loading import seeded
+from aligngap.policy import Policy
 
 Engine = Callable[[Policy, Sequence[Ids], int, int], list[list[int]]]
 ENGINES: dict[str, Engine] = {"transformers": rollout.generate}

@@ -21,7 +21,8 @@ from test_resume import kill_when
 from transformers import BertConfig, BertForMaskedLM
 
 from aligngap.cli import main
-from aligngap.policy import Policy, build_model
+from aligngap.loading import build_model
+from aligngap.policy import Policy
 from aligngap.settings import TokenizerSpec
 from aligngap.steps import build_task
 from aligngap.tokenizer import make_tokenizer

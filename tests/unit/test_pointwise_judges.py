@@ -19,7 +19,7 @@ from aligngap.judges.bradley_terry import BradleyTerryModel
 from aligngap.judges.kinds import Local
 from aligngap.judges.local import LocalReward
 from aligngap.judges.pointwise import bradley_terry
-from aligngap.policy import PLAIN
+from aligngap.loading import PLAIN
 from aligngap.settings import Optimization
 from aligngap.streams import Epochs
 from aligngap.types import Judge, Pair, Prompt, Response

@@ -24,8 +24,9 @@ from aligngap import policy as policy_module
 from aligngap.batch import collate, pad
 from aligngap.fit import compare_logps, pair_logps, with_reference
 from aligngap.judges.preference_model import PreferenceModel
+from aligngap.loading import build_model, is_encoder_decoder, load_model, load_tokenizer
 from aligngap.measure import score
-from aligngap.policy import Policy, build_model, encode_prompt, encode_response, load_model, load_tokenizer
+from aligngap.policy import Policy, encode_prompt, encode_response
 from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, Prompt
 
@@ -418,7 +419,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(tmp_path: Path) -> None:
     refused(lambda: load_tokenizer(tmp_path / "nothing"), "nothing", "cannot be loaded")
     bad = ModelSpec(model_type="t5", config={"d_modell": 16})
     refused(lambda: build_model(bad, word_tokenizer(), 0), "d_modell")
-    refused(lambda: policy_module.is_encoder_decoder(ModelSpec(model_type="t55")), "t55")
+    refused(lambda: is_encoder_decoder(ModelSpec(model_type="t55")), "t55")
     odd = ModelSpec(model_type="llama", config={"hidden_size": 15, "num_attention_heads": 4, "num_hidden_layers": 1})
     refused(lambda: build_model(odd, word_tokenizer(), 0), "model.config")
     gpt2 = ModelSpec(model_type="gpt2", config={"n_embd": 15, "n_head": 4, "n_layer": 1})

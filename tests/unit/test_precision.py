@@ -15,9 +15,10 @@ from scipy import stats
 from aligngap.batch import collate
 from aligngap.fit import Trainer, compare_logps, pair_objective, with_reference
 from aligngap.judges.preference_model import PreferenceModel, Shown
+from aligngap.loading import as_told
 from aligngap.losses import DPO
 from aligngap.measure import score
-from aligngap.policy import Policy, as_told
+from aligngap.policy import Policy
 from aligngap.settings import ModelSpec, Optimization
 from aligngap.types import AligngapError
 

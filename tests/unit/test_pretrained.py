@@ -20,15 +20,8 @@ from transformers import AutoModelForCausalLM
 from aligngap import pretrained
 from aligngap.chat import TemplateRefused, encode, messages_of
 from aligngap.cli import check_models
-from aligngap.policy import (
-    Policy,
-    check_spec,
-    check_tokenizer,
-    encode_prompt,
-    encode_text,
-    load_model,
-    load_tokenizer,
-)  # fmt: skip
+from aligngap.loading import check_spec, check_tokenizer, load_model, load_tokenizer
+from aligngap.policy import Policy, encode_prompt, encode_text
 from aligngap.settings import ModelSpec
 from aligngap.study import validate
 from aligngap.types import AligngapError

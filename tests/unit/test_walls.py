@@ -108,7 +108,9 @@ def code_words(path: Path) -> set[str]:
     return words
 
 
-@pytest.mark.parametrize("module", ["fit", "losses", "training", "divergence", "batch", "policy", "optimizers"])
+@pytest.mark.parametrize(
+    "module", ["fit", "losses", "training", "divergence", "batch", "loading", "policy", "optimizers"]
+)
 def test_the_trainer_never_asks_which_arm_it_is_in(module: str) -> None:
     text = " ".join(code_words(ROOT / f"{module}.py")).lower()
     for word in ("online", "offline", "on_policy", "onpolicy", "arm ", "behavior", "isinstance(stream"):
@@ -133,7 +135,7 @@ def test_the_reading_side_imports_no_torch(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -> None:
     """Wall (c). The trainer takes one optimiser from there, the tokenizer room its class, T5X's reader a config."""
-    allowed = ("policy", "rollout", "judges", "optimizers", "tokenizer", "t5x", "pretrained", "chat")
+    allowed = ("policy", "loading", "rollout", "judges", "optimizers", "tokenizer", "t5x", "pretrained", "chat")
     if "transformers" in tops(imported(module)):
         assert module.removeprefix("aligngap.").startswith(allowed)
     if "ray" in tops(imported(module)):
@@ -253,7 +255,7 @@ def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
     """Whoever loads a model says so: nothing in a folder or on the hub can make it unpickle or import code."""
     from conftest import tiny_policy
 
-    from aligngap.policy import LOADING, load_model
+    from aligngap.loading import LOADING, load_model
     from aligngap.types import AligngapError
 
     tiny_policy("t5").save(tmp_path)
@@ -263,7 +265,7 @@ def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
         load_model(tmp_path)
     assert LOADING["use_safetensors"] is True
     assert LOADING["trust_remote_code"] is False
-    for room in ("policy", "tokenizer", "rollout.hf", "judges.reward_model"):
+    for room in ("loading", "tokenizer", "rollout.hf", "judges.reward_model"):
         for node in ast.walk(ast.parse(MODULES[f"aligngap.{room}"].read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained"):
                 told = ast.unparse(node)

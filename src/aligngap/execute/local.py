@@ -125,7 +125,7 @@ def _start(root: str, device: str, threads: int, save_seconds: float, tracking: 
     import torch
 
     from ..context import Context
-    from ..policy import quiet
+    from ..loading import quiet
 
     torch.set_num_threads(threads)
     quiet()

@@ -52,7 +52,7 @@ def _work(text: str, root: str, folder: str, device: str, threads: int, save_sec
         import torch
 
         from ..context import Context
-        from ..policy import quiet
+        from ..loading import quiet
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.chdir(folder)

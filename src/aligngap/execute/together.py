@@ -106,7 +106,7 @@ class Together:
 
         from ..context import Context
         from ..distributed import Processes
-        from ..policy import quiet
+        from ..loading import quiet
 
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..policy import PLAIN, Backbone, load_model, load_tokenizer, seeded
+from ..loading import PLAIN, load_model, load_tokenizer, seeded
+from ..policy import Backbone
 from ..settings import ModelSpec
 
 if TYPE_CHECKING:

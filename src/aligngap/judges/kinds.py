@@ -52,7 +52,7 @@ class Pairwise(Settings):
     """A preference model that reads both responses in one context and assumes no scale of quality: the paper's."""
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
-        from ..policy import load_model
+        from ..loading import load_model
         from .preference_model import PreferenceModel
 
         return PreferenceModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
@@ -67,7 +67,7 @@ class BradleyTerry(Settings):
     """A point-wise reward model: one number per response, and the sigmoid of the difference as its preference."""
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
-        from ..policy import load_model
+        from ..loading import load_model
         from .bradley_terry import BradleyTerryModel
 
         return BradleyTerryModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
@@ -84,7 +84,7 @@ class Local(Settings):
     beta: float = Field(default=0.1, gt=0, description="scale of its reward, and the beta of its DPO loss")
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
-        from ..policy import load_model
+        from ..loading import load_model
         from .local import LocalReward
 
         ours, theirs = load_model(backbone, spec), load_model(backbone, spec)

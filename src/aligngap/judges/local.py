@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import Ids, collate
+from ..loading import PLAIN, load_model, load_tokenizer
 from ..losses import DPO, PairLogps
-from ..policy import PLAIN, Policy, load_model, load_tokenizer
+from ..policy import Policy
 from ..settings import LoraSpec, ModelSpec
 from ..types import Judgement, Pair, Prompt, Response
 from .pointwise import Labelled, Read, Scores, judge_by, labelled

@@ -45,7 +45,8 @@ class Sft(Step):
 
         from ..batch import Ids, collate
         from ..fit import Trainer
-        from ..policy import Policy, build_model
+        from ..loading import build_model
+        from ..policy import Policy
         from ..streams import Epochs
         from ..training import train
 
