@@ -229,6 +229,15 @@ def test_which_share_of_the_gap_each_closes() -> None:
     assert len({p.x for s in dial.series.values() for p in s}) == sum(map(len, dial.series.values()))
 
 
+def test_where_offline_leads_no_share_is_given() -> None:
+    """An arm that is worse than offline does not "close" a gap in which offline is ahead."""
+    view = world({"online": 0.0, "offline": 0.12, "offline[dpo]": 0.0}, **SHARP)
+    found = verdicts("losses", view)["closed by offline[dpo]"]
+    assert found.outcome == INCONCLUSIVE
+    assert found.share is None or np.isnan(found.share.value)
+    assert "no lead to close" in found.reason
+
+
 def test_more_candidates_under_imitation() -> None:
     gaps = {"online": 0.12, "offline": 0.0, "online[best-of-two]": 0.05, "offline[best-of-two]": 0.0}
     found = outcomes("noncontrastive", world(gaps | {"online-best-of-4[best-of-two]": 0.12}, **SHARP))

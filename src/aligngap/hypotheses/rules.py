@@ -127,7 +127,7 @@ def share(
     text = (
         f"Share = ({a} - {b}) / ({gap[0]} - {gap[1]}), both at equal KL, {EQUAL_KL}. Supported if its 95% interval "
         f"(Fieller, two-level) lies {sides[0]} {HALF}; contradicted if it lies {sides[1]}; else inconclusive. If the "
-        f"interval of {gap[0]} - {gap[1]} holds 0, the share is undefined.{MATCHED if matched else ''}"
+        f"interval of {gap[0]} - {gap[1]} does not lie above 0, the share is undefined.{MATCHED if matched else ''}"
     )
 
     def judged(view: View, rule: Rule) -> Verdict:

@@ -129,6 +129,8 @@ class View:
     ) -> tuple[Estimate, tuple[float, float], str]:
         """A contrast as a share of the opening gap (or of `of`): estimate, interval, and why it is undefined.
 
+        A share is of a lead: it is undefined where the gap is not surely above 0, and also where it is surely below 0,
+        since an arm that is worse than offline would then close the gap by falling as low as online.
         Both are averaged over the same KL range, the one that every arm in either reached; `matched` holds for the
         contrast, while the gap is that of the arms as they were run.
         """
@@ -138,8 +140,11 @@ class View:
             return NOTHING, (NAN, NAN), found
         (top, bottom), _, _ = found
         value, interval = ratio(*top, *bottom)
-        why = "" if np.isfinite(value.value) else "The gap it would be a share of is not told from 0 over this range."
-        return value, interval, why
+        if not np.isfinite(value.value):
+            return value, interval, "The gap it would be a share of is not told from 0 over this range."
+        if bottom[0].mean() < 0:
+            return NOTHING, (NAN, NAN), "The gap it would be a share of is negative over this range: no lead to close."
+        return value, interval, ""
 
     def _of(self, weights: Weights, matched: bool) -> Mapping[str, ArmCurves]:
         return self.matched(*weights) if matched else self.curves
