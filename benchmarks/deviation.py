@@ -1,0 +1,57 @@
+"""How far a device's records are from the CPU's, and from its own: `python benchmarks/deviation.py [--device cuda]`.
+
+A short opening study is run twice on the device and once on the CPU, each from an empty store. On a CPU two runs are
+the same bytes. On a GPU sums may be taken in another order, and random numbers come from another generator, so arms
+with `behavior: policy` train on other responses than on a CPU. What is printed per arm is the largest difference over
+its checkpoints and opponents; the standard errors beside it say what the choice of prompts alone would do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+SHORT = [
+    "task.train_pairs=1000", "sft.steps=60", "golden.optimization.steps=60", "proxy.optimization.steps=60",
+    "recipe.optimization.steps=20", "measurement.checkpoints=[8]", "measurement.prompts=64",
+    "measurement.kl_prompts=32", "measurement.pairs=64", "measurement.best_of_n=0", "sweep=[]",
+]  # fmt: skip
+AT = ["run", "step", "opponent"]
+VALUES = {"kl_nats": "kl_nats_se", "win_rate": "win_rate_se"}
+
+
+def records(folder: Path, device: str) -> pd.DataFrame:
+    settings = [word for setting in SHORT for word in ("--set", setting)]
+    words = ["run", "opening", *settings, "--device", device, "--out", str(folder / "out" / "deviation")]
+    done = subprocess.run(
+        [sys.executable, "-m", "aligngap.cli", *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"{done.stdout[-1000:]}{done.stderr[-1000:]}")
+    return pd.read_parquet(folder / "out" / "deviation" / "records.parquet").set_index(AT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", default="cuda", help="what is held against the CPU")
+    device = parser.parse_args().device
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [records(Path(folder) / str(n), name) for n, name in enumerate((device, device, "cpu"))]
+    first, again, cpu = runs
+    print(f"| arm | value | {device}, twice | {device} against cpu | largest standard error |")
+    print("| --- | --- | --- | --- | --- |")
+    for arm, rows in first.groupby("arm", sort=False):
+        for value, error in VALUES.items():
+            apart = [(rows[value] - other.loc[rows.index, value]).abs().max() for other in (again, cpu)]
+            print(f"| {arm} | {value} | {apart[0]:.2g} | {apart[1]:.2g} | {rows[error].max():.2g} |")
+
+
+if __name__ == "__main__":
+    main()
