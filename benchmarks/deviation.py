@@ -9,13 +9,11 @@ its checkpoints and opponents; the standard errors beside it say what the choice
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pandas as pd
+from command import command, settings
 
 SHORT = [
     "task.train_pairs=1000", "sft.steps=60", "golden.optimization.steps=60", "proxy.optimization.steps=60",
@@ -27,15 +25,9 @@ VALUES = {"kl_nats": "kl_nats_se", "win_rate": "win_rate_se"}
 
 
 def records(folder: Path, device: str) -> pd.DataFrame:
-    settings = [word for setting in SHORT for word in ("--set", setting)]
-    words = ["run", "opening", *settings, "--device", device, "--out", str(folder / "out" / "deviation")]
-    done = subprocess.run(
-        [sys.executable, "-m", "aligngap.cli", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{done.stdout[-1000:]}{done.stderr[-1000:]}")
-    return pd.read_parquet(folder / "out" / "deviation" / "records.parquet").set_index(AT)
+    out = folder / "out" / "deviation"
+    command("run", "opening", *settings(SHORT), "--device", device, "--out", str(out))
+    return pd.read_parquet(out / "records.parquet").set_index(AT)
 
 
 def main() -> None:

@@ -9,15 +9,13 @@ seconds of the command and its workers; nothing is asserted.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from command import command, settings
 
 LITTLE = [
     "task.train_pairs=500", "sft.steps=5", "golden.optimization.steps=5", "proxy.optimization.steps=5",
@@ -26,15 +24,10 @@ LITTLE = [
 ]  # fmt: skip
 
 
-def command(*words: str) -> float:
+def seconds(*words: str) -> float:
     """CPU seconds of an aligngap command and all that it starts."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-m", "aligngap.cli", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"aligngap {' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    command(*words)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -42,7 +35,7 @@ def command(*words: str) -> float:
 def study(runs: int) -> list[str]:
     rates = ", ".join(f"{rate:.6e}" for rate in np.geomspace(1e-5, 1e-3, runs))
     sweep = f"[{{axes: {{learning_rate: [{rates}]}}, arms: [offline], why: many}}]"
-    return ["tabular", *(word for setting in [*LITTLE, f"sweep={sweep}"] for word in ("--set", setting))]
+    return ["tabular", *settings([*LITTLE, f"sweep={sweep}"])]
 
 
 def measure(runs: int, shared: Path) -> list[float]:
@@ -51,10 +44,10 @@ def measure(runs: int, shared: Path) -> list[float]:
         out = Path(folder) / "out" / "sweep"
         shutil.copytree(shared / "out", Path(folder) / "out")
         where = ["--out", str(out)]
-        made = command("run", *study(runs), *where, "--workers", "1")
-        plan = command("plan", *study(runs), *where)
-        again = command("run", *study(runs), *where, "--workers", "1")
-        return [made, plan, again, command("show", str(out)), command("report", str(out))]
+        made = seconds("run", *study(runs), *where, "--workers", "1")
+        plan = seconds("plan", *study(runs), *where)
+        again = seconds("run", *study(runs), *where, "--workers", "1")
+        return [made, plan, again, seconds("show", str(out)), seconds("report", str(out))]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def products_of(model: ModelSpec, limits: Limits) -> float | None:
     return reads * limits.prompt_tokens + writes * limits.response_tokens + head
 
 
+@cache  # every step of a plan asks
 def sizes_at(path: str) -> dict[str, Any] | float | None:
     """The configuration of a pretrained model, or of a GGUF file about how many parameters it has; None: not here."""
     try:
