@@ -1,8 +1,9 @@
 """The policy on transformers: log-probabilities, samples, saving and loading, for T5 and decoder-only models alike.
 
 `Backbone` turns (prompts, completions) into hidden states at completion positions; `Policy` adds the language-model
-head and the sampler; the preference model in `judges/` adds a scalar head. Encoder-decoder models encode each prompt
-once for all of its responses. Only completion positions reach the vocabulary projection, in chunks, in float32.
+head and the sampler; the preference model in `judges/` adds a scalar head. Each prompt is read once for all of its
+responses: by the encoder, or by a decoder-only model that then goes on from the prompt's keys and values. Only
+completion positions reach the vocabulary projection, in chunks, in float32.
 
 What this module leaves out: how models are built and loaded (`loading.py`), padding (`batch.py`), the generation
 engine (`rollout/`), and training (`fit.py`).
@@ -104,6 +105,8 @@ class Backbone:
             return decoded[batch.rows, batch.columns]
         if any(len(p) == 0 for p in batch.prompts):
             raise AligngapError("an empty prompt: a decoder-only model needs at least one token before the response")
+        if self._shares_prompts(batch):
+            return self._continue(batch)
         owners = batch.prompt_of.tolist()
         whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
         ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
@@ -118,6 +121,36 @@ class Backbone:
         if prompt_padding == "left":
             offsets = offsets + ids.shape[1] - torch.tensor([len(w) for w in whole], device=self.device)
         return states[batch.rows, batch.columns + offsets[batch.rows]]
+
+    def _shares_prompts(self, batch: Batch) -> bool:
+        """Whether a decoder-only model reads each prompt once and goes on from its keys and values.
+
+        Not where they are not kept (activations computed again, a recurrent state), where FSDP lets a layer be called
+        once a step, nor under dropout, which two responses to one prompt would then share.
+        """
+        repeated = len(batch.completions) > len(batch.prompts) and min(map(len, batch.prompts)) > 1
+        kept = not self.spec.gradient_checkpointing and not getattr(self.model, "_is_stateful", False)
+        dropped = self.model.training and self.spec.dropout > 0
+        return repeated and kept and not dropped and not any(hasattr(m, "unshard") for m in self.model.modules())
+
+    def _continue(self, batch: Batch) -> Tensor:
+        """`_hidden` of a decoder-only model whose prompts have several completions: [M, d], differentiable."""
+        ids, read = pad([p[:-1] for p in batch.prompts], self.pad_id, side="left")
+        owners = batch.prompt_of.tolist()
+        last = [(batch.prompts[o][-1], *c[:-1]) for o, c in zip(owners, batch.completions, strict=True)]
+        inputs, real = pad(last, self.pad_id)
+        mask = torch.cat([read[owners], real], -1)
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, ids.shape[1] :]
+
+        def states(ids: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Any:
+            given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+            moved = {name: t.to(self.device) for name, t in given.items()}
+            return self.model.base_model(**moved, past_key_values=cache, use_cache=True)
+
+        cache = states(ids, read, (read.cumsum(-1) - 1).clamp_min(0)).past_key_values
+        cache.reorder_cache(batch.prompt_of)
+        out: Tensor = states(inputs, mask, positions, cache).last_hidden_state
+        return out[batch.rows, batch.columns]
 
     def encode(self, prompts: Sequence[Ids], prompt_padding: str = "right") -> tuple[Tensor, Tensor]:
         """Encoder states [P, T, d] and mask [P, T]: once per prompt, however many responses it has."""

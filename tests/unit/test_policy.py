@@ -219,6 +219,51 @@ def test_a_decoder_prefills_a_prompt_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert set(shapes[1:]) == {(4, 1)}
 
 
+def test_a_decoder_reads_the_prompt_of_a_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the loss: P rows of prompts, then 2 P rows that begin with the prompt's last token."""
+    policy = tiny_policy("llama")
+    shapes: list[tuple[int, ...]] = []
+    original = policy.model.model.forward
+    monkeypatch.setattr(
+        policy.model.model, "forward", lambda **k: shapes.append(tuple(k["input_ids"].shape)) or original(**k)
+    )
+    pair_logps(policy, [pair(prompt(p), (4, 1), (5, 6, 7, 1)) for p in ((4, 5, 6), (7, 8), (9, 10, 11, 12))])
+    assert shapes == [(3, 3), (6, 4)]
+    shapes.clear()
+    pair_logps(policy, [pair(prompt(p), (4, 1), (5, 6, 7, 1)) for p in ((4, 5, 6), (7,))])  # nothing to share
+    assert shapes == [(4, 7)]
+
+
+shared = st.lists(
+    st.tuples(st.lists(tokens, min_size=2, max_size=9).map(tuple), st.lists(completions, min_size=1, max_size=3)),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if not f.startswith("t5")])
+@given(groups=shared, seed=st.integers(0, 99))
+@settings(max_examples=15)
+def test_a_shared_prompt_changes_no_log_probability_and_no_gradient(
+    policies: Policies, family: str, groups: list[tuple[Ids, list[Ids]]], seed: int
+) -> None:
+    """Prompts of any lengths with any numbers of completions, against each completion with a prompt of its own."""
+    policy = policies(family, spread=2.0)
+    owners = [i for i, (_, cs) in enumerate(groups) for _ in cs]
+    answers = [c for _, cs in groups for c in cs]
+    weights = torch.randn(len(answers), generator=torch.Generator().manual_seed(seed))
+    together = collate([p for p, _ in groups], answers, owners)
+    apart = collate([groups[i][0] for i in owners], answers)
+    found = []
+    for batch in (together, apart):
+        values = policy.logps(batch)
+        named = dict(policy.model.named_parameters())
+        gradients = torch.autograd.grad((values * weights).sum(), list(named.values()), allow_unused=True)
+        found.append((values.detach(), dict(zip(named, gradients, strict=True))))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=2e-5, rtol=1e-5)
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], gradient, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_an_empty_prompt_of_a_decoder_is_refused(policies: Policies) -> None:
     with pytest.raises(AligngapError, match="empty prompt"):
         policies("llama").logps(collate([()], [(4, 1)]))

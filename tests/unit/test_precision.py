@@ -44,24 +44,25 @@ def train(policy: Policy, reference: Policy) -> Trainer:
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradient_checkpointing_changes_no_result(family: str, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and gradients to the last bit; for T5, whose attention then takes another kernel, to 1e-6."""
+    """Loss and gradients to 1e-6; a decoder's to the last bit under dropout, where no prompt is shared."""
     monkeypatch.setitem(SPECS, family, SPECS[family].model_copy(update={"dropout": dropout}))
     losses, gradients, calls = [], [], []
     original = torch.utils.checkpoint.checkpoint
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
     for on in (False, True):
         policy, reference = tiny_policy(family), tiny_policy(family, seed=1)
-        run_as(policy, ModelSpec(gradient_checkpointing=on))
+        policy = run_as(policy, ModelSpec(gradient_checkpointing=on, dropout=dropout))
         trainer = Trainer(policy.model, HOW, seed=0)
         step = trainer.advance(with_reference(reference, PAIRS), pair_objective(policy, DPO(beta=0.5)))
         losses.append(step.loss)
         gradients.append({n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None})
         assert bool(calls) == on  # it was really used, and only where it was asked for
-    assert losses[0] == (pytest.approx(losses[1], abs=1e-6, rel=1e-6) if family.startswith("t5") else losses[1])
+    exact = dropout > 0 and not family.startswith("t5")  # T5's attention takes another kernel
+    assert losses[0] == (losses[1] if exact else pytest.approx(losses[1], abs=1e-6, rel=1e-6))
     assert gradients[0].keys() == gradients[1].keys()
     for name, value in gradients[0].items():
         torch.testing.assert_close(value, gradients[1][name], atol=2e-6, rtol=1e-5)
-        assert torch.equal(value, gradients[1][name]) or family.startswith("t5")
+        assert torch.equal(value, gradients[1][name]) or not exact
 
 
 @pytest.mark.parametrize("family", BOTH)
