@@ -58,7 +58,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, plain: Callable[[PreTrainedTokenizerBase, str], list[int]]
+    tokenizer: PreTrainedTokenizerBase, prompt: str, plain: Callable[[PreTrainedTokenizerBase, str], Sequence[int]]
 ) -> list[int]:
     """Token ids of a prompt by the tokenizer's template, as `apply_chat_template` gives them; `plain` encodes text.
 

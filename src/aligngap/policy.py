@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -170,13 +171,14 @@ class Backbone:
         return out
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+@lru_cache(maxsize=4096)  # a measurement's prompts and opponents are read by every judge at every checkpoint
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     """Ids of plain text. A vocabulary may hold "</s>" as a word of its own: inside data it is read in two parts."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     if not set(ids) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
-        return ids
+        return tuple(ids)
     inside = "|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in tokenizer.all_special_tokens if t[1:])
-    return [i for part in re.split(inside, text) for i in tokenizer.encode(part, add_special_tokens=False)]
+    return tuple(i for part in re.split(inside, text) for i in tokenizer.encode(part, add_special_tokens=False))
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -193,18 +195,18 @@ def encode_prompt(
     With `by_template` the chat template writes them, and opens and closes a decoder's prompt itself.
     """
     if by_template:
-        ids = chat.encode(tokenizer, text, encode_text)
-        return (*ids, tokenizer.eos_token_id) if encoder_decoder else tuple(ids)
-    ids = encode_text(tokenizer, text)
-    ids = ids if encoder_decoder else opening(tokenizer) + ids
+        written = chat.encode(tokenizer, text, encode_text)
+        return (*written, tokenizer.eos_token_id) if encoder_decoder else tuple(written)
+    plain = encode_text(tokenizer, text)
+    ids = plain if encoder_decoder else (*opening(tokenizer), *plain)
     close = tokenizer.eos_token_id if encoder_decoder else tokenizer.sep_token_id
-    return (*ids, close) if close is not None else tuple(ids)
+    return (*ids, close) if close is not None else ids
 
 
 def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> tuple[int, ...]:
     """Response ids, closed by EOS if it `ended`."""
     ids = encode_text(tokenizer, text)
-    return (*ids, tokenizer.eos_token_id) if ended else tuple(ids)
+    return (*ids, tokenizer.eos_token_id) if ended else ids
 
 
 class Policy(Backbone):

@@ -178,8 +178,9 @@ def test_saved_and_loaded_is_the_same_judge(judge: PreferenceModel, tmp_path: Pa
     )
     left, right = judge.judge(*args), loaded.judge(*args)
     assert loaded.key == judge.key
-    assert (left.forward == right.forward).all()
-    assert (left.backward == right.backward).all()
+    # a product with few rows rounds by where the weights lie in memory, and those of a file lie elsewhere
+    np.testing.assert_allclose(right.forward, left.forward, rtol=1e-6)
+    np.testing.assert_allclose(right.backward, left.backward, rtol=1e-6)
     assert isinstance(loaded, Judge)
     assert not [f for f in tmp_path.iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
 
