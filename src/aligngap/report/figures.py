@@ -66,6 +66,7 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
         "legend.frameon": False,
         "svg.hashsalt": "aligngap",
         "pdf.fonttype": 42,
+        "ps.fonttype": 42,  # by which matplotlib also decides how many parts a PDF's font is embedded in
         "figure.dpi": 100,
     }
     for name, maker in makers.items():
@@ -83,6 +84,8 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
             figure, numbers = drawn
             figure.tight_layout()
             figure.set_layout_engine(None)  # else every format is laid out and drawn once more
+            for text in figure.findobj(lambda artist: hasattr(artist, "set_fontfeatures")):  # matplotlib 3.11
+                text.set_fontfeatures(("-liga",))  # a ligature, as in "offline", is one more font in the PDF
             for suffix in FORMATS:
                 meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
                 how: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if suffix == "png" else {}
