@@ -18,7 +18,7 @@ class Fake(Step):
     needs: list[Any] = Field(default_factory=list)
 
     def run(self, ctx: Any) -> dict[str, Any]:
-        raise NotImplementedError
+        raise AssertionError("an agenda orders steps and runs none")
 
 
 def diamond() -> dict[str, Fake]:

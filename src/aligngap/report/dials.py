@@ -52,5 +52,6 @@ def draw_dial(dial: Dial, plt: Any) -> tuple[Any, pd.DataFrame]:
         axis.set_xticks(list(places), list(places.values()), rotation=30, ha="right")
     axis.set_xlabel(dial.x)
     axis.set_ylabel(dial.y)
-    axis.legend(loc="best", fontsize=8)
+    # "best" does not see error bars, so what lies below the legend is veiled
+    axis.legend(loc="best", fontsize=8, frameon=True, framealpha=0.85, edgecolor="none")
     return figure, dial_table(dial)

@@ -8,20 +8,19 @@ from typing import Any
 from aligngap.report.analysis import Analysis
 from aligngap.report.robust_tables import Row, Table
 
-HEADER = (
-    "judge",
-    "pairs",
-    "answers used",
-    "refused",
-    "cut off",
-    "unreadable",
-    "orders disagree",
-    "suspicious texts",
-    "paid for",
-    "tokens in",
-    "tokens out",
-    "cost",
-)
+#: heading -> the count that a judge keeps under that name
+COUNTS = {
+    "pairs": "pairs",
+    "answers used": "answers",
+    "refused": "refused",
+    "cut off": "truncated",
+    "unreadable": "unreadable",
+    "orders disagree": "orders_disagree",
+    "suspicious texts": "suspicious",
+    "paid for": "asked",
+    "tokens in": "tokens_in",
+    "tokens out": "tokens_out",
+}
 NOTE = (
     "Summed over the study's finished steps. A refusal, an answer cut off and one that cannot be read are ties, as is "
     "a pair whose two orders disagree. What was answered before, for another step or another study on the same store, "
@@ -32,7 +31,11 @@ NOTE = (
 def judge_answers(analysis: Analysis) -> list[Table]:
     """The table, where a judge counted what it was asked; else nothing."""
     rows = tuple(row(key, counts) for key, counts in analysis.asked.items() if isinstance(counts, Mapping))
-    return [Table("judges", "What the judges were asked and cost", (NOTE,), HEADER, rows)] if rows else []
+    return (
+        [Table("judges", "What the judges were asked and cost", (NOTE,), ("judge", *COUNTS, "cost"), rows)]
+        if rows
+        else []
+    )
 
 
 def row(key: str, counts: Mapping[str, Any]) -> Row:
@@ -40,9 +43,5 @@ def row(key: str, counts: Mapping[str, Any]) -> Row:
         value = counts.get(name, 0)
         return f"{value:,.0f}" if isinstance(value, int | float) else "–"
 
-    names = (
-        "pairs", "answers", "refused", "truncated", "unreadable", "orders_disagree", "suspicious", "asked",
-        "tokens_in", "tokens_out",
-    )  # fmt: skip
     cost = counts.get("cost", 0.0)
-    return (key, *(count(n) for n in names), f"{cost:,.4g}" if isinstance(cost, int | float) else "–")
+    return (key, *map(count, COUNTS.values()), f"{cost:,.4g}" if isinstance(cost, int | float) else "–")
