@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     if plan.study.decision_margin is not None:
         about["costs"] = {}
     count = 0
+    read = lru_cache(maxsize=16)(pd.read_parquet)  # very many runs have one start
     for run in plan.runs:
         start = plan.start[run.name]
         if not store.has(run.measure.name) or not store.has(start.name):
@@ -44,7 +46,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         outcome = result["outcome"]
         measured = [store.path(name) / "rows.parquet" for name in (start.name, run.measure.name)]
         if outcome == "ok" and all(path.exists() for path in measured):
-            outcome = noticed(*(pd.read_parquet(path) for path in measured))
+            outcome = noticed(*map(read, measured))
         about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": outcome}
         if "rollouts" in result:
             stated = {"tolerance_nats": run.align.rollouts.tolerance_nats}
@@ -56,8 +58,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
             for table, frames in tables.items():
                 part = store.path(source) / f"{table}.parquet"
                 if part.exists():
-                    frame = pq.read_table(part).to_pandas()
-                    frame = frame.assign(arm=run.arm, run=run.name, seed=run.seed)
+                    frame = read(part).assign(arm=run.arm, run=run.name, seed=run.seed)
                     frames.append(with_run(frame, run, plan, log, outcome) if table == "rows" else frame)
     if not count:
         return 0
