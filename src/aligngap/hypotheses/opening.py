@@ -84,8 +84,8 @@ def _r1(curve: ArmCurves | None, arm: str) -> Verdict:
     outcome = INCONCLUSIVE if rising else decide(interval, NO_FALL)
     largest, top = float(np.mean(curve.end_x)), float(np.exp(np.mean(np.log(curve.peak_x))))
     text = (
-        f"{arm} peaks near {top:.2g} nats; at its largest KL ({largest:.3g} nats) the win rate is {effect.value:.3f} "
-        f"below that peak."
+        f"{arm} peaks near {top:.2g} nats; at its largest KL ({largest:.3g} nats) the win rate is "
+        f"{abs(effect.value):.3f} {'below' if effect.value >= 0 else 'above'} that peak."
     )
     if rising:
         text = f"{arm} is best at its largest KL ({largest:.3g} nats): longer runs would show whether it falls."

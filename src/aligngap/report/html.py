@@ -19,7 +19,7 @@ from aligngap.report.paid import judge_answers
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
 from aligngap.report.robust_tables import first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import IN_SANDBOX, not_tested, pictures_of, section, titles_of, told, untested
+from aligngap.report.sections import IN_SANDBOX, effect, not_tested, pictures_of, section, titles_of, told, untested
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.stats.scaling_law import GaoFit, better_form
@@ -102,8 +102,7 @@ def page(
                 "name": v.name,
                 "claim": v.claim,
                 "outcome": v.outcome,
-                "effect": words.number(v.effect.value, 3, True),
-                "interval": words.span(v.interval),
+                "effect": effect(v),
                 "reason": v.reason,
                 "rule": v.rule,
             }

@@ -35,6 +35,9 @@ def titles_of(judged: Judged) -> list[str]:
 
 
 def effect(v: Verdict) -> str:
+    """The effect with its interval; a dash where there is none."""
+    if not math.isfinite(v.effect.value):
+        return "–"
     return f"{words.number(v.effect.value, 3, True)} ({words.span(v.interval)})"
 
 
