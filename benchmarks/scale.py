@@ -2,8 +2,9 @@
 
 Floating-point operations (two per multiply-add) follow from the shapes, and count what the code does:
 
-- a pair's gradient: forward and twice that backward, over the prompt once (encoder) and both responses (decoder); a
-  decoder-only policy reads the prompt beside each response; logits at response positions only;
+- a pair's gradient: forward and twice that backward, over the prompt once and both responses; logits at response
+  positions only (under `--parallel fsdp` or gradient checkpointing a decoder-only policy reads the prompt twice, which
+  is not counted here);
 - the reference: one such forward; an offline arm stores it with the data, an online one needs it at each step;
 - sampling: the prompt once for both responses, then a forward a token; every token reads the decoder's weights, the
   output matrix and the caches of all responses from memory, and takes the longer of that and of its arithmetic;
@@ -68,8 +69,7 @@ class Model:
 
     def forward(self) -> float:
         """Operations of a forward pass over a pair, as the training step makes it."""
-        prompts = 1 if self.encoder else 2
-        return prompts * self.read() + 2 * self.answer(self.response)
+        return self.read() + 2 * self.answer(self.response)
 
     def decode_bytes(self) -> float:
         """Bytes read for one token of each of the 2 x batch responses, in bfloat16: weights and caches."""

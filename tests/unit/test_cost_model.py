@@ -33,14 +33,15 @@ def test_a_pair_of_an_encoder_decoder() -> None:
 
 
 def test_a_pair_of_a_decoder() -> None:
-    """The prompt beside each of the two responses."""
+    """The prompt once, and both responses going on from its keys and values."""
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, attn_implementation="eager",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        cache = model(torch.ones(2, PROMPT, dtype=torch.long), logits_to_keep=1, use_cache=True).past_key_values
+        cache = model(torch.ones(1, PROMPT, dtype=torch.long), logits_to_keep=1, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(2)
         model(torch.ones(2, RESPONSE, dtype=torch.long), past_key_values=cache)
     mine = scale.Model("tiny", 0, False, 3, 64, 64, 32, 160, VOCABULARY, 1, PROMPT, RESPONSE)
     assert mine.forward() == pytest.approx(counter.get_total_flops(), rel=0.03)
