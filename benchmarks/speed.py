@@ -282,7 +282,9 @@ def main() -> None:
     unknown = [c for c in args.cases if c not in CASES]
     if unknown:
         parser.error(f"no case `{unknown[0]}`: name some of {', '.join(CASES)}")
-    command = "make bench" if not args.cases else " ".join(["python benchmarks/speed.py", *sys.argv[1:]])
+    told = " ".join(word for word in sys.argv[1:] if word != "--write")
+    whole = f"make bench ARGS='{told}'" if told else "make bench"
+    command = whole if not args.cases else " ".join(["python benchmarks/speed.py", *sys.argv[1:]])
     about = [
         f"`{command}` on {words(args.threads)}; {versions('torch', 'transformers', 'trl')}; median of {args.rounds} "
         f"alternating rounds, the range in brackets.", "",
