@@ -283,8 +283,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no case `{unknown[0]}`: name some of {', '.join(CASES)}")
     told = " ".join(word for word in sys.argv[1:] if word != "--write")
-    whole = f"make bench ARGS='{told}'" if told else "make bench"
-    command = whole if not args.cases else " ".join(["python benchmarks/speed.py", *sys.argv[1:]])
+    command = f"python benchmarks/speed.py {told}" if args.cases else "make bench" + f" ARGS='{told}'" * bool(told)
     about = [
         f"`{command}` on {words(args.threads)}; {versions('torch', 'transformers', 'trl')}; median of {args.rounds} "
         f"alternating rounds, the range in brackets.", "",

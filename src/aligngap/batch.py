@@ -28,6 +28,11 @@ def pad(rows: Sequence[Ids], pad_id: int, side: Literal["left", "right"] = "righ
     return torch.tensor(ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
 
 
+def positions(mask: Tensor) -> Tensor:
+    """Positions [N, T] of real tokens, counted from the first one of each row; 0 where padding stands before it."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Tensors for one forward pass over N completions of P prompts.

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import chat, lora, rollout
-from .batch import Batch, Ids, collate, pad
+from .batch import Batch, Ids, collate, pad, positions
 from .loading import PLAIN, load_model, load_tokenizer, seeded
 from .seeding import derive
 from .settings import LoraSpec, ModelSpec
@@ -111,11 +111,10 @@ class Backbone:
         owners = batch.prompt_of.tolist()
         whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
         ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
         states: Tensor = self.model.base_model(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
-            position_ids=positions.to(self.device),
+            position_ids=positions(mask).to(self.device),
             use_cache=False,
         ).last_hidden_state
         offsets = torch.tensor([len(batch.prompts[o]) - 1 for o in owners], device=self.device)
@@ -140,17 +139,16 @@ class Backbone:
         owners = batch.prompt_of.tolist()
         last = [(batch.prompts[o][-1], *c[:-1]) for o, c in zip(owners, batch.completions, strict=True)]
         inputs, real = pad(last, self.pad_id)
-        mask = torch.cat([read[owners], real], -1)
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, ids.shape[1] :]
 
-        def states(ids: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Any:
-            given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        def forward(ids: Tensor, mask: Tensor, cache: Any = None) -> Any:
+            """The model on the last of the tokens that the mask is of."""
+            given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)[:, -ids.shape[1] :]}
             moved = {name: t.to(self.device) for name, t in given.items()}
             return self.model.base_model(**moved, past_key_values=cache, use_cache=True)
 
-        cache = states(ids, read, (read.cumsum(-1) - 1).clamp_min(0)).past_key_values
+        cache = forward(ids, read).past_key_values
         cache.reorder_cache(batch.prompt_of)
-        out: Tensor = states(inputs, mask, positions, cache).last_hidden_state
+        out: Tensor = forward(inputs, torch.cat([read[owners], real], -1), cache).last_hidden_state
         return out[batch.rows, batch.columns]
 
     def encode(self, prompts: Sequence[Ids], prompt_padding: str = "right") -> tuple[Tensor, Tensor]:

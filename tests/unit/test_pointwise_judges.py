@@ -187,7 +187,8 @@ def test_saved_and_loaded_is_the_same_judge(family: str, tmp_path: Path) -> None
     loaded = registry.get("judges", "bradley-terry")().load(tmp_path / "bt", tmp_path / "backbone", PLAIN)
     args = ([ask("river")] * 2, [text("lamp"), text("old apple")], [text("bread"), text("bread", False)])
     for old, new in ((made, kind.load(tmp_path / "judge", tmp_path / "backbone", PLAIN)), (bt, loaded)):
-        # a product with few rows rounds by where the weights lie in memory, and those of a file lie elsewhere
-        np.testing.assert_allclose(new.judge(*args).forward, old.judge(*args).forward, rtol=1e-6)
+        # a decoder's products with few rows round by where the weights lie in memory, and those of a file lie elsewhere
+        rtol = 0.0 if family == "t5" else 1e-6
+        np.testing.assert_allclose(new.judge(*args).forward, old.judge(*args).forward, rtol=rtol)
         assert new.key == old.key
     assert not [f for f in tmp_path.rglob("*") if f.suffix in (".bin", ".pt", ".pkl")]

@@ -31,11 +31,8 @@ NOTE = (
 def judge_answers(analysis: Analysis) -> list[Table]:
     """The table, where a judge counted what it was asked; else nothing."""
     rows = tuple(row(key, counts) for key, counts in analysis.asked.items() if isinstance(counts, Mapping))
-    return (
-        [Table("judges", "What the judges were asked and cost", (NOTE,), ("judge", *COUNTS, "cost"), rows)]
-        if rows
-        else []
-    )
+    header = ("judge", *COUNTS, "cost")
+    return [Table("judges", "What the judges were asked and cost", (NOTE,), header, rows)] if rows else []
 
 
 def row(key: str, counts: Mapping[str, Any]) -> Row:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..batch import Ids, pad
+from ..batch import Ids, pad, positions
 
 if TYPE_CHECKING:
     from ..policy import Policy
@@ -48,8 +48,8 @@ class GeometricMixture(LogitsProcessor):
         else:
             grown = self.mask.new_ones(len(self.mask), input_ids.shape[1] - self.mask.shape[1])
             mask = torch.cat([self.mask, grown], -1)
-            positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, self.seen :]
-            inputs = {"input_ids": new, "attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}
+            places = positions(mask)[:, self.seen :]
+            inputs = {"input_ids": new, "attention_mask": mask, "position_ids": places, "logits_to_keep": 1}
         out = self.other.model(**inputs, past_key_values=self.cache, use_cache=True)
         self.cache, self.seen = out.past_key_values, input_ids.shape[1]
         mixed: Tensor = (1.0 - self.share) * scores + self.share * out.logits[:, -1].to(scores.dtype)
@@ -118,9 +118,8 @@ def generate(
     processors = LogitsProcessorList([*mixing(mixture, ids, mask, n), *drawn])
     cache = None
     if n > 1 and width > 1 and bool(mask[:, -2].all()):
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
         cache = model(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions[:, :-1], use_cache=True,
+            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions(mask)[:, :-1], use_cache=True,
             logits_to_keep=1,
         ).past_key_values  # fmt: skip
         cache.batch_repeat_interleave(n)
