@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +28,8 @@ from aligngap.records import (
     read_samples,
     write_table,
 )
-from aligngap.report import beside, build_report, headline, words
+from aligngap.report import build_report, headline, words
+from aligngap.report.beside import beside
 from aligngap.report.html import script_json
 from aligngap.report.interactive import hover_text
 from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
@@ -256,29 +259,39 @@ def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str
     assert said in headline(tmp_path) + body
 
 
-def test_figures_are_drawn_in_a_copy_of_the_process_or_else_here(
+def test_a_copy_of_the_process_begins_the_figures_and_this_one_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = os.getpid()
 
-    def draw() -> list[Path]:
-        path = tmp_path / str(os.getpid())
-        path.touch()
-        return [path]
+    def draw(number: int) -> list[Path]:
+        (tmp_path / f"{number} by {os.getpid()}").touch()
+        if os.getpid() != here:
+            while not (tmp_path / f"1 by {here}").exists():  # the copy has the first one until this process has begun
+                time.sleep(0.01)
+        return [tmp_path / str(number), tmp_path / f"{number} again"]
 
     def fails_in_a_copy() -> list[Path]:
         if os.getpid() != here:
             raise ValueError("no room")
         return [tmp_path / "drawn here"]
 
+    jobs = [partial(draw, number) for number in range(12)]
+    files = [file for number in range(12) for file in (tmp_path / str(number), tmp_path / f"{number} again")]
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    assert beside(draw)() == [tmp_path / str(here)]
+    assert beside(jobs)() == files
+    assert {p.name for p in tmp_path.iterdir()} == {f"{number} by {here}" for number in range(12)}
     monkeypatch.delitem(sys.modules, "torch")
-    if sys.platform == "linux":
-        (found,) = beside(draw)()
-        assert found.exists()
-        assert found.name != str(here)
-    assert beside(fails_in_a_copy)() == [tmp_path / "drawn here"]
+    assert beside([fails_in_a_copy, lambda: []])() == [tmp_path / "drawn here"]
+    for drawn in tmp_path.iterdir():
+        drawn.unlink()
+    finish = beside(jobs)
+    while sys.platform == "linux" and not list(tmp_path.iterdir()):
+        time.sleep(0.01)
+    assert finish() == files
+    drawn_by = {p.name.split(" by ")[0]: p.name.split(" by ")[1] for p in tmp_path.iterdir()}
+    assert len(drawn_by) == len(list(tmp_path.iterdir())) == 12  # each once
+    assert sys.platform != "linux" or drawn_by["0"] != str(here) == drawn_by["1"]
 
 
 def test_reading_side_imports_no_torch(made: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from synthetic_records import planted_clouds
 
+from aligngap.stats import frontier
 from aligngap.stats.axes import KL, MIN_KL_NATS
 from aligngap.stats.frontier import arm_curves, envelope, interpolate, peaks, smoother
 
@@ -25,6 +26,35 @@ def test_interpolation_agrees_with_numpy() -> None:
     grid = np.linspace(-2, 2, 33)
     want = np.stack([np.interp(grid, a, b) for a, b in zip(x, y, strict=True)])
     assert interpolate(x, y, grid) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("block", [1, 2**18])
+def test_the_envelope_is_the_best_run_wherever_a_run_is(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of unequal length and range, taken one by one or together, against a loop over everything."""
+    monkeypatch.setattr(frontier, "BLOCK", block)
+    rng = np.random.default_rng(1)
+    run = rng.permutation(np.repeat(np.arange(6), [3, 5, 3, 1, 5, 3]))
+    x, folds = rng.normal(size=(2, len(run))), rng.normal(size=(4, 2, len(run)))
+    grid = np.linspace(-4.0, 4.0, 21)
+    curve, naive = envelope(run, x, folds, grid, x[0])
+    want, flat = np.full((4, 2, 21), np.nan), np.full((2, 21), np.nan)
+    for b in range(2):
+        for k, u in enumerate(grid):
+            found = []
+            for r in range(6):
+                mine = np.flatnonzero(run == r)
+                if x[0, mine].min() <= u <= x[0, mine].max():
+                    order = mine[np.argsort(x[b, mine])]
+                    found.append([np.interp(u, x[b, order], f[b, order]) for f in folds])
+            if found:
+                each = np.array(found)
+                flat[b, k] = each.mean(axis=1).max()
+                for f in range(4):
+                    want[f, b, k] = each[np.argmax(each.sum(axis=1) - each[:, f]), f]
+    assert curve == pytest.approx(want.mean(axis=0), nan_ok=True)
+    assert naive == pytest.approx(flat, nan_ok=True)
+    assert np.isfinite(curve).any()
+    assert np.isnan(curve).any()
 
 
 def test_nothing_is_extrapolated() -> None:

@@ -9,12 +9,14 @@ import pytest
 import statsmodels.api as sm
 
 from aligngap.stats.scaling_law import (
+    MOST_FOLDS,
     best_of_n,
     best_of_n_kl,
     better_form,
     cluster_covariance,
     design,
     fit_gao,
+    held_out_error,
     peak,
     wls,
 )
@@ -25,6 +27,20 @@ KL = np.geomspace(0.3, 40.0, 24)
 def planted(form: str, noise: float, seed: int, alpha: float = 0.25, beta: float = 0.06) -> np.ndarray:
     rng = np.random.default_rng([seed, form == "rl"])
     return design(KL, form) @ [alpha, beta] + rng.normal(0, noise, len(KL))
+
+
+@pytest.mark.parametrize("groups", [2, 7, 120])
+def test_what_is_held_out_is_predicted_from_the_rest(groups: int) -> None:
+    rng = np.random.default_rng(3)
+    n = 240
+    x, y, weight = design(rng.gamma(2.0, 2.0, n), "rl"), rng.normal(size=n), rng.gamma(2.0, 1.0, n)
+    group = rng.permutation(np.arange(n) % groups)
+    folds = (group if groups > 2 else np.arange(n)) % MOST_FOLDS  # two groups are too few: row by row
+    error = np.empty(n)
+    for fold in range(folds.max() + 1):
+        out = folds == fold
+        error[out] = y[out] - sm.WLS(y[~out], x[~out], weight[~out]).fit().predict(x[out])
+    assert held_out_error(x, y, weight, group) == pytest.approx(np.sqrt(np.average(error**2, weights=weight)))
 
 
 @pytest.mark.parametrize("form", ["bon", "rl"])

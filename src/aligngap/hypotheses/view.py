@@ -228,10 +228,10 @@ class View:
 
         Prompts are resampled alike in every arm of a seed.
         """
-        rows = self.records[(self.records["arm"] == arm) & (self.records["step"] > 0)]
         table = self._per_prompt
         if not len(table):
             return {}
+        rows = self.records[(self.records["arm"] == arm) & (self.records["step"] > 0)]
         table = table[(table["arm"] == arm) & (table["step"] > 0)]
         out = {}
         for seed, mine in table.groupby("seed"):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import signal
-import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,25 +13,38 @@ from typing import TYPE_CHECKING, Any
 from aligngap.types import Progress, silent
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from aligngap.records import Tables
     from aligngap.report.analysis import Analysis
 
 #: name, time of change and size of each table of a folder
 Stamps = tuple[tuple[str, int, int], ...]
-PATIENCE = 300  #: seconds that the figures may take in a copy of the process
+#: columns that rows are picked by
+NAMES = ("arm", "run", "config", "opponent", "prompt_id")
 
 __all__ = ["build_report", "headline", "planned_power"]
 
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
     """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
-    folder = Path(out_dir)
+    collecting = gc.isenabled()
+    gc.disable()  # a tenth of the time goes into looking for cycles among objects that are soon gone without it
+    try:
+        return _build(Path(out_dir), command, progress)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _build(folder: Path, command: str, progress: Progress) -> Path:
     progress(0, 4, "reading records")
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(_tables, folder, _stamps(folder))
         import matplotlib.pyplot  # noqa: F401  imported while the tables are read, the copy that draws has it already
 
-        from aligngap.report.figures import make_figures
+        from aligngap.report.beside import beside
+        from aligngap.report.figures import drawings
         from aligngap.report.html import write_page
         from aligngap.report.summary import write_summary
 
@@ -42,7 +52,7 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     progress(1, 4, "comparing arms")
     analysis = _analysis(folder)
     progress(2, 4, "drawing figures, comparing arms otherwise")
-    figures = beside(lambda: make_figures(analysis, folder / "figures"))
+    figures = beside(drawings(analysis, folder / "figures"))
     command = command or f"aligngap report {folder}"
     write_summary(analysis, folder / "summary.md", command)
     progress(3, 4, "writing the page")
@@ -58,34 +68,6 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     return page
 
 
-def beside(draw: Callable[[], list[Path]]) -> Callable[[], list[Path]]:
-    """Draw in a copy of this process while this one goes on; what is returned waits and gives the files.
-
-    The copy is a fork, so nothing is handed over and nothing pickled. Where it fails, and where a fork is not safe (not
-    Linux; torch's threads do not live on in a copy), the figures are drawn here, where an error is raised as any other.
-    """
-    if sys.platform != "linux" or "torch" in sys.modules:
-        return draw
-    read, write = os.pipe()
-    copy = os.fork()
-    if not copy:
-        gc.disable()  # it would write to every object, and so copy the memory that both share
-        signal.alarm(PATIENCE)  # a copy that hangs ends, and the figures are drawn here
-        try:
-            os.write(write, "\0".join(map(str, draw())).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-
-    def wait() -> list[Path]:
-        with open(read, encoding="utf-8") as pipe:
-            names = pipe.read()
-        os.waitpid(copy, 0)
-        return [Path(name) for name in names.split("\0")] if names else draw()
-
-    return wait
-
-
 def _analysis(folder: Path) -> Analysis:
     """The analysis of a folder's tables; made once for the page and the terminal, anew when a table has changed."""
     return _analysed(folder, _stamps(folder))
@@ -99,7 +81,13 @@ def _stamps(folder: Path) -> Stamps:
 def _tables(folder: Path, stamps: Stamps) -> Tables:
     from aligngap.records import read_folder
 
-    return read_folder(folder)
+    tables = read_folder(folder)
+    return replace(tables, records=coded(tables.records), per_prompt=coded(tables.per_prompt))
+
+
+def coded(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same rows, with names that many of them share held as numbers, by which they are quickly picked."""
+    return frame.assign(**{c: frame[c].astype("category") for c in NAMES if c in frame})
 
 
 @lru_cache(maxsize=1)

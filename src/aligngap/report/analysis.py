@@ -293,8 +293,7 @@ def gao_fits(
             gain = later[score].to_numpy(np.float64) - start
             se = later[f"{score}_se"].to_numpy(np.float64)
             kl = later["kl_nats"].to_numpy(np.float64)
-            run = np.unique(later["run"].to_numpy(), return_inverse=True)[1]
-            out[arm, score] = {f: fit_gao(kl, gain, se, f, run) for f in FORMS}
+            out[arm, score] = {f: fit_gao(kl, gain, se, f, pd.factorize(later["run"])[0]) for f in FORMS}
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,24 +19,43 @@ from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
 from aligngap.stats.compare import peak_of
 
+#: a figure and its numbers, or None where the records do not allow it
+Maker = Callable[[Analysis, Any], tuple[Any, pd.DataFrame] | None]
 FORMATS = ("png", "svg", "pdf")
 #: a scatter of more points is an image inside SVG and PDF
 DENSE = 500
 #: what the best-of-n line is called in every figure
 REFERENCE = "best-of-n of the SFT policy"
+STYLE: Any = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#555555",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "aligngap",
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,  # by which matplotlib also decides how many parts a PDF's font is embedded in
+    "figure.dpi": 100,
+}
 #: figures of the page itself, so that the hypothesis of that name needs none
 OWN = ("opening",)
 
 
-def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
-    """Draw every figure that the records allow; returns the PNGs."""
-    import matplotlib
+def drawings(analysis: Analysis, folder: Path) -> list[Callable[[], list[Path]]]:
+    """A job for every figure that the records may allow: it draws it, if they do, and gives its PNG files.
 
-    matplotlib.use("Agg", force=False)
-    import matplotlib.pyplot as plt
-
+    Hypotheses whose figures show the same arms share one job, which draws once and copies.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    makers: dict[str, Callable[[Analysis, Any], tuple[Any, pd.DataFrame] | None]] = {
+    makers: dict[str, Maker] = {
         "opening": opening,
         "difference": difference,
         "over-optimisation": over_optimisation,
@@ -48,52 +67,39 @@ def make_figures(analysis: Analysis, folder: Path) -> list[Path]:
     makers |= {name: partial(picture, of=of) for name, of in pictures.items()}
     #: arms of those that show frontiers: the same arms make the same figure
     shown = {**{n: of for n, of in pictures.items() if isinstance(of, tuple)}, "opening": analysis.arms}
-    made: list[Path] = []
-    drawn_before: dict[tuple[str, ...], str] = {}
-    style: Any = {
-        "font.size": 9,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "axes.edgecolor": "#555555",
-        "axes.titlesize": 9.5,
-        "axes.titlelocation": "left",
-        "grid.color": "#e8e8e8",
-        "grid.linewidth": 0.6,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "legend.frameon": False,
-        "svg.hashsalt": "aligngap",
-        "pdf.fonttype": 42,
-        "ps.fonttype": 42,  # by which matplotlib also decides how many parts a PDF's font is embedded in
-        "figure.dpi": 100,
-    }
-    for name, maker in makers.items():
-        same = drawn_before.setdefault(shown.get(name, (name,)), name)
-        if same != name:
-            if folder / f"{same}.png" in made:
-                for suffix in (*FORMATS, "csv"):
-                    shutil.copyfile(folder / f"{same}.{suffix}", folder / f"{name}.{suffix}")
-                made.append(folder / f"{name}.png")
-            continue
-        with plt.rc_context(style):
-            drawn = maker(analysis, plt)
-            if drawn is None:
-                continue
-            figure, numbers = drawn
-            figure.tight_layout()
-            figure.set_layout_engine(None)  # else every format is laid out and drawn once more
-            for text in figure.findobj(lambda artist: hasattr(artist, "set_fontfeatures")):  # matplotlib 3.11
-                text.set_fontfeatures(("-liga",))  # a ligature, as in "offline", is one more font in the PDF
-            for suffix in FORMATS:
-                meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
-                how: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if suffix == "png" else {}
-                figure.savefig(folder / f"{name}.{suffix}", dpi=200, metadata=meta, **how)
-            plt.close(figure)
-        numbers.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-        made.append(folder / f"{name}.png")
-    return made
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name in makers:
+        alike.setdefault(shown.get(name, (name,)), []).append(name)
+    return [partial(draw, analysis, folder, makers[names[0]], names) for names in alike.values()]
+
+
+def draw(analysis: Analysis, folder: Path, maker: Maker, names: Sequence[str]) -> list[Path]:
+    """Draw one figure under the first of the names and copy it to the others; its PNGs, none where there is nothing."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    first, *others = names
+    with plt.rc_context(STYLE):
+        drawn = maker(analysis, plt)
+        if drawn is None:
+            return []
+        figure, numbers = drawn
+        figure.tight_layout()
+        figure.set_layout_engine(None)  # else every format is laid out and drawn once more
+        for text in figure.findobj(lambda artist: hasattr(artist, "set_fontfeatures")):  # matplotlib 3.11
+            text.set_fontfeatures(("-liga",))  # a ligature, as in "offline", is one more font in the PDF
+        for suffix in FORMATS:
+            meta: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
+            how: dict[str, Any] = {"pil_kwargs": {"compress_level": 3}} if suffix == "png" else {}
+            figure.savefig(folder / f"{first}.{suffix}", dpi=200, metadata=meta, **how)
+        plt.close(figure)
+    numbers.to_csv(folder / f"{first}.csv", index=False, float_format="%.6g")
+    for name in others:
+        for suffix in (*FORMATS, "csv"):
+            shutil.copyfile(folder / f"{first}.{suffix}", folder / f"{name}.{suffix}")
+    return [folder / f"{name}.png" for name in names]
 
 
 def opening(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
@@ -318,10 +324,10 @@ def small_legend(axis: Any) -> None:
 
 def log_axis(axis: Any) -> None:
     """KL on a log axis with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("KL(policy ‖ SFT), nats (log axis)")

@@ -37,10 +37,8 @@ def hover_text(text: str, limit: int = MAX_TEXT, width: int = 46) -> str:
 
 def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
     """KL against win rate, every checkpoint with its run, step, configuration and a sample on hover."""
-    import plotly.graph_objects as go
-
     styles = arm_styles(arms)
-    figure = go.Figure()
+    figure = blank(f"win rate against {opponent_words(analysis.opponent)}")
     texts = first_texts(analysis.samples)
     for arm in arms:
         style = styles[arm]
@@ -124,16 +122,13 @@ def frontier_figure(analysis: Analysis, arms: tuple[str, ...]) -> Any:
             annotation_position="bottom right",
             annotation_font_size=11,
         )
-    layout(figure, f"win rate against {opponent_words(analysis.opponent)}")
     return figure
 
 
 def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float, float]) -> Any:
     """The difference of two arms against KL with pointwise and simultaneous bands."""
-    import plotly.graph_objects as go
-
     c = comparison
-    figure = go.Figure()
+    figure = blank("difference in win rate")
     for lower, upper, alpha, name in (
         (c.lower, c.upper, 0.14, "simultaneous 95% band"),
         (c.point_lower, c.point_upper, 0.22, "pointwise 95% band"),
@@ -157,16 +152,17 @@ def difference_figure(comparison: Comparison, colour: str, y_range: tuple[float,
         hovertemplate="%{x:.3g} nats: %{y:+.3f}<extra></extra>",
     )
     figure.add_hline(y=0, line={"color": "#888", "width": 1})
-    layout(figure, "difference in win rate")
     figure.update_layout(showlegend=False)
     figure.update_yaxes(range=rounded(y_range))
     return figure
 
 
-def layout(figure: Any, y_title: str) -> None:
-    """Common looks: log KL axis, legend below, transparent ground so that the page's theme shows through."""
+def blank(y_title: str) -> Any:
+    """A figure with the common looks: log KL axis, legend below, transparent ground so that the page's theme shows."""
+    import plotly.graph_objects as go
+
     axis = {"gridcolor": "rgba(128,128,128,0.18)", "linecolor": "rgba(128,128,128,0.5)", "zeroline": False}
-    figure.update_layout(
+    looks = go.Layout(
         template="none",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "rgba(128,128,128,0.55)", "activecolor": "rgba(128,128,128,1)"},
         margin={"l": 54, "r": 12, "t": 12, "b": 48},
@@ -185,6 +181,7 @@ def layout(figure: Any, y_title: str) -> None:
         },
         yaxis={"title": {"text": y_title, "font": {"size": 13}, "standoff": 6}, "automargin": True, **axis},
     )
+    return go.Figure(layout=looks)
 
 
 def ticks() -> list[float]:

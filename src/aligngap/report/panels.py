@@ -9,7 +9,7 @@ import numpy as np
 from aligngap.hypotheses.base import Dial
 from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, thin
 from aligngap.report.dials import styles_of
-from aligngap.report.interactive import hover_text, layout, plain, rgba, rounded
+from aligngap.report.interactive import blank, hover_text, plain, rgba, rounded
 from aligngap.report.style import arm_styles
 from aligngap.stats.scaling_law import better_form
 
@@ -24,12 +24,10 @@ SQRT_TICKS = (0.25, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 
 def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
     """(title, chart) per arm: golden, proxy and true win rate over sqrt KL, with the better of Gao's laws."""
-    import plotly.graph_objects as go
-
     out = []
     for arm, scored in analysis.scored.items():
         mine = scored.rows
-        figure = go.Figure()
+        figure = blank("win rate")
         for score, name in SCORES.items():
             if not mine[score].notna().any():
                 continue
@@ -59,7 +57,6 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
                     line={"color": colour, "width": 2.2},
                     hoverinfo="skip",
                 )
-        layout(figure, "win rate")
         figure.update_layout(showlegend=False)
         top = float(mine["kl_nats"].max())
         tick = [v for v in SQRT_TICKS if v <= top * 1.05]
@@ -78,14 +75,12 @@ def over_optimisation_panels(analysis: Analysis) -> list[tuple[str, Any]]:
 
 def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
     """(title, chart) per quantity over optimiser steps: mean over an arm's runs, their range shaded."""
-    import plotly.graph_objects as go
-
     columns = [c for c in DYNAMICS if f"{c}_mean" in analysis.training]
     table = analysis.training
     styles = arm_styles(analysis.arms)
     out = []
     for column in columns:
-        figure = go.Figure()
+        figure = blank("")
         for arm in analysis.arms:
             mine, style = table.iloc[thin(np.flatnonzero(table["arm"] == arm), 400)], styles[arm]
             mine = mine[mine[f"{column}_mean"].notna()]
@@ -113,7 +108,6 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
                 line={"color": style.colour, "width": 2, "dash": style.dash},
                 hovertemplate=f"{hover_text(arm)}: %{{y:.4g}} at step %{{x}}<extra></extra>",
             )
-        layout(figure, "")
         figure.update_layout(showlegend=False)
         figure.update_xaxes(
             type="linear",
@@ -128,9 +122,7 @@ def dynamics_panels(analysis: Analysis) -> list[tuple[str, Any]]:
 
 def dial_figure(dial: Dial) -> Any:
     """The dial as an interactive figure."""
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+    figure = blank(dial.y)
     for name, style in styles_of(dial).items():
         points = dial.series[name]
         figure.add_scatter(
@@ -151,7 +143,6 @@ def dial_figure(dial: Dial) -> Any:
         )
     if dial.reference is not None:
         figure.add_hline(y=dial.reference, line={"color": "#888", "width": 1})
-    layout(figure, dial.y)
     places = {p.x: hover_text(p.label) for points in dial.series.values() for p in points} if dial.named else {}
     figure.update_xaxes(
         type="log" if dial.log_x else "linear",

@@ -23,7 +23,7 @@ from aligngap.types import Estimate
 
 Pairs = Sequence[tuple[str, str]]
 #: replicates and effort of one axis or score: there are many, and only averages are wanted
-REPLICATES, EFFORT, LEAST = 200, 1e9, 40
+REPLICATES, EFFORT, LEAST = 100, 1e9, 40
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ SCORES = {"win": "win_rate", "proxy_win": "proxy_win_rate", "oracle_win": "oracl
 #: what the axes need of records
 AXIS_COLUMNS = tuple(dict.fromkeys(c for a in AXES for c in (a.column, a.se) if c))
 #: an arm of one seed with more runs, or a run with more checkpoints, is thinned evenly, and the report says so
-MAX_RUNS, MAX_CHECKPOINTS = 60, 100
+MAX_RUNS, MAX_CHECKPOINTS = 40, 100
 
 
 @dataclass(frozen=True)

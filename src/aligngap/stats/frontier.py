@@ -13,7 +13,7 @@ Leaves out: choosing on other seeds (a sweep's luck in the *training* noise is p
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ from aligngap.stats.estimate import FloatArray, bootstrap_weights
 #: folds of the cross-fitting, and how many random partitions the point estimate is averaged over
 FOLDS = 4
 SPLITS = 4
+#: elements of an array of interpolated curves: runs are taken together up to this many
+BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -163,28 +165,36 @@ def envelope(
     best = np.full((f, rows, len(grid)), -np.inf)
     score = np.full((f, rows, len(grid)), np.nan)
     naive = np.full((rows, len(grid)), -np.inf)
-    for r in range(int(run.max()) + 1 if len(run) else 0):
-        mine = np.flatnonzero(run == r)
-        if not len(mine):
+    for mine in alike(run, max(BLOCK // max(f * rows * len(grid), 1), 1)):
+        first = np.searchsorted(grid, observed[mine].min(axis=1) - 1e-9)
+        end = np.searchsorted(grid, observed[mine].max(axis=1) + 1e-9, side="right")
+        low, high = int(first.min()), int(end.max())
+        if low >= high:
             continue
-        at = slice(
-            int(np.searchsorted(grid, observed[mine].min() - 1e-9)),
-            int(np.searchsorted(grid, observed[mine].max() + 1e-9, side="right")),
-        )
-        if at.start == at.stop:
-            continue
-        nodes, judged = x[:, mine], folds[:, :, mine]
+        nodes, judged = x[:, mine].reshape(-1, mine.shape[1]), folds[:, :, mine].reshape(f, -1, mine.shape[1])
         if (nodes[:, 1:] < nodes[:, :-1]).any():
             order = np.argsort(nodes, axis=1, kind="stable")
             nodes, judged = np.take_along_axis(nodes, order, 1), np.take_along_axis(judged, order[None], 2)
-        judge = interpolate(nodes, judged, grid[at])
-        total = judge.sum(axis=0)
-        choose = total - judge  # the others' sum: which run has the best mean is the same question
-        better = choose > best[:, :, at]
-        np.copyto(best[:, :, at], choose, where=better)
-        np.copyto(score[:, :, at], judge, where=better)
-        np.maximum(naive[:, at], total / f, out=naive[:, at])
+        found = interpolate(nodes, judged, grid[low:high]).reshape(f, rows, len(mine), high - low)
+        for r, (start, stop) in enumerate(zip(first, end, strict=True)):
+            at, judge = slice(start, stop), found[:, :, r, start - low : stop - low]
+            total = judge.sum(axis=0)
+            choose = total - judge  # the others' sum: which run has the best mean is the same question
+            better = choose > best[:, :, at]
+            np.copyto(best[:, :, at], choose, where=better)
+            np.copyto(score[:, :, at], judge, where=better)
+            np.maximum(naive[:, at], total / f, out=naive[:, at])
     return score.mean(axis=0), np.where(np.isfinite(naive), naive, np.nan)
+
+
+def alike(run: np.ndarray, most: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The places [R, n] in `run` [C] of R <= `most` runs with n checkpoints each, until every run has had its turn."""
+    order = np.argsort(run, kind="stable")
+    starts = np.flatnonzero(np.diff(run[order], prepend=-1))
+    sizes = np.diff(starts, append=len(run))
+    for n in dict.fromkeys(sizes.tolist()):
+        rows = order[starts[sizes == n][:, None] + np.arange(n)]
+        yield from (rows[i : i + most] for i in range(0, len(rows), most))
 
 
 def peaks(folds: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
