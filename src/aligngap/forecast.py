@@ -17,11 +17,14 @@ from .settings import Limits, ModelSpec
 from .steps import Align, BestOfN, Data, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
 from .types import AligngapError
 
-#: Seconds of one core per unit of work, from the manifests of one opening study in the sandbox on 2 quiet cores.
+#: Seconds of one core per unit of work, from the manifests of a `quick` suite in the sandbox on 2 quiet cores.
 SECONDS_PER_UNIT: dict[type[Step], float] = {
-    Sft: 1.5e-4, FitJudge: 2.4e-4, Relabel: 1.1e-3, Written: 1.1e-3, Measure: 3.0e-4, BestOfN: 5.0e-4,
-    JudgesProbe: 1.5e-4,
+    Sft: 1.7e-4, FitJudge: 3.1e-4, Relabel: 0.9e-3, Written: 1.6e-3, Measure: 3.3e-4, BestOfN: 2.0e-4,
+    JudgesProbe: 3.0e-4,
 }  # fmt: skip
+#: the same of a run: per unit, and per optimiser step of any model; for one that writes pairs, and one that only reads
+WRITES, READS = (2.1e-4, 0.04), (1.35e-4, 0.006)
+START = 0.7  #: seconds to load what a step draws on
 #: Products per pass of one pair of prompt and response through the sandbox's model, at its limits of 16 and 16 tokens.
 SANDBOX = 5.8e6
 BYTES_PER_PARAMETER = 0.6  #: of a GGUF file of 4 bits and their scales
@@ -29,15 +32,17 @@ BYTES_PER_PARAMETER = 0.6  #: of a GGUF file of 4 bits and their scales
 
 def seconds_of(step: Step) -> float:
     """Seconds of one core; a model that is not on this machine (`unsized`) is taken to be as small as the sandbox's."""
+    start = START
     if isinstance(step, Align):
-        seconds = step.units() * (2.0e-4 if step.source.sampled else 1.2e-4)
+        per_unit, per_step = WRITES if step.source.sampled else READS
+        start += per_step * step.optimization.steps
     elif type(step) in SECONDS_PER_UNIT:
-        seconds = step.units() * SECONDS_PER_UNIT[type(step)]
+        per_unit = SECONDS_PER_UNIT[type(step)]
     else:
-        return 3.0
+        return start
     model, limits = model_of(step), next(s.limits for s in step.walk() if isinstance(s, Data))
     products = model and products_of(model, limits)
-    return seconds * products / SANDBOX if products else seconds
+    return start + step.units() * per_unit * (products / SANDBOX if products else 1.0)
 
 
 def unsized(steps: Iterable[Step]) -> list[str]:

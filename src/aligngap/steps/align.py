@@ -70,7 +70,7 @@ class Written(Step):
         return stored_pairs(ctx, self, split)
 
     def units(self) -> float:
-        return 4.0e4
+        return self.data.expected
 
 
 class Source(Settings):

@@ -32,6 +32,11 @@ class Data(Step):
     seed: int
     judge_share: float = 0.0
 
+    @property
+    def expected(self) -> float:
+        """About how many training pairs there will be, as far as the study says; files say it by their limit."""
+        return float(self.task.get("train_pairs") or self.task.get("max_rows") or 2.0e4)
+
     @cached_property
     def configuration(self) -> Any:
         # The content of the data is hashed (`fingerprint`), not where they lie.

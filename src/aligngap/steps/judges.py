@@ -206,7 +206,7 @@ class Relabel(Step):
         return stored_pairs(ctx, self, split)
 
     def units(self) -> float:
-        return 2.0e4
+        return self.data.expected
 
 
 def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:

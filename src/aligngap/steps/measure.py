@@ -124,7 +124,7 @@ class Measure(Step):
 
     def units(self) -> float:
         checkpoints = 1 if self.run_ is None else len(self.run_.measured_steps)
-        return checkpoints * self.measurement.prompts * 12.0
+        return checkpoints * (self.measurement.prompts * 13.0 + self.measurement.pairs)
 
 
 class BestOfN(Step):
@@ -162,7 +162,9 @@ class BestOfN(Step):
         return {"prompts": len(prompts), "n": m.best_of_n}
 
     def units(self) -> float:
-        return 4.0e4
+        m = self.measurement
+        answers = m.best_of_n * min(m.best_of_n_prompts, m.prompts)
+        return answers * (m.best_of_n - 1.0 + 4.0 * len(m.opponents))  # each against the others, and the opponents
 
 
 def opponents_of(
