@@ -139,10 +139,12 @@ def test_scaling_holds_judges_and_opponent_fixed() -> None:
 
 def test_all_holds_every_study_and_does_nothing_twice() -> None:
     whole = load("all")
-    steps, prompts = whole.recipe.optimization.steps, whole.measurement.prompts  # the suite's own, see all.yaml
+    how, measured = whole.recipe.optimization, whole.measurement  # the suite's own, see all.yaml
+    own = [f"recipe.optimization.steps={how.steps}", f"recipe.optimization.batch={how.batch}"]
+    own += [f"measurement.prompts={measured.prompts}", f"measurement.checkpoints={measured.checkpoints}"]
     plan = expand(whole)
     for name in ("opening", *HYPOTHESES):
-        part = expand(load(name, [f"recipe.optimization.steps={steps}", f"measurement.prompts={prompts}"]))
+        part = expand(load(name, own))
         assert {r.arm for r in part.runs} <= {r.arm for r in plan.runs}, name
         ran = {r.name: r.measure.name for r in plan.runs}
         both = [r for r in part.runs if r.name in ran]  # the suite's grids are smaller
