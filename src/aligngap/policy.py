@@ -5,18 +5,16 @@ head and the sampler; the preference model in `judges/` adds a scalar head. Each
 responses: by the encoder, or by a decoder-only model that then goes on from the prompt's keys and values. Only
 completion positions reach the vocabulary projection, in chunks, in float32.
 
-What this module leaves out: how models are built and loaded (`loading.py`), padding (`batch.py`), the generation
-engine (`rollout/`), and training (`fit.py`).
+What this module leaves out: how models are built and loaded (`loading.py`), text (`encoding.py`), padding (`batch.py`),
+the generation engine (`rollout/`), and training (`fit.py`).
 """
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,8 +23,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import chat, lora, rollout
+from . import lora, rollout
 from .batch import Batch, Ids, collate, pad, positions
+from .encoding import encode_prompt, encode_response
 from .loading import PLAIN, load_model, load_tokenizer, seeded
 from .seeding import derive
 from .settings import LoraSpec, ModelSpec
@@ -167,44 +166,6 @@ class Backbone:
             use_cache=False,
         ).last_hidden_state
         return out
-
-
-@lru_cache(maxsize=4096)  # a measurement's prompts and opponents are read by every judge at every checkpoint
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Ids of plain text. A vocabulary may hold "</s>" as a word of its own: inside data it is read in two parts."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    if not set(ids) & (set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}):
-        return tuple(ids)
-    inside = "|".join(f"(?<={re.escape(t[0])})(?={re.escape(t[1:])})" for t in tokenizer.all_special_tokens if t[1:])
-    return tuple(i for part in re.split(inside, text) for i in tokenizer.encode(part, add_special_tokens=False))
-
-
-def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The BOS token, where the tokenizer begins every text of a decoder with it by itself, as Llama's does."""
-    begin: list[int] = tokenizer("", add_special_tokens=True).input_ids[:1]
-    return begin if begin == [tokenizer.bos_token_id] and begin != [tokenizer.eos_token_id] else []
-
-
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, encoder_decoder: bool, text: str, by_template: bool = False
-) -> tuple[int, ...]:
-    """Prompt ids: closed by EOS for an encoder (as T5 does), by the separator, if there is one, for a decoder.
-
-    With `by_template` the chat template writes them, and opens and closes a decoder's prompt itself.
-    """
-    if by_template:
-        written = chat.encode(tokenizer, text, encode_text)
-        return (*written, tokenizer.eos_token_id) if encoder_decoder else tuple(written)
-    plain = encode_text(tokenizer, text)
-    ids = plain if encoder_decoder else (*opening(tokenizer), *plain)
-    close = tokenizer.eos_token_id if encoder_decoder else tokenizer.sep_token_id
-    return (*ids, close) if close is not None else ids
-
-
-def encode_response(tokenizer: PreTrainedTokenizerBase, text: str, ended: bool = True) -> tuple[int, ...]:
-    """Response ids, closed by EOS if it `ended`."""
-    ids = encode_text(tokenizer, text)
-    return (*ids, tokenizer.eos_token_id) if ended else ids
 
 
 class Policy(Backbone):

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from aligngap import pretrained
-from aligngap.chat import TemplateRefused, encode, messages_of
+from aligngap.chat import TemplateRefused, messages_of
 from aligngap.cli import check_models
+from aligngap.encoding import encode_chat, encode_prompt, encode_text
 from aligngap.loading import check_spec, check_tokenizer, load_model, load_tokenizer
-from aligngap.policy import Policy, encode_prompt, encode_text
+from aligngap.policy import Policy
 from aligngap.settings import ModelSpec
 from aligngap.study import validate
 from aligngap.types import AligngapError
@@ -63,7 +64,7 @@ def test_a_dialogue_becomes_messages_and_other_text_one_message() -> None:
 def test_benign_prompts_are_encoded_as_the_tokenizer_itself_does(text: str) -> None:
     tokenizer = chat_tokenizer()
     theirs = tokenizer.apply_chat_template(messages_of(text), add_generation_prompt=True, return_dict=False)
-    assert encode(tokenizer, text, encode_text) == theirs
+    assert encode_chat(tokenizer, text) == theirs
 
 
 HOSTILE = [
@@ -81,8 +82,8 @@ def test_nobody_can_write_a_special_token(text: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     special = set(tokenizer.all_special_ids)
     prompt = f"\n\nHuman: {text}\n\nAssistant: no\n\nHuman: {text}!\n\nAssistant:"
-    benign = encode(tokenizer, "\n\nHuman: a\n\nAssistant: no\n\nHuman: b\n\nAssistant:", encode_text)
-    ids = encode(tokenizer, prompt, encode_text)
+    benign = encode_chat(tokenizer, "\n\nHuman: a\n\nAssistant: no\n\nHuman: b\n\nAssistant:")
+    ids = encode_chat(tokenizer, prompt)
     assert [i for i in ids if i in special] == [i for i in benign if i in special]
     assert tokenizer.decode(ids).count(text) >= 2  # nothing was left out
     assert not set(encode_prompt(tokenizer, False, text)) & special
@@ -90,7 +91,7 @@ def test_nobody_can_write_a_special_token(text: str, tmp_path: Path) -> None:
 
 def test_a_template_that_refuses_a_prompt_says_so() -> None:
     with pytest.raises(TemplateRefused, match="no system"):
-        encode(chat_tokenizer(STRICT), "\n\nSystem: a\n\nHuman: b\n\nAssistant:", encode_text)
+        encode_chat(chat_tokenizer(STRICT), "\n\nSystem: a\n\nHuman: b\n\nAssistant:")
 
 
 def test_a_tokenizer_that_begins_texts_with_bos_begins_prompts_with_it(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_gguf_file_gives_the_model_it_was_written_from(
     ids = torch.arange(3, 40).unsqueeze(0)
     torch.testing.assert_close(policy.model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
     assert policy.encode_response("how do I bake bread?") == (*encode_text(chat_tokenizer(), "how do I bake bread?"), 2)
-    assert encode(policy.tokenizer, DIALOGUE, encode_text) == encode(chat_tokenizer(), DIALOGUE, encode_text)
+    assert encode_chat(policy.tokenizer, DIALOGUE) == encode_chat(chat_tokenizer(), DIALOGUE)
     check_spec(ModelSpec(path=str(file), chat=True))
     [folder] = [f for f in (tmp_path / "cache").iterdir() if f.is_dir()]
     assert (folder / "model.safetensors").is_file()

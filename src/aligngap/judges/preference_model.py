@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..batch import Ids, collate
+from ..encoding import encode_response
 from ..loading import seeded
-from ..policy import encode_response
 from ..types import Judgement, Pair, Prompt, Response, chunks
 from .headed import HeadedJudge, ScoringHead
 

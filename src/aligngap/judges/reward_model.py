@@ -14,8 +14,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..batch import pad
+from ..encoding import encode_text
 from ..loading import LOADING, load_tokenizer
-from ..policy import encode_text
 from ..pretrained import refusal
 from ..types import AligngapError, Judgement, Prompt, Response, chunks, first_line
 from .pointwise import Read, Scores, judge_by

@@ -44,8 +44,8 @@ class Data(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from ..chat import TemplateRefused, check_template
+        from ..encoding import encode_prompt, encode_response
         from ..loading import is_encoder_decoder
-        from ..policy import encode_prompt, encode_response
         from ..tables import write_rows
         from ..tokenizer import make_tokenizer
 
