@@ -19,6 +19,7 @@ from synthetic_records import ArmTruth, best_of_n_rows, make, same_as
 from aligngap import registry
 from aligngap.hypotheses.base import Hypothesis, judge_all
 from aligngap.hypotheses.classify_figures import along_stream
+from aligngap.hypotheses.geometry import heterogeneity
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
 from aligngap.hypotheses.view import View, under
@@ -175,6 +176,24 @@ def test_geometry_is_the_cause_and_is_not() -> None:
     assert (turned["geometry"].outcome, turned["geometry predicts"].outcome) == (CONTRADICTED, CONTRADICTED)
     idle = geometry((0.06, 0.06, 0.06), (0.06, 0.06, 0.06))
     assert idle["geometry"].outcome == INCONCLUSIVE
+    blind = geometry((0.0, 0.06, 0.12), (0.06, 0.06, 0.06))["geometry predicts"]
+    assert blind.outcome == INCONCLUSIVE
+    assert np.isnan(blind.effect.value)
+    assert "alike" in blind.reason
+
+
+def test_gains_that_differ_by_their_errors_alone_are_called_alike() -> None:
+    rng = np.random.default_rng(0)
+    se = np.array([0.01, 0.02, 0.03])
+
+    def told_apart(shift: float) -> float:
+        means = 0.2 + shift * np.arange(3)
+        drawn = rng.normal(means, se, size=(2000, 2, 3))
+        p = [heterogeneity([list(zip(seed, se, strict=True)) for seed in two]) for two in drawn]
+        return float(np.mean(np.array(p) < 0.05))
+
+    assert told_apart(0.0) == pytest.approx(0.05, abs=0.015)
+    assert told_apart(0.05) > 0.95
 
 
 def test_nearness_helps_or_harms() -> None:

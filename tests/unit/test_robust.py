@@ -151,6 +151,23 @@ def test_its_points_are_means_over_seeds_with_an_honest_error() -> None:
     assert alone["win_rate_se"].iloc[0] == pytest.approx(0.02)
 
 
+def test_arms_of_another_world_are_compared_within_it() -> None:
+    """A variant with a best-of-n of its own has another task, so other judges, opponents and SFT policy."""
+    arms = {
+        a: ArmTruth(0.1 * ("online" in a)) for a in ("online", "offline", "online[dpo]", "online[out]", "offline[out]")
+    }
+    here, there = best_of_n_rows(0.5, 0.05), best_of_n_rows(0.0, 0.0, variant="out")
+    found = made(arms, pd.concat([here, there]))
+    pairs = [(c.a, c.b) for c in found.comparisons["golden_policy"]]
+    assert pairs == [
+        ("online", "offline"), ("online[dpo]", "offline"), ("online[dpo]", "online"), ("online[out]", "offline[out]"),
+    ]  # fmt: skip
+    against = {c.a: c.average.value for c in found.robust.against if c.opponent == "golden_policy"}
+    assert sorted(against) == sorted(arms)
+    assert max(against[a] for a in arms if "out" not in a) < 0 < min(against[a] for a in arms if "out" in a)
+    assert list(found.reference["win_rate"]) == list(reference_table(here, "golden_policy")["win_rate"])
+
+
 def test_the_first_screen_says_when_nothing_beats_best_of_n() -> None:
     strong = made(best_of_n=best_of_n_rows(0.4, 0.1))
     assert any("No arm is shown to beat best-of-n" in s for s in first_screen(strong))

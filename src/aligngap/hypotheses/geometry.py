@@ -8,7 +8,10 @@ Every world has its own golden policy as opponent, so a gap is one of win rates 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from scipy import special
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
 from aligngap.hypotheses.rules import Rule, contrast, own
@@ -32,8 +35,11 @@ RULE_PREDICTS = (
     "Per seed the least-squares slope of online - offline at equal KL, averaged over the log-KL range that all "
     f"reached, over the {GAIN}. Supported if its 95% two-level interval lies below 0 (the less there is to gain near "
     "the SFT policy, the wider the gap); contradicted if above 0; else inconclusive. The effect is given for ten "
-    "points of win rate per nat."
+    "points of win rate per nat. Undefined where the worlds' gains are not told apart (Cochran's Q over worlds, 5%): a "
+    "slope over the noise of its own x-axis says nothing."
 )
+#: level of the test that the worlds differ in what best-of-n gains
+DIFFER = 0.05
 
 
 def knob(view: View, rule: Rule) -> Verdict:
@@ -52,6 +58,11 @@ def predicts(view: View, rule: Rule) -> Verdict:
     seeds = [s for s in view.seeds if all(s in g for g in gains)]
     if not seeds:
         return rule.unknown("No seed has best-of-n against the SFT policy in every world.")
+    p = heterogeneity([[g[s] for g in gains] for s in seeds])
+    if p > DIFFER:
+        return rule.unknown(
+            f"Best-of-n gains alike in every world (p = {p:.2f}): nothing to predict the gap from."
+        )
     by_seed = {s: 0.1 * slope_weights([g[s][0] for g in gains]) for s in seeds}
     weights = {
         under(arm, world): {s: sign * float(by_seed[s][i]) for s in seeds}
@@ -64,6 +75,16 @@ def predicts(view: View, rule: Rule) -> Verdict:
     low, high = found.interval
     reason = f"Ten points more of win rate per nat by best-of-n go with {found.effect.value:+.3f} of gap."
     return rule.found(decide((-high, -low)), found.effect, found.interval, reason + one_seed(len(found.seeds)))
+
+
+def heterogeneity(gains: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """p-value of Cochran's Q (1954, Biometrics 10: 101-129): per seed, do gains (value, standard error) agree?"""
+    q = 0.0
+    for seed in gains:
+        value, se = np.array(seed).T
+        se = np.maximum(se, 1e-9)
+        q += float((((value - np.average(value, weights=se**-2)) / se) ** 2).sum())
+    return float(special.chdtrc(sum(len(seed) - 1 for seed in gains), q))
 
 
 def gaps(view: View) -> Dial | None:

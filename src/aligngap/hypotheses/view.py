@@ -8,7 +8,7 @@ Leaves out: decisions. Those are the rules' (`rules.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,11 @@ def base_of(arm: str) -> str:
 def variant_of(arm: str) -> str:
     """The variant an arm was run under; "" for the study as it stands."""
     return arm.partition("[")[2].removesuffix("]")
+
+
+def world_of(arm: str, worlds: Collection[str]) -> str:
+    """The variant an arm was run under, if it is one of `worlds`, those that change the task; else ""."""
+    return variant_of(arm) if variant_of(arm) in worlds else ""
 
 
 def under(arm: str, variant: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import pandas as pd
 from aligngap import registry
 from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
 from aligngap.hypotheses.decision import Decision, decide
-from aligngap.hypotheses.view import View
+from aligngap.hypotheses.view import View, under, world_of
 from aligngap.records import empty
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
@@ -91,7 +91,7 @@ class Analysis:
     main: Comparison
     judged: tuple[Judged, ...]
     untested: tuple[Hypothesis, ...]
-    best_of_n: pd.DataFrame  # of the study as it stands, every seed and opponent
+    best_of_n: pd.DataFrame  # every seed, opponent and variant that changes the task
     rng_seed: int = 0
     gao: Mapping[tuple[str, str], Mapping[str, GaoFit]] = field(default_factory=dict)  # (arm, score) -> form -> fit
     gao_opponent: str = ""
@@ -122,7 +122,7 @@ class Analysis:
     @cached_property
     def reference(self) -> pd.DataFrame:
         """Best-of-n of the SFT policy against the main opponent, mean over seeds."""
-        return reference_table(self.best_of_n, self.opponent)
+        return reference_table(self.best_of_n[self.best_of_n["variant"] == ""], self.opponent)
 
     @cached_property
     def points(self) -> Mapping[str, pd.DataFrame]:
@@ -191,12 +191,20 @@ def ordered(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple([n for n in known if n in seen] + [n for n in seen if n not in known])
 
 
-def pairs_to_compare(arms: tuple[str, ...], online: str, offline: str) -> list[tuple[str, str]]:
-    """online against offline, then every other arm against each of the two."""
+def pairs_to_compare(
+    arms: tuple[str, ...], online: str, offline: str, worlds: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """online against offline, then every other arm against each of the two.
+
+    An arm under a variant that changes the task (`worlds`) has judges and opponents of its own, so it is compared with
+    the two under that variant.
+    """
     pairs = [(online, offline)]
     for arm in arms:
         if arm not in (online, offline):
-            pairs += [(arm, base) for base in (offline, online) if base in arms]
+            world = world_of(arm, worlds)
+            bases = [b for b in (under(offline, world), under(online, world)) if b in arms and b != arm]
+            pairs += [(arm, b) for b in bases if (b, arm) not in pairs]
     return pairs
 
 
@@ -237,7 +245,7 @@ def analyse(
     )
     judged, untested = judge_all((registry.get("hypotheses", n) for n in registry.names("hypotheses")), view)
     arms = featured(arms, judged, (online, offline))
-    pairs = pairs_to_compare(arms, online, offline)
+    pairs = pairs_to_compare(arms, online, offline, set(best_of_n["variant"]))
     comparisons = ByOpponent(lambda o: tuple(compare(curves[o], a, b, o) for a, b in pairs))
     main = comparisons[main_opponent][0]
     gao_opponent = "sft" if "sft" in opponents else main_opponent
@@ -258,7 +266,7 @@ def analyse(
         main=main,
         judged=judged,
         untested=untested,
-        best_of_n=best_of_n[best_of_n["variant"] == ""],
+        best_of_n=best_of_n,
         rng_seed=rng_seed,
         gao=gao_fits(records, gao_opponent, arms),
         gao_opponent=gao_opponent,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from aligngap.hypotheses.verdicts import over_seeds
+from aligngap.hypotheses.view import world_of
 from aligngap.stats.axes import AXES, KL
 from aligngap.stats.clouds import Clouds, on_axis
 from aligngap.stats.compare import Comparison, compare, curves_for, peak_of
@@ -70,10 +71,14 @@ def make_robust(
         found = curves_for(scored, REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
         length[o] = tuple(compare(found, a, b, o, band=False) for a, b in pairs)
         controlled = found if o == opponent else controlled
+    worlds = {str(variant): rows for variant, rows in best_of_n.groupby("variant")}
     against = [
         c
         for o in few
-        for c in against_best_of_n({a: k for a, k in curves[o].items() if a in arms}, best_of_n, o, rng_seed)
+        for world, rows in worlds.items()
+        for c in against_best_of_n(
+            {a: k for a, k in curves[o].items() if a in arms and world_of(a, worlds) == world}, rows, o, rng_seed
+        )
     ]
     here, gains = curves[opponent], gain_per_nat(best_of_n)
     return Robust(
@@ -85,7 +90,7 @@ def make_robust(
             if a in here
         ),
         against=tuple(against),
-        best_of_n=reference_table(best_of_n, opponent),
+        best_of_n=reference_table(best_of_n[best_of_n["variant"] == ""], opponent),
         spread=spread_of(comparisons[opponent][0]),
         gain=over_seeds(gains).estimate("mean over seeds") if gains else None,
         warnings=tuple(warnings),
