@@ -112,17 +112,23 @@ def generate(folder: Path, case: str, rows: int) -> str:
 
 
 def measure(folder: Path) -> tuple[float, float, float, float]:
-    """Wall seconds, CPU seconds of the process and of its copy that draws, peak MB of both; with one BLAS thread."""
+    """Wall seconds, CPU seconds of the process and of its copy that draws, peak MB of both; with one BLAS thread.
+
+    Memory is watched in a run of its own: to read it, the kernel holds up the process whose memory it is.
+    """
+    wall, here, beside = map(float, made(folder).communicate()[0].split())
+    watched, peak = made(folder), 0.0
+    while watched.poll() is None:
+        peak = max(peak, memory_mb(watched.pid))
+        time.sleep(0.1)
+    return wall, here, beside, peak
+
+
+def made(folder: Path) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OPENBLAS_NUM_THREADS": "1"}
-    report = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(folder)], env=environment, stdout=subprocess.PIPE, text=True
     )
-    peak = 0.0
-    while report.poll() is None:
-        peak = max(peak, memory_mb(report.pid))
-        time.sleep(0.1)
-    wall, here, beside = map(float, report.communicate()[0].split())
-    return wall, here, beside, peak
 
 
 def memory_mb(pid: int) -> float:

@@ -79,9 +79,17 @@ def _stamps(folder: Path) -> Stamps:
 
 @lru_cache(maxsize=1)
 def _tables(folder: Path, stamps: Stamps) -> Tables:
+    import pyarrow as pa
+
     from aligngap.records import read_folder
 
-    tables = read_folder(folder)
+    usual = pa.default_memory_pool()
+    if "jemalloc" in pa.supported_memory_backends():  # the usual pool's huge pages are zeroed whole, half a second here
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+    try:
+        tables = read_folder(folder)
+    finally:
+        pa.set_memory_pool(usual)
     return replace(tables, records=coded(tables.records), per_prompt=coded(tables.per_prompt))
 
 
