@@ -60,9 +60,7 @@ def predicts(view: View, rule: Rule) -> Verdict:
         return rule.unknown("No seed has best-of-n against the SFT policy in every world.")
     p = heterogeneity([[g[s] for g in gains] for s in seeds])
     if p > DIFFER:
-        return rule.unknown(
-            f"Best-of-n gains alike in every world (p = {p:.2f}): nothing to predict the gap from."
-        )
+        return rule.unknown(f"Best-of-n gains alike in every world (p = {p:.2f}): nothing to predict the gap from.")
     by_seed = {s: 0.1 * slope_weights([g[s][0] for g in gains]) for s in seeds}
     weights = {
         under(arm, world): {s: sign * float(by_seed[s][i]) for s in seeds}
