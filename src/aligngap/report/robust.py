@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.verdicts import over_seeds
 from aligngap.hypotheses.view import world_of
-from aligngap.stats.axes import AXES, KL
+from aligngap.stats.axes import AXES, KL, PAIRS, STEPS
 from aligngap.stats.clouds import Clouds, on_axis
 from aligngap.stats.compare import Comparison, compare, curves_for, peak_of
 from aligngap.stats.frontier import ArmCurves
@@ -103,7 +104,14 @@ def on_axes(
     """The pairs compared at equal everything, axis by axis; those at equal KL are there already."""
     out = list(at_equal_kl)
     for axis in AXES:
-        if axis != KL:
+        if axis != KL and not (axis == PAIRS and in_step(clouds)):
             curves = curves_for(on_axis(clouds, axis), REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
             out += [compare(curves, a, b, opponent, band=False, axis=axis) for a, b in pairs]
     return out
+
+
+def in_step(clouds: Clouds) -> bool:
+    """Whether every run trains on equally many pairs a step: at equal pairs is then at equal steps, and said once."""
+    each = [c.columns[PAIRS.column] / np.maximum(c.columns[STEPS.column], 1.0) for c in clouds.items]
+    shares = np.concatenate([*each, np.zeros(0)])
+    return bool(np.isfinite(shares).all() and np.unique(shares).size == 1)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from aligngap.report import words
 from aligngap.report.analysis import OPPONENT_ORDER, Analysis, ordered
+from aligngap.stats.axes import PAIRS
 from aligngap.stats.clouds import make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.power import MAX_SEEDS, Spread, power, seeds_needed, spread_of
@@ -59,6 +60,7 @@ def open_question(s: Spread) -> str:
 
 # --------------------------------------------------------------------------------------------------- other axes
 
+IN_STEP = "Every run trains on equally many pairs a step, so equal pairs are equal steps."
 CHI_SQUARED = (
     "The chi-squared divergence is not among them: its sampled estimator averages exp(log-ratio) over whole responses, "
     "with a variance that has no bound, so it is not estimated here (why it would matter: Huang et al. 2024, arXiv "
@@ -77,6 +79,7 @@ def ranking(analysis: Analysis) -> Table | None:
         "averaged over the range both reached. Optimisers spend KL differently (Gao et al. 2023), so a ranking that "
         "holds on one axis need not hold on another.",
         survives(main, [c for c in mine if c is not main]),
+        *([] if any(c.axis == PAIRS for c in found) else [IN_STEP]),
         CHI_SQUARED,
     )
     header = ("x-axis", "opponent", "difference ± se", "95% interval", "common range", "who is ahead", "seeds")

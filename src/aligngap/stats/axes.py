@@ -92,11 +92,13 @@ KL = Axis(
     "KL", "kl_nats", "nats", True, MIN_KL_NATS, "kl_nats_se", "kl_nats",
     (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
 )  # fmt: skip
+STEPS = Axis("steps", "step", "steps", True, 1.0)
+PAIRS = Axis("pairs trained on", "pairs_seen", "pairs", True, 1.0)
 AXES = (
     KL,
     Axis("forward KL", "forward_kl_nats", "nats", True, MIN_KL_NATS, "forward_kl_nats_se"),
     Axis("proxy win rate", "proxy_win_rate", "", False, se="proxy_win_rate_se", by_prompt="proxy_win"),
-    Axis("steps", "step", "steps", True, 1.0),
-    Axis("pairs trained on", "pairs_seen", "pairs", True, 1.0),
+    STEPS,
+    PAIRS,
     Axis("fresh samples", "responses_sampled", "responses", True, 1.0),
 )
