@@ -137,9 +137,10 @@ def test_a_collapse_to_empty_or_endless_responses(
 ) -> None:
     """A proxy that looks at nothing but length is obeyed, and the record says what came of it."""
     loss = {"recipe__loss": {"name": "dpo", "beta": 0.01}}
+    # Many prompts and checkpoints: on 16 of them at one step it took one response that ends, on another processor.
     plan = study(
-        recipe__optimization__steps=30 if "empty" in words else 31, recipe__optimization__learning_rate=1e-2,
-        measurement__checkpoints=[20], **loss,
+        recipe__optimization__steps=80 + ("empty" in words), recipe__optimization__learning_rate=5e-3,
+        measurement__checkpoints=[20, 40, 60], measurement__prompts=48, **loss,
     )  # fmt: skip
     assert not carry_out(plan, started, with_proxy(started, wish))
     assert outcomes(started)["online"].startswith("by step ")
