@@ -17,7 +17,7 @@ import pytest
 from synthetic_records import ArmTruth, best_of_n_rows, make, same_as
 
 from aligngap import registry
-from aligngap.hypotheses.base import Hypothesis, judge_all
+from aligngap.hypotheses.base import Dial, Hypothesis, judge_all
 from aligngap.hypotheses.classify_figures import along_stream
 from aligngap.hypotheses.geometry import heterogeneity
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
@@ -26,6 +26,8 @@ from aligngap.hypotheses.view import View, under
 from aligngap.plan import expand
 from aligngap.records import write_table
 from aligngap.report import build_report, headline
+from aligngap.report.dials import dial_table
+from aligngap.report.panels import dial_figure
 from aligngap.stats.ratio import ratio, slope_weights
 from aligngap.study import load
 from aligngap.types import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, Verdict
@@ -180,6 +182,23 @@ def test_geometry_is_the_cause_and_is_not() -> None:
     assert blind.outcome == INCONCLUSIVE
     assert np.isnan(blind.effect.value)
     assert "alike" in blind.reason
+
+
+def test_a_place_that_is_an_estimate_is_drawn_with_its_error() -> None:
+    truth = {under(a, w): ArmTruth() for w in ("peak-in", "") for a in ("online", "offline")}
+    records, per_prompt, _ = make(truth, opponents=("golden_policy",), prompts=60)
+    best = pd.concat([best_of_n_rows(0.5, g, variant=w) for w, g in (("peak-in", 0.09), ("", 0.06))])
+    hypothesis = registry.get("hypotheses", "geometry")
+    dial = hypothesis.dial(View(records, per_prompt, best_of_n=best))
+    points = dial.series["online − offline"]
+    assert [p.label for p in points] == ["peak-in", "as opened"]
+    assert all(p.x_interval[0] < p.x < p.x_interval[1] for p in points)
+    table = dial_table(dial)
+    assert list(table["x lower"]) == [p.x_interval[0] for p in points]
+    assert len(dial_figure(dial).data[0].error_x.array) == 2
+    bare = Dial("x", "y", {"a": tuple(replace(p, x_interval=(np.nan, np.nan)) for p in points)})
+    assert list(dial_table(bare).columns) == ["series", "label", "x", "y", "lower", "upper"]
+    assert dial_figure(bare).data[0].error_x.array is None
 
 
 def test_gains_that_differ_by_their_errors_alone_are_called_alike() -> None:

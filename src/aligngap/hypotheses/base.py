@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from aligngap.hypotheses.rules import Rule
 from aligngap.hypotheses.view import View
+from aligngap.stats.estimate import NAN
 from aligngap.types import Verdict
 
 #: arms that every study has: on their own they do not make a hypothesis's records
@@ -19,13 +20,17 @@ COMMON = ("online", "offline")
 
 @dataclass(frozen=True)
 class Point:
-    """One position of a dial: where it stands, the value there and its 95% interval."""
+    """One position of a dial: where it stands, the value there and its 95% interval.
+
+    A place that is itself an estimate has its 95% interval in `x_interval`; nan where it has none.
+    """
 
     x: float
     value: float
     lower: float
     upper: float
     label: str = ""
+    x_interval: tuple[float, float] = (NAN, NAN)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy import special
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
 from aligngap.hypotheses.rules import Rule, contrast, own
-from aligngap.hypotheses.verdicts import arms_difference, decide, one_seed
+from aligngap.hypotheses.verdicts import arms_difference, decide, one_seed, over_seeds
 from aligngap.hypotheses.view import View, under
 from aligngap.stats.ratio import slope_weights
 from aligngap.stats.reference import gain_per_nat
@@ -92,8 +92,9 @@ def gaps(view: View) -> Dial | None:
         known = gain_per_nat(view.best_of_n, variant=world)
         found = view.contrast({under("online", world): 1.0, under("offline", world): -1.0})
         if known and found.defined:
-            x = float(np.mean([v for v, _ in known.values()]))
-            points.append(Point(x, found.effect.value, *found.interval, world or "as opened"))
+            x = over_seeds(known)
+            name = world or "as opened"
+            points.append(Point(float(x.value[0]), found.effect.value, *found.interval, name, x.interval()))
     text = "golden win rate gained per nat by best-of-n of the SFT policy"
     series = {"online − offline": tuple(points)}
     return Dial(text, "online − offline at equal KL", series, joined=False, reference=0.0) if points else None

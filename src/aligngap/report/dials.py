@@ -16,8 +16,14 @@ FEW = 10
 
 def dial_table(dial: Dial) -> pd.DataFrame:
     """The numbers of a dial, one row a point."""
-    rows = [(name, p.label, p.x, p.value, p.lower, p.upper) for name, points in dial.series.items() for p in points]
-    return pd.DataFrame(rows, columns=["series", "label", dial.x, dial.y, "lower", "upper"])
+    columns = ["series", "label", dial.x, dial.y, "lower", "upper", "x lower", "x upper"]
+    rows = [
+        (name, p.label, p.x, p.value, p.lower, p.upper, *p.x_interval)
+        for name, points in dial.series.items()
+        for p in points
+    ]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if table["x lower"].notna().any() else table[columns[:-2]]
 
 
 def styles_of(dial: Dial) -> dict[str, ArmStyle]:
@@ -35,6 +41,10 @@ def draw_dial(dial: Dial, plt: Any) -> tuple[Any, pd.DataFrame]:
         if np.isfinite([*low, *high]).any():
             bars = np.nan_to_num(np.maximum([low, high], 0.0), posinf=0.0)
             axis.errorbar(x, y, yerr=bars, fmt="none", ecolor=style.colour, elinewidth=1.2, capsize=2.5, zorder=2)
+        beside = np.array([[p.x - p.x_interval[0], p.x_interval[1] - p.x] for p in points]).T
+        if np.isfinite(beside).any():
+            wide = np.nan_to_num(beside)
+            axis.errorbar(x, y, xerr=wide, fmt="none", ecolor=style.colour, elinewidth=0.8, alpha=0.5, zorder=2)
         axis.plot(x, y, style.marker, color=style.colour, ms=6, label=name, alpha=0.85, zorder=3)
         if dial.joined:
             axis.plot(x, y, style.line, color=style.colour, linewidth=1.5, zorder=2)

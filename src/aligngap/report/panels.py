@@ -125,6 +125,8 @@ def dial_figure(dial: Dial) -> Any:
     figure = blank(dial.y)
     for name, style in styles_of(dial).items():
         points = dial.series[name]
+        beside = [(p.x_interval[1] - p.x, p.x - p.x_interval[0]) for p in points if np.isfinite(p.x_interval).all()]
+        known = len(beside) == len(points) > 0
         figure.add_scatter(
             x=plain([p.x for p in points]),
             y=plain([p.value for p in points]),
@@ -134,6 +136,14 @@ def dial_figure(dial: Dial) -> Any:
                 "arrayminus": plain([p.value - p.lower for p in points]),
                 "thickness": 1.2,
             },
+            error_x={
+                "type": "data",
+                "array": plain([more for more, _ in beside]),
+                "arrayminus": plain([less for _, less in beside]),
+                "thickness": 0.8,
+            }
+            if known
+            else None,
             mode="lines+markers" if dial.joined else "markers",
             name=hover_text(name),
             line={"color": style.colour, "width": 2, "dash": style.dash},
