@@ -136,17 +136,8 @@ def test_the_reading_side_imports_no_torch(module: str) -> None:
 def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -> None:
     """Wall (c). The trainer takes one optimiser from there, the tokenizer room its class, T5X's reader a config."""
     allowed = (
-        "policy",
-        "loading",
-        "rollout",
-        "judges",
-        "optimizers",
-        "tokenizer",
-        "t5x",
-        "pretrained",
-        "chat",
-        "encoding",
-    )
+        "policy", "loading", "rollout", "judges", "optimizers", "tokenizer", "t5x", "pretrained", "chat", "encoding",
+    )  # fmt: skip
     if "transformers" in tops(imported(module)):
         assert module.removeprefix("aligngap.").startswith(allowed)
     if "ray" in tops(imported(module)):

@@ -29,7 +29,9 @@ __all__ = ["build_report", "headline", "planned_power"]
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
     """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
     collecting = gc.isenabled()
-    gc.disable()  # a tenth of the time goes into looking for cycles among objects that are soon gone without it
+    # A tenth of the time goes into looking for cycles among objects that are soon gone without it; and in the copy that
+    # draws it would write to every object, and so copy the memory that both hold.
+    gc.disable()
     try:
         return _build(Path(out_dir), command, progress)
     finally:

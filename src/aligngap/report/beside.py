@@ -6,7 +6,6 @@ both read. Leaves out: processes that last (`execute/`).
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -34,7 +33,6 @@ def beside(jobs: Sequence[Job]) -> Job:
     told, tell = os.pipe()
     copy = os.fork()
     if not copy:
-        gc.disable()  # it would write to every object, and so copy the memory that both hold
         signal.alarm(PATIENCE)  # a copy that hangs ends, and what it had is done here
         try:
             while taken := os.read(todo, DIGITS):

@@ -13,13 +13,14 @@ import numpy as np
 
 from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import decision, words
-from aligngap.report.analysis import LAST, SCORES, Analysis, assertion, samples_at_equal_kl
+from aligngap.report.analysis import LAST, SCORES, Analysis, assertion
 from aligngap.report.interactive import difference_figure, frontier_figure
 from aligngap.report.paid import judge_answers
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
 from aligngap.report.robust_tables import first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, effect, not_tested, pictures_of, section, titles_of, told, untested
+from aligngap.report.side_by_side import samples_at_equal_kl
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.stats.scaling_law import GaoFit, better_form

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -125,25 +126,12 @@ def dial_figure(dial: Dial) -> Any:
     figure = blank(dial.y)
     for name, style in styles_of(dial).items():
         points = dial.series[name]
-        beside = [(p.x_interval[1] - p.x, p.x - p.x_interval[0]) for p in points if np.isfinite(p.x_interval).all()]
-        known = len(beside) == len(points) > 0
+        places = [(p.x, *p.x_interval) for p in points]
         figure.add_scatter(
             x=plain([p.x for p in points]),
             y=plain([p.value for p in points]),
-            error_y={
-                "type": "data",
-                "array": plain([p.upper - p.value for p in points]),
-                "arrayminus": plain([p.value - p.lower for p in points]),
-                "thickness": 1.2,
-            },
-            error_x={
-                "type": "data",
-                "array": plain([more for more, _ in beside]),
-                "arrayminus": plain([less for _, less in beside]),
-                "thickness": 0.8,
-            }
-            if known
-            else None,
+            error_y=bars([(p.value, p.lower, p.upper) for p in points], 1.2),
+            error_x=bars(places, 0.8) if np.isfinite(places).all() else None,
             mode="lines+markers" if dial.joined else "markers",
             name=hover_text(name),
             line={"color": style.colour, "width": 2, "dash": style.dash},
@@ -153,11 +141,17 @@ def dial_figure(dial: Dial) -> Any:
         )
     if dial.reference is not None:
         figure.add_hline(y=dial.reference, line={"color": "#888", "width": 1})
-    places = {p.x: hover_text(p.label) for points in dial.series.values() for p in points} if dial.named else {}
+    names = {p.x: hover_text(p.label) for points in dial.series.values() for p in points} if dial.named else {}
     figure.update_xaxes(
         type="log" if dial.log_x else "linear",
         title_text=dial.x,
-        tickvals=list(places) or None,
-        ticktext=list(places.values()) or None,
+        tickvals=list(names) or None,
+        ticktext=list(names.values()) or None,
     )
     return figure
+
+
+def bars(values: Sequence[tuple[float, float, float]], thickness: float) -> dict[str, Any]:
+    """Error bars of (value, lower, upper) for plotly."""
+    at, lower, upper = np.array(values, dtype=np.float64).reshape(-1, 3).T
+    return {"type": "data", "array": plain(upper - at), "arrayminus": plain(at - lower), "thickness": thickness}

@@ -20,7 +20,7 @@ from aligngap.stats.compare import Comparison, compare, curves_for, peak_of
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.length import length_controlled
 from aligngap.stats.power import Spread, spread_of
-from aligngap.stats.reference import against_best_of_n, gain_per_nat, reference_table
+from aligngap.stats.reference import against_best_of_n, gain_per_nat
 from aligngap.types import Estimate
 
 Pairs = Sequence[tuple[str, str]]
@@ -45,7 +45,6 @@ class Robust:
     length: Mapping[str, tuple[Comparison, ...]]  # by opponent, in the order of the plain comparisons
     peaks: tuple[Peaks, ...]
     against: tuple[Comparison, ...]  # arms minus best-of-n, every opponent
-    best_of_n: pd.DataFrame  # against the main opponent, mean over seeds
     spread: Spread | None  # variances behind the main comparison
     gain: Estimate | None = None  # golden win rate that best-of-n gains per nat against the SFT policy
     warnings: tuple[str, ...] = ()
@@ -91,7 +90,6 @@ def make_robust(
             if a in here
         ),
         against=tuple(against),
-        best_of_n=reference_table(best_of_n[best_of_n["variant"] == ""], opponent),
         spread=spread_of(comparisons[opponent][0]),
         gain=over_seeds(gains).estimate("mean over seeds") if gains else None,
         warnings=tuple(warnings),

@@ -159,7 +159,7 @@ def controlled_cells(analysis: Analysis) -> Iterator[str]:
 
 def best_of_n(analysis: Analysis) -> Table | None:
     """Best-of-n of the SFT policy for each n, and each arm against it at equal KL."""
-    points = analysis.robust.best_of_n
+    points = analysis.reference
     if not len(points):
         return None
     notes = (

@@ -54,12 +54,12 @@ def against_best_of_n(
     return tuple(compare({**curves, **reference}, arm, BEST_OF_N, opponent, band=False) for arm in curves)
 
 
-def reference_table(best_of_n: pd.DataFrame, opponent: str) -> pd.DataFrame:
+def reference_table(best_of_n: pd.DataFrame, opponent: str, variant: str = "") -> pd.DataFrame:
     """Mean over seeds for each n: KL, golden and proxy win rate with standard errors, and how many seeds.
 
     The standard error is that over seeds, and not below what the prompts alone give (`estimate.two_level` likewise).
     """
-    rows = best_of_n[best_of_n["opponent"] == opponent]
+    rows = best_of_n[(best_of_n["opponent"] == opponent) & (best_of_n["variant"] == variant)]
     out = []
     for n, frame in rows.groupby("n"):
         line: dict[str, float] = {"n": float(str(n)), "kl_nats": float(frame["kl_nats"].mean()), "seeds": len(frame)}
