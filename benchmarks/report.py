@@ -69,6 +69,7 @@ def checkpoints(copies: int, rng: np.random.Generator) -> pd.DataFrame:
         "oracle_win_rate": np.nan, "oracle_win_rate_se": np.nan, "prompts": 500, "outcome": "ok",
         "responses_sampled": np.where(frame["arm"].str.startswith("online"), 128 * frame["step"], 0),
         "pairs_seen": 64 * frame["step"], "pairs_distinct": 64 * frame["step"],
+        "flops": 1e9 * frame["step"] * (1 + frame["arm"].str.startswith("online")),
     }  # fmt: skip
     frame = frame.assign(**values)
     for name, (kind, _) in RECORD_COLUMNS.items():

@@ -164,7 +164,9 @@ def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outco
         name: [int(log[name].get(step, 0)) if step else 0 for step in frame["step"]] if name in log else 0
         for name in COUNTS
     }
+    spent = log["flops"].cumsum() if "flops" in log else pd.Series(dtype=float)
     return frame.assign(
+        flops=[float(spent.get(step, np.nan)) if step else 0.0 for step in frame["step"]],
         study=plan.study.name, config=run.config, loss=run.loss, beta=run.beta,
         learning_rate=run.learning_rate, outcome=outcome, **counts,
     )  # fmt: skip

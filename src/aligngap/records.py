@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ BEST_OF_N, PROBE = "best_of_n.parquet", "probe.parquet"
 FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
-ADDED = {"variant": ""}
+ADDED = {"variant": "", "flops": np.nan}
 
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+_CODED = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Tables:
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
-def schema(columns: Columns) -> pa.Schema:
-    """The Arrow schema of a table, the format's number in its metadata."""
+def schema(columns: Columns, coded: Collection[str] = ()) -> pa.Schema:
+    """The Arrow schema of a table, the format's number in its metadata; columns `coded` as dictionaries of texts."""
     return pa.schema(
-        [pa.field(name, _ARROW[kind]) for name, (kind, _) in columns.items()],
+        [pa.field(name, _CODED if name in coded else _ARROW[kind]) for name, (kind, _) in columns.items()],
         metadata={FORMAT_KEY: str(RECORDS_FORMAT).encode()},
     )
 
@@ -105,13 +106,16 @@ def write_table(path: Path | str, rows: pd.DataFrame | Sequence[Mapping[str, Any
     return path
 
 
-def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
-    """Read a table and check it: the file, its format's number, its columns and their kinds; one clear line if not."""
-    path = Path(path)
+def read_table(path: Path | str, columns: Columns, coded: Collection[str] = ()) -> pd.DataFrame:
+    """Read a table and check it: the file, its format's number, its columns and their kinds; one clear line if not.
+
+    Texts of the columns `coded` come as categories in alphabetical order, by which rows are quickly picked.
+    """
+    path, coded = Path(path), [name for name in columns if name in coded]
     if not path.is_file():
         raise AligngapError(f"{path}: no such file; run the study first, or give the folder that holds it")
-    try:
-        file = pq.ParquetFile(path, pre_buffer=False)  # else the whole compressed file is held as well
+    try:  # pre_buffer would hold the whole compressed file as well
+        file = pq.ParquetFile(path, pre_buffer=False, read_dictionary=coded)
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name is not UTF-8
         raise AligngapError(f"{path}: not a readable Parquet file: {first_line(error, 300)}") from error
     with file:
@@ -132,8 +136,8 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
         try:
             table = file.read(columns=[name for name in columns if name not in added])
             for name in added:
-                table = table.append_column(name, pa.array([ADDED[name]] * len(table), pa.string()))
-            table = table.select(list(columns)).cast(schema(columns))
+                table = table.append_column(name, pa.array([ADDED[name]] * len(table), _ARROW[columns[name][0]]))
+            table = table.select(list(columns)).cast(schema(columns, coded))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise AligngapError(f"{path}: a column has the wrong type: {first_line(error, 300)}") from error
     for name, (kind, _) in columns.items():
@@ -143,20 +147,22 @@ def read_table(path: Path | str, columns: Columns) -> pd.DataFrame:
         frame: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
     except (pa.ArrowException, ValueError) as error:
         raise AligngapError(f"{path}: holds text that is not UTF-8: {first_line(error, 300)}") from error
+    for name in coded:
+        frame[name] = frame[name].cat.reorder_categories(frame[name].cat.categories.sort_values())
     for name, (kind, _) in columns.items():
         if kind == "float" and np.isinf(frame[name].to_numpy()).any():
             frame[name] = frame[name].replace([np.inf, -np.inf], np.nan)
     return frame
 
 
-def read_records(path: Path | str) -> pd.DataFrame:
+def read_records(path: Path | str, coded: Collection[str] = ()) -> pd.DataFrame:
     """`records.parquet`, given the file or the folder that holds it: one row a checkpoint and opponent."""
-    return read_table(_inside(path, RECORDS), RECORD_COLUMNS)
+    return read_table(_inside(path, RECORDS), RECORD_COLUMNS, coded)
 
 
-def read_per_prompt(path: Path | str) -> pd.DataFrame:
+def read_per_prompt(path: Path | str, coded: Collection[str] = ()) -> pd.DataFrame:
     """`per_prompt.parquet`: one row a checkpoint, opponent and prompt."""
-    return read_table(_inside(path, PER_PROMPT), PER_PROMPT_COLUMNS)
+    return read_table(_inside(path, PER_PROMPT), PER_PROMPT_COLUMNS, coded)
 
 
 def read_samples(path: Path | str) -> pd.DataFrame:
@@ -174,15 +180,18 @@ def read_probe(path: Path | str) -> pd.DataFrame:
     return read_table(_inside(path, PROBE), PROBE_COLUMNS)
 
 
-def read_folder(out_dir: Path | str) -> Tables:
-    """All tables of an output folder. Records must exist; a missing other table is an empty one."""
+def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
+    """All tables of an output folder. Records must exist; a missing other table is an empty one.
+
+    `coded` names columns of the two large tables, records and prompt by prompt, that come as categories (`read_table`).
+    """
     folder = Path(out_dir)
     if not folder.is_dir():
         raise AligngapError(f"{folder}: no such folder")
-    records = read_records(folder)
+    records = read_records(folder, coded)
     if not len(records):
         raise AligngapError(f"{folder / RECORDS}: holds no rows, so there is nothing to report")
-    per_prompt = read_per_prompt(folder) if (folder / PER_PROMPT).exists() else empty(PER_PROMPT_COLUMNS)
+    per_prompt = read_per_prompt(folder, coded) if (folder / PER_PROMPT).exists() else empty(PER_PROMPT_COLUMNS)
     samples = read_samples(folder) if (folder / SAMPLES).exists() else empty(SAMPLE_COLUMNS)
     best_of_n = read_best_of_n(folder) if (folder / BEST_OF_N).exists() else empty(BEST_OF_N_COLUMNS)
     probe = read_probe(folder) if (folder / PROBE).exists() else empty(PROBE_COLUMNS)

@@ -78,11 +78,13 @@ def train(
     prepare: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
     after: Callable[[int], None] = lambda step: None,
     record_pairs: bool = False,
+    spent: Callable[[], float] | None = None,
 ) -> str:
     """Train to the end, or until loss or gradient is not finite; returns the outcome: "ok" or what went wrong.
 
     `after(step)` is called after every step, before any state that includes it is saved. Leaves `log.parquet` in
-    `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on. The
+    `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on; with
+    `spent`, which says what this process computed since it was last asked, the log tells each step's operations. The
     states and journals stay until the step is finished, so that a kill after the last step costs no training. A judge
     that answers no probability ends the run with that outcome. Raises Stopped, the state saved, if `ctx.stopping()`.
     Of several processes, only the first one returns (`world.Released`); what the others write is thrown away.
@@ -118,6 +120,8 @@ def train(
     try:
         for step in fit(trainer, stream, objective, spread.sampler(sampler), prepared):
             log.rows.append(log_row(step, stream, sampler))
+            if spent is not None:
+                log.rows[-1] |= world.sums({"flops": spent()})
             ctx.track(log.rows[-1], step.number)
             if record_pairs:
                 recording.rows.extend(pair_to_row(p) for p in step.items)

@@ -290,6 +290,11 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "pairs_seen": ("int", "pairs trained on so far"),
     "pairs_distinct": ("int", "distinct pairs among them"),
     "responses_sampled": ("int", "responses generated for training so far"),
+    "flops": (
+        "float",
+        "floating-point operations of training so far: 2 per weight and token of a forward pass, 4 more with gradient; "
+        "policy, reference, and judge; nan for runs made before they were counted",
+    ),
     "outcome": ("str", "`ok`, or what went wrong with the run, and at which step"),
 }
 

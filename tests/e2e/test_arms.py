@@ -44,6 +44,9 @@ def test_the_arms_beyond_the_paper(tmp_path: Path) -> None:
     assert end["responses_sampled"]["online-best-of-4"] == 4 * 8 * 8
     assert 0 < end["responses_sampled"]["offline-hypo"] < 2 * 8 * 8
     assert end["responses_sampled"]["offline"] == 0
+    assert (records.loc[records["step"] == 0, "flops"] == 0).all()
+    assert end["flops"]["online-best-of-4"] > end["flops"]["online"] > end["flops"]["reuse-4"] > end["flops"]["offline"]
+    assert end["flops"]["offline"] > records.set_index(["arm", "step"])["flops"]["offline", 4].iloc[0] > 0
     moved = end["kl_nats"].drop("reuse-4")
     assert moved.nunique() == len(moved)  # every arm ends at a policy of its own
     report = (tmp_path / "out" / "report.html").read_text()

@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -68,8 +69,10 @@ def test_the_losses_are_those_of_one_process(finished: Path, killed: tuple[Path,
     assert len(logs) >= (1 if kind == "sft" else 2)
     for log in logs:
         one, two = (pd.read_parquet(f / log.relative_to(finished)) for f in (finished, killed[0]))
-        if kind == "align":  # at step 0 margins are 0 but for rounding, whose sign is nobody's
-            one, two = (rows.drop(columns="accuracy") for rows in (one, two))
+        if kind == "align":
+            np.testing.assert_allclose(two["flops"], one["flops"], rtol=0.15)  # smaller batches are padded less
+            # At step 0 margins are 0 but for rounding, whose sign is nobody's.
+            one, two = (rows.drop(columns=["accuracy", "flops"]) for rows in (one, two))
         pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-4, atol=2e-5)
     if kind == "align":
         for file in (finished / "store").glob("align-*/recording.parquet"):

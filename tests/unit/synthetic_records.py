@@ -150,6 +150,7 @@ def make(
                             pairs_seen=32 * step,
                             pairs_distinct=min(32 * step, 8000),
                             responses_sampled=64 * step if arm == "online" else 0,
+                            flops=step * (3e9 if arm == "online" else 1e9),
                             outcome="ok",
                         )
                         rows.append(row)

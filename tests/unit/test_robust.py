@@ -25,7 +25,7 @@ from aligngap.report.robust_tables import (
     tables,
 )
 from aligngap.stats.axes import AXES, KL
-from aligngap.stats.clouds import make_clouds, on_axis
+from aligngap.stats.clouds import make_clouds, on_axis, thin
 from aligngap.stats.compare import compare, curves_for
 from aligngap.stats.power import Spread, spread
 from aligngap.stats.reference import against_best_of_n, reference_table
@@ -105,7 +105,7 @@ def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None
     assert "equal pairs are equal steps" in " ".join(table.notes)
     assert "chi-squared" in " ".join(table.notes)
     said = survives(a.main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not a.main])
-    assert said.startswith("At equal KL online is ahead. Of the 9 other combinations")
+    assert said.startswith("At equal KL online is ahead. Of the 11 other combinations")
     assert "2 cannot be compared" in said
 
 
@@ -114,6 +114,26 @@ def test_pairs_are_an_axis_of_their_own_where_batches_differ() -> None:
     records["pairs_seen"] *= np.where(records["arm"] == "online", 2, 1)
     found = [c for c in analyse(records, per_prompt).robust.axes if (c.a, c.b) == ("online", "offline")]
     assert [c.axis.name for c in found] == list(BY_NAME)
+
+
+def test_what_was_not_recorded_is_no_axis() -> None:
+    records, per_prompt, _ = make(prompts=60, opponents=("sft",))
+    records["flops"] = np.nan  # a table of before operations were counted
+    found = [c for c in analyse(records, per_prompt).robust.axes if (c.a, c.b) == ("online", "offline")]
+    assert [c.axis.name for c in found] == [n for n in BY_NAME if n not in ("pairs trained on", "training compute")]
+
+
+def test_runs_beyond_an_equal_share_are_left_out_evenly() -> None:
+    def kept(arms: int, runs: int) -> tuple[pd.Series, list[str]]:
+        rows = [(f"arm {a}", 0, f"{a}/{r}", 1) for a in range(arms) for r in range(runs)]
+        rows, said = thin(pd.DataFrame(rows, columns=["arm", "seed", "run", "step"]))
+        return rows["run"], said
+
+    assert kept(4, 120)[1] == []
+    few, said = kept(4, 600)
+    assert said == ["1920 of 2400 runs were left out of the frontiers, evenly: too many."]
+    assert few.tolist() == [f"{a}/{r}" for a in range(4) for r in range(0, 600, 5)]
+    assert len(kept(40, 31)[0]) == 40 * 30
 
 
 def test_rows_without_a_value_on_an_axis_leave_the_other_axes_alone() -> None:

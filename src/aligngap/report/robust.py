@@ -99,10 +99,11 @@ def make_robust(
 def on_axes(
     clouds: Clouds, at_equal_kl: tuple[Comparison, ...], pairs: Pairs, opponent: str, rng_seed: int
 ) -> list[Comparison]:
-    """The pairs compared at equal everything, axis by axis; those at equal KL are there already."""
+    """The pairs compared at equal everything that was recorded, axis by axis; those at equal KL are there already."""
     out = list(at_equal_kl)
     for axis in AXES:
-        if axis != KL and not (axis == PAIRS and in_step(clouds)):
+        recorded = any(np.isfinite(c.columns[axis.column]).any() for c in clouds.items)
+        if axis != KL and recorded and not (axis == PAIRS and in_step(clouds)):
             curves = curves_for(on_axis(clouds, axis), REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
             out += [compare(curves, a, b, opponent, band=False, axis=axis) for a, b in pairs]
     return out

@@ -73,7 +73,7 @@ class Axis:
         """A value for reading, three significant digits at most where it is small, with its unit."""
         if not np.isfinite(x):
             return "–"
-        text = f"{x:.2g}" if abs(x) < 10 else f"{x:,.0f}"
+        text = f"{x:.2g}" if not 10 <= abs(x) < 1e7 else f"{x:,.0f}"
         return f"{text} {self.unit}".strip()
 
     def span(self, low: float, high: float) -> str:
@@ -101,4 +101,5 @@ AXES = (
     STEPS,
     PAIRS,
     Axis("fresh samples", "responses_sampled", "responses", True, 1.0),
+    Axis("training compute", "flops", "FLOP", True, 1.0),
 )

@@ -19,7 +19,7 @@ from ..settings import (
     RolloutSpec,
     Settings,
 )
-from ..types import AligngapError, Pair, PairStream, RunFailed
+from ..types import AligngapError, Judge, Pair, PairStream, RunFailed
 from .base import Step, _plain
 from .data import Data
 from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, stored_pairs
@@ -110,6 +110,11 @@ class Source(Settings):
             candidates=arm.candidates, through=(lambda policy: Mixed(policy, reference, share)) if share else None,
         )  # fmt: skip
 
+    def judges(self, ctx: Context) -> list[Judge]:
+        """The judges that label while the run trains."""
+        own = [ctx.judge(self.judge)] if self.judge is not None else []
+        return [*own, *(judge for source in self.mixed for judge in source.judges(ctx))]
+
     @property
     def sampled(self) -> float:
         """Rough work of writing one pair, in responses sampled and judged twice; 0 where nothing is written."""
@@ -169,6 +174,7 @@ class Align(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from ..fit import Trainer, pair_objective, with_reference
+        from ..flops import Flops
         from ..rollout import opened
         from ..streams import Stopwatch
         from ..training import mismatch, train
@@ -194,10 +200,13 @@ class Align(Step):
             return with_reference(reference, pairs, anew=self.start is not None)
 
         objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl))
-        with opened(self.rollouts, policy, self.limits.prompt_tokens) as sampler:
+        with opened(self.rollouts, policy, self.limits.prompt_tokens) as sampler, Flops() as flops:
+            for computing in (policy, reference, *self.source.judges(ctx)):
+                flops.watch(computing)
             outcome = train(
-                ctx, trainer, stream, objective, sampler=sampler, prepare=prepare, after=after, record_pairs=True
-            )
+                ctx, trainer, stream, objective, sampler=sampler, prepare=prepare, after=after, record_pairs=True,
+                spent=flops.taken,
+            )  # fmt: skip
         about = {"outcome": outcome, "last_step": trainer.step, "draw_seconds": round(stream.seconds, 3)}
         if hasattr(sampler, "written_by"):
             about["rollouts"] = {"written_by": sampler.written_by, **mismatch(ctx.work / "log.parquet")}
