@@ -81,11 +81,20 @@ def get(shelf: str, name: str) -> Any:
     found = names(shelf)
     if name not in found:
         raise AligngapError(f"{shelf}: no `{name}`{did_you_mean(name, found)}")
-    module, _, attribute = found[name].partition(":")
+    return _imported(shelf, name, found[name])
+
+
+def every(shelf: str) -> list[Any]:
+    """All registered objects of a shelf, imported now."""
+    return [_imported(shelf, name, place) for name, place in names(shelf).items()]
+
+
+def _imported(shelf: str, name: str, place: str) -> Any:
+    module, _, attribute = place.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise AligngapError(f"{shelf}: `{name}` ({found[name]}) cannot be imported: {error}") from error
+        raise AligngapError(f"{shelf}: `{name}` ({place}) cannot be imported: {error}") from error
 
 
 def did_you_mean(name: str, known: Any) -> str:

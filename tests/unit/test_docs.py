@@ -114,6 +114,7 @@ def test_the_example_package_is_usable_by_name() -> None:
 def test_a_plug_in_does_not_take_a_built_in_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("ipo", "elsewhere:IPO", group)])
     assert registry.names("losses")["ipo"] == registry.SHELVES["losses"]["ipo"]
+    assert registry.every("losses") == [registry.get("losses", name) for name in registry.SHELVES["losses"]]
 
 
 def test_links_lead_somewhere() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,7 @@ from aligngap.report import build_report, headline, words
 from aligngap.report.beside import beside
 from aligngap.report.html import script_json
 from aligngap.report.interactive import hover_text
+from aligngap.stats.estimate import FloatArray
 from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
 
 HOSTILE = "<script>alert(1)</script> </script><img src=x onerror=alert(2)> <b>x</b> %{x} & \"'"
@@ -61,6 +64,19 @@ def test_tables_come_back_as_written(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+def test_texts_come_as_sorted_categories_where_asked(tmp_path: Path) -> None:
+    records = make(prompts=5, seeds=(1, 0), opponents=("sft", "chosen"))[0]
+    write_table(tmp_path / "records.parquet", records, RECORD_COLUMNS)
+    table = pq.read_table(tmp_path / "records.parquet")
+    pq.write_table(table, tmp_path / "records.parquet", row_group_size=7)  # each with a dictionary of its own
+    found = read_records(tmp_path, ("arm", "run", "no such column"))
+    assert list(found.select_dtypes("category")) == ["arm", "run"]
+    for name in ("arm", "run"):
+        assert list(found[name].cat.categories) == sorted(set(records[name]))
+    plain = found.assign(arm=found["arm"].astype(str), run=found["run"].astype(str))
+    pd.testing.assert_frame_equal(plain, read_records(tmp_path), check_dtype=False)
+
+
 def test_nan_is_undefined_and_infinite_is_too(tmp_path: Path) -> None:
     records = make(prompts=5, seeds=(0,), opponents=("sft",))[0]
     records.loc[0, "kl_nats"] = np.inf
@@ -80,6 +96,16 @@ def one_line(error: pytest.ExceptionInfo[AligngapError]) -> str:
     return text
 
 
+def with_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    changed = table.set_column(table.schema.get_field_index(name), name, values)
+    return changed.replace_schema_metadata({FORMAT_KEY: b"1"})
+
+
+def not_utf8(rows: int) -> pa.Array:
+    bytes_ = pa.array([b"\xff"] * rows, pa.binary())
+    return pa.Array.from_buffers(pa.string(), rows, bytes_.buffers())
+
+
 def test_bad_tables_get_one_clear_line(tmp_path: Path) -> None:
     frames = make(prompts=5, seeds=(0,), opponents=("sft",))
     save(tmp_path, frames)
@@ -92,9 +118,9 @@ def test_bad_tables_get_one_clear_line(tmp_path: Path) -> None:
         "missing column(s) kl_nats, win_rate": table.drop_columns(["win_rate", "kl_nats"]),
         "newer": table.replace_schema_metadata({FORMAT_KEY: b"99"}),
         "not written by aligngap": table.replace_schema_metadata({}),
-        "wrong type": table.set_column(
-            table.schema.get_field_index("step"), "step", pa.array(["a"] * len(table))
-        ).replace_schema_metadata({FORMAT_KEY: b"1"}),
+        "wrong type": with_column(table, "step", pa.array(["a"] * len(table))),
+        "has the wrong type": with_column(table, "arm", pa.array([1] * len(table))),
+        "holds text that is not UTF-8": with_column(table, "arm", not_utf8(len(table))),
     }
     for message, bad in cases.items():
         pq.write_table(bad, path)
@@ -259,43 +285,51 @@ def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str
     assert said in headline(tmp_path) + body
 
 
-def test_a_copy_of_the_process_begins_the_figures_and_this_one_helps(
+def test_a_copy_of_the_process_begins_the_jobs_and_this_one_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = os.getpid()
 
-    def draw(number: int) -> list[Path]:
+    def work(number: int) -> tuple[int, FloatArray]:
         (tmp_path / f"{number} by {os.getpid()}").touch()
         if os.getpid() != here:
             while not (tmp_path / f"1 by {here}").exists():  # the copy has the first one until this process has begun
                 time.sleep(0.01)
-        return [tmp_path / str(number), tmp_path / f"{number} again"]
+        return number, np.full(10**5, number)
 
-    def fails_in_a_copy() -> list[Path]:
+    def fails_in_a_copy(how: Callable[[], None]) -> str:
         if os.getpid() != here:
             (tmp_path / "tried").touch()
-            raise ValueError("no room")
-        return [tmp_path / "drawn here"]
+            how()
+        return "made here"
 
-    jobs = [partial(draw, number) for number in range(12)]
-    files = [file for number in range(12) for file in (tmp_path / str(number), tmp_path / f"{number} again")]
+    def no_room() -> None:
+        raise ValueError("no room")
+
+    def as_made(results: list[tuple[int, FloatArray]]) -> bool:
+        return all(n == number and (made == number).all() for number, (n, made) in enumerate(results))
+
+    jobs = [partial(work, number) for number in range(12)]
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    assert beside(jobs)() == files
+    assert as_made(beside(jobs)())
     assert {p.name for p in tmp_path.iterdir()} == {f"{number} by {here}" for number in range(12)}
     monkeypatch.delitem(sys.modules, "torch")
-    finish = beside([fails_in_a_copy])
-    while sys.platform == "linux" and not (tmp_path / "tried").exists():
-        time.sleep(0.01)
-    assert finish() == [tmp_path / "drawn here"]
-    for drawn in tmp_path.iterdir():
-        drawn.unlink()
-    finish = beside(jobs)
+    for how in (no_room, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        for left in tmp_path.iterdir():
+            left.unlink()
+        finish = beside([partial(fails_in_a_copy, how)])
+        while sys.platform == "linux" and not (tmp_path / "tried").exists():
+            time.sleep(0.01)
+        assert finish() == ["made here"]
+    (tmp_path / "tried").unlink(missing_ok=True)
+    once = beside(jobs)
     while sys.platform == "linux" and not list(tmp_path.iterdir()):
         time.sleep(0.01)
-    assert finish() == files
-    drawn_by = {p.name.split(" by ")[0]: p.name.split(" by ")[1] for p in tmp_path.iterdir()}
-    assert len(drawn_by) == len(list(tmp_path.iterdir())) == 12  # each once
-    assert sys.platform != "linux" or drawn_by["0"] != str(here) == drawn_by["1"]
+    assert as_made(once())
+    assert once() is once()  # asked again it does nothing anew
+    made_by = {p.name.split(" by ")[0]: p.name.split(" by ")[1] for p in tmp_path.iterdir()}
+    assert len(made_by) == len(list(tmp_path.iterdir())) == 12  # each once
+    assert sys.platform != "linux" or made_by["0"] != str(here) == made_by["1"]
 
 
 def test_reading_side_imports_no_torch(made: Path) -> None:

@@ -13,8 +13,8 @@ from aligngap.hypotheses.view import View
 
 #: the arms of the paper's figures
 ARMS = (*COMMON, "shuffled")
-#: points of one curve; with more checkpoints, every so many
-MOST = 60
+#: points of one curve, and of one arm in a cloud; with more checkpoints, every so many
+MOST, MOST_IN_CLOUD = 60, 600
 
 
 def positions(view: View, who: str, arm: str | None = None) -> dict[int, dict[int, tuple[float, float]]]:
@@ -35,7 +35,7 @@ def cloud(view: View) -> Dial | None:
         mine = (view.records["arm"] == arm) & (view.records["step"] > 0)
         rows = view.records[["step", "accuracy", "win_rate"]][mine]
         rows = rows.dropna(subset=["accuracy", "win_rate"])
-        rows = rows.iloc[:: max(len(rows) // 1000, 1)]  # a picture: of very many checkpoints, every so many
+        rows = rows.iloc[:: -(-len(rows) // MOST_IN_CLOUD) or 1]
         points = [
             Point(float(r["accuracy"]), float(r["win_rate"]), float("nan"), float("nan"), f"step {r['step']}")
             for r in rows.to_dict("records")

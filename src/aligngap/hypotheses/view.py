@@ -89,6 +89,7 @@ class View:
         self.arms = tuple(map(str, self.records["arm"].unique()))
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique()))
         self._matched: dict[tuple[str, ...], dict[str, ArmCurves]] = {}
+        self._last: dict[tuple[str, str], Ends] = {}
         self._upper: dict[tuple[str, float], dict[int, tuple[float, FloatArray]]] = {}
 
     def has(self, *arms: str) -> bool:
@@ -217,7 +218,9 @@ class View:
 
     def last(self, arm: str, column: str) -> Ends:
         """Per seed (value, standard error) at the last checkpoint of the arm's runs, mean over its runs."""
-        return last_values(self.records, arm, column)
+        if (arm, column) not in self._last:
+            self._last[arm, column] = last_values(self.records, arm, column)
+        return self._last[arm, column]
 
     def part(self, part: str, what: str, variant: str = "") -> dict[int, float]:
         """Per seed what a step before the arms found, for instance ("proxy judge", "held out accuracy")."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 from aligngap.types import Progress, silent
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from aligngap.records import Tables
     from aligngap.report.analysis import Analysis
 
 #: name, time of change and size of each table of a folder
 Stamps = tuple[tuple[str, int, int], ...]
-#: columns that rows are picked by
-NAMES = ("arm", "run", "config", "opponent", "prompt_id")
+#: columns of text that many rows share, which are read as numbers
+NAMES = ("study", "arm", "run", "config", "loss", "opponent", "outcome", "prompt_id")
 
 __all__ = ["build_report", "headline", "planned_power"]
 
@@ -36,6 +33,8 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
         return _build(Path(out_dir), command, progress)
     finally:
         if collecting:
+            gc.freeze()  # what was made counts as old from now on: else all of it is looked through here
+            gc.unfreeze()
             gc.enable()
 
 
@@ -64,7 +63,7 @@ def _build(folder: Path, command: str, progress: Progress) -> Path:
         command=command,
         provenance=_json(folder / "provenance.json"),
         study=_text(folder / "study.yaml"),
-        figures=figures,
+        figures=lambda: [path for paths in figures() for path in paths],
     )
     progress(4, 4, "done")
     return page
@@ -89,15 +88,9 @@ def _tables(folder: Path, stamps: Stamps) -> Tables:
     if "jemalloc" in pa.supported_memory_backends():  # the usual pool's huge pages are zeroed whole, half a second here
         pa.set_memory_pool(pa.jemalloc_memory_pool())
     try:
-        tables = read_folder(folder)
+        return read_folder(folder, NAMES)
     finally:
         pa.set_memory_pool(usual)
-    return replace(tables, records=coded(tables.records), per_prompt=coded(tables.per_prompt))
-
-
-def coded(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same rows, with names that many of them share held as numbers, by which they are quickly picked."""
-    return frame.assign(**{c: frame[c].astype("category") for c in NAMES if c in frame})
 
 
 @lru_cache(maxsize=1)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,9 +15,10 @@ from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
 from aligngap.hypotheses.decision import Decision, decide
 from aligngap.hypotheses.view import View, under, world_of
 from aligngap.records import empty
+from aligngap.report.beside import beside
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
-from aligngap.stats.compare import Comparison, compare, curves_for
+from aligngap.stats.compare import EFFORT, Comparison, compare, curves_for
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.reference import reference_table
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
@@ -43,12 +44,9 @@ DYNAMICS = {
 }
 SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
 #: points of one arm in one figure, drawn and in its CSV; with more, every so many
-MAX_POINTS = 1500
+MAX_POINTS = 600
 #: what is drawn of a checkpoint
 DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,6 @@ class Scored:
 
     rows: pd.DataFrame
     base: Mapping[str, float]
-
-
-class ByOpponent(dict[str, T]):
-    """Something against each opponent, made when first asked for: the figures need the main one only."""
-
-    def __init__(self, make: Callable[[str], T]) -> None:
-        super().__init__()
-        self.make = make
-
-    def __missing__(self, opponent: str) -> T:
-        self[opponent] = self.make(opponent)
-        return self[opponent]
 
 
 @dataclass(frozen=True)
@@ -85,10 +71,9 @@ class Analysis:
     records: pd.DataFrame
     samples: pd.DataFrame
     clouds: Mapping[str, Clouds]
-    curves: Mapping[str, Mapping[str, ArmCurves]]
+    curves: Mapping[str, Mapping[str, ArmCurves]]  # by opponent and arm
     lines: Mapping[str, Line]  # against the main opponent
-    comparisons: Mapping[str, tuple[Comparison, ...]]  # by opponent
-    main: Comparison
+    compared: tuple[Comparison, ...]  # every pair of arms against the main opponent, the two of the question first
     judged: tuple[Judged, ...]
     untested: tuple[Hypothesis, ...]
     best_of_n: pd.DataFrame  # every seed, opponent and variant that changes the task
@@ -113,11 +98,25 @@ class Analysis:
         told = stopped(self.records) + failed(self.failures) + apart(self.runs)
         return tuple(dict.fromkeys(dropped + told))
 
+    @property
+    def main(self) -> Comparison:
+        """The comparison that the study asks for."""
+        return self.compared[0]
+
+    @cached_property
+    def comparisons(self) -> Mapping[str, tuple[Comparison, ...]]:
+        """Every pair of arms against each opponent; the figures need the main one's only."""
+        return {
+            o: self.compared
+            if o == self.opponent
+            else tuple(compare(self.curves[o], c.a, c.b, o) for c in self.compared)
+            for o in self.opponents
+        }
+
     @cached_property
     def robust(self) -> Robust:
         """The same comparisons on other axes, at equal length and against best-of-n; made when first asked for."""
-        clouds = {o: self.clouds[o] for o in self.opponents}
-        return make_robust(clouds, self.curves, self.comparisons, self.best_of_n, self.opponent, self.rng_seed)
+        return make_robust(self.clouds, self.curves, self.comparisons, self.best_of_n, self.opponent, self.rng_seed)
 
     @cached_property
     def reference(self) -> pd.DataFrame:
@@ -229,26 +228,38 @@ def analyse(
     best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
     opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
     arms = ordered(list(records["arm"].unique()), ARM_ORDER)
-    clouds = ByOpponent(lambda o: make_clouds(records, per_prompt, o))
-    curves = ByOpponent(lambda o: curves_for(clouds[o], rng_seed=rng_seed))
-    main_opponent = next((o for o in opponents if curves[o]), opponents[0])
+
+    def against(opponent: str, effort: float = EFFORT) -> tuple[Clouds, dict[str, ArmCurves]]:
+        found = make_clouds(records, per_prompt, opponent)
+        return found, curves_for(found, rng_seed=rng_seed, effort=effort)
+
+    first, *others = opponents
+    begun = beside([partial(against, o, EFFORT / 2) for o in others])
+    seen = {first: against(first)}
+    if not seen[first][1]:
+        seen |= zip(others, begun(), strict=True)
+    main_opponent = next((o for o, (_, found) in seen.items() if found), first)
+    main_curves = seen[main_opponent][1]
     view = View(
         records,
         per_prompt,
         main_opponent,
         online,
         offline,
-        curves=curves[main_opponent],
+        curves=main_curves,
         pipeline=pipeline,
         probe=probe,
         best_of_n=best_of_n,
     )
-    judged, untested = judge_all((registry.get("hypotheses", n) for n in registry.names("hypotheses")), view)
+    judged, untested = judge_all(registry.every("hypotheses"), view)
     arms = featured(arms, judged, (online, offline))
     pairs = pairs_to_compare(arms, online, offline, set(best_of_n["variant"]))
-    comparisons = ByOpponent(lambda o: tuple(compare(curves[o], a, b, o) for a, b in pairs))
-    main = comparisons[main_opponent][0]
+    compared = tuple(compare(main_curves, a, b, main_opponent) for a, b in pairs)
+    lines = {a: frontier_line(c) for a, c in main_curves.items()}
     gao_opponent = "sft" if "sft" in opponents else main_opponent
+    gao = gao_fits(records, gao_opponent, arms)
+    decision = None if margin is None else decide(view, margin, cheaper)
+    seen |= zip(others, begun(), strict=True)
     return Analysis(
         study=str(records["study"].iloc[0]),
         arms=arms,
@@ -259,19 +270,18 @@ def analyse(
         offline=offline,
         records=records,
         samples=samples if samples is not None else pd.DataFrame(),
-        clouds=clouds,
-        curves=curves,
-        lines={a: frontier_line(c) for a, c in curves[main_opponent].items()},
-        comparisons=comparisons,
-        main=main,
+        clouds={o: clouds for o, (clouds, _) in seen.items()},
+        curves={o: curves for o, (_, curves) in seen.items()},
+        lines=lines,
+        compared=compared,
         judged=judged,
         untested=untested,
         best_of_n=best_of_n,
         rng_seed=rng_seed,
-        gao=gao_fits(records, gao_opponent, arms),
+        gao=gao,
         gao_opponent=gao_opponent,
         failures=failures or {},
-        decision=None if margin is None else decide(view, margin, cheaper),
+        decision=decision,
         costs=costs or {},
         asked=asked or {},
         runs=runs or {},
@@ -284,21 +294,22 @@ def gao_fits(
     """Both laws for the golden and the proxy win rate of each arm: the gain is the win rate minus its step-0 value."""
     out: dict[tuple[str, str], dict[str, GaoFit]] = {}
     scores = ("win_rate", "proxy_win_rate", "oracle_win_rate")
-    wanted = ["arm", "run", "seed", "step", "kl_nats", *scores, *(f"{s}_se" for s in scores)]
-    rows = records[wanted][records["opponent"] == opponent]
+    rows = records[["run", "seed", "step", "kl_nats", *scores, *(f"{s}_se" for s in scores)]]
+    against, arm_of = (records["opponent"] == opponent).to_numpy(), records["arm"]
     for arm in arms:
-        mine = rows[rows["arm"] == arm]
+        mine = np.flatnonzero(against & (arm_of == arm).to_numpy())
+        first, moved = rows["step"].to_numpy()[mine] == 0, rows["kl_nats"].to_numpy()[mine] >= min_kl
         for score in scores:
-            base = mine[mine["step"] == 0].groupby("seed")[score].mean()
-            later = mine[(mine["kl_nats"] >= min_kl) & mine[score].notna()]
-            if len(later) > cap:
-                later = later.sample(cap, random_state=0)
-            if not len(later):
+            place = mine[moved & ~np.isnan(rows[score].to_numpy()[mine])]
+            if not len(place):
                 continue
-            start = later["seed"].map(base).to_numpy(np.float64)
-            if not np.isfinite(start).all():
+            if len(place) > cap:
+                place = np.sort(np.random.default_rng(0).choice(place, cap, replace=False))
+            later, start = rows.take(place), rows[["seed", score]].take(mine[first])
+            base = later["seed"].map(start.groupby("seed")[score].mean()).to_numpy(np.float64)
+            if not np.isfinite(base).all():
                 continue
-            gain = later[score].to_numpy(np.float64) - start
+            gain = later[score].to_numpy(np.float64) - base
             se = later[f"{score}_se"].to_numpy(np.float64)
             kl = later["kl_nats"].to_numpy(np.float64)
             out[arm, score] = {f: fit_gao(kl, gain, se, f, pd.factorize(later["run"])[0]) for f in FORMS}
@@ -317,7 +328,7 @@ def stopped(records: pd.DataFrame) -> list[str]:
     bad = records[["run", "outcome"]][mask].drop_duplicates("run", keep="last")
     if not len(bad):
         return []
-    reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].value_counts().head(4).items())
+    reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].astype(str).value_counts().head(4).items())
     return [f"{len(bad)} run(s) did not end well: {reasons}."]
 
 

@@ -55,11 +55,11 @@ def drawings(analysis: Analysis, folder: Path) -> list[Callable[[], list[Path]]]
     Hypotheses whose figures show the same arms share one job, which draws once and copies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    makers: dict[str, Maker] = {
-        "opening": opening,
-        "difference": difference,
-        "over-optimisation": over_optimisation,
+    makers: dict[str, Maker] = {  # those with many panels first: what two processes do last should be short
         "dynamics": dynamics_figure,
+        "over-optimisation": over_optimisation,
+        "difference": difference,
+        "opening": opening,
     }
     pictures = {
         name: of for j in analysis.judged if j.hypothesis.name not in OWN for name, of in pictures_of(j).items()
@@ -195,7 +195,7 @@ def picture(analysis: Analysis, plt: Any, of: Dial | tuple[str, ...]) -> tuple[A
 
 def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     """Each comparison's difference against KL, with pointwise and simultaneous 95% bands; one panel a comparison."""
-    found = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
+    found = [c for c in analysis.compared if c.defined]
     if not found:
         return None
     wide = min(len(found), 3)

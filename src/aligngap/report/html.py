@@ -67,7 +67,7 @@ def page(
     main = analysis.main
     charts = Charts()
     chart_opening = charts.frontiers(analysis, analysis.arms)
-    defined = [c for c in analysis.comparisons[analysis.opponent] if c.defined]
+    defined = [c for c in analysis.compared if c.defined]
     low = min((float(np.nanmin(c.lower)) for c in defined), default=-0.1)
     high = max((float(np.nanmax(c.upper)) for c in defined), default=0.1)
     room = 0.05 * max(high - low, 1e-3)

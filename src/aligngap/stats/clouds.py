@@ -24,8 +24,9 @@ SCORES = {"win": "win_rate", "proxy_win": "proxy_win_rate", "oracle_win": "oracl
 
 #: what the axes need of records
 AXIS_COLUMNS = tuple(dict.fromkeys(c for a in AXES for c in (a.column, a.se) if c))
-#: an arm of one seed with more runs, or a run with more checkpoints, is thinned evenly, and the report says so
-MAX_RUNS, MAX_CHECKPOINTS = 40, 100
+#: runs of all arms and seeds together, of which each arm at each seed may have an equal share, and 30 at least; and
+#: checkpoints of a run. What is more is thinned evenly, and the report says so
+MAX_RUNS, LEAST_RUNS, MAX_CHECKPOINTS = 480, 30, 100
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,9 @@ def make_clouds(
 ) -> Clouds:
     """Clouds against `opponent`; rows without a KL or a score are dropped and counted."""
     column = SCORES[score]
-    wanted = dict.fromkeys(["arm", "seed", "run", "config", "step", column, f"{column}_se", KL.column, *AXIS_COLUMNS])
-    rows = records[list(wanted)][(records["opponent"] == opponent).to_numpy()]
+    place = np.flatnonzero((records["opponent"] == opponent).to_numpy())
+    rows = records[list(dict.fromkeys(["arm", "seed", "run", "step", column, KL.column]))].take(place)
+    rows.index = pd.Index(place)
     rows = rows.drop_duplicates(["run", "step"], keep="last")
     warnings: list[str] = []
     undefined = rows["kl_nats"].isna() | rows[column].isna()
@@ -90,6 +92,8 @@ def make_clouds(
         return Clouds((), tuple(warnings))
     rows, thinned = thin(rows)
     warnings += thinned
+    wanted = dict.fromkeys([*rows, "config", f"{column}_se", *AXIS_COLUMNS])  # the wide ones for the few rows that stay
+    rows = records[list(wanted)].take(rows.index.to_numpy())
     prompt_rows = per_prompt[per_prompt["opponent"] == opponent] if len(per_prompt) else per_prompt
     groups = dict(list(prompt_rows.groupby(["arm", "seed"], sort=False))) if len(prompt_rows) else {}
     clouds: list[Cloud] = []
@@ -181,15 +185,17 @@ def mean_of(values: Matrix) -> FloatArray:
 
 
 def thin(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """At most MAX_RUNS runs an arm and seed and MAX_CHECKPOINTS checkpoints a run, evenly, with a sentence if cut."""
+    """An arm's share of MAX_RUNS at each seed and MAX_CHECKPOINTS checkpoints a run, evenly, with a sentence if cut."""
     said = []
     runs = rows[["arm", "seed", "run"]].drop_duplicates()
-    counts = runs.groupby(["arm", "seed"])["run"].transform("size").to_numpy(np.float64)
-    if counts.max() > MAX_RUNS:
-        order = runs.groupby(["arm", "seed"]).cumcount().to_numpy(np.float64)
-        slot = np.floor(order * MAX_RUNS / counts)
-        before = np.floor((order - 1) * MAX_RUNS / counts)
-        kept = runs["run"][(counts <= MAX_RUNS) | (slot > before)]
+    group = runs.groupby(["arm", "seed"])
+    counts = group["run"].transform("size").to_numpy(np.float64)
+    most = max(MAX_RUNS // group.ngroups, LEAST_RUNS)
+    if counts.max() > most:
+        order = group.cumcount().to_numpy(np.float64)
+        slot = np.floor(order * most / counts)
+        before = np.floor((order - 1) * most / counts)
+        kept = runs["run"][(counts <= most) | (slot > before)]
         said.append(f"{len(runs) - len(kept)} of {len(runs)} runs were left out of the frontiers, evenly: too many.")
         rows = rows[rows["run"].isin(kept)]
     sizes = rows.groupby("run")["step"].transform("size").to_numpy(np.float64)
