@@ -8,6 +8,7 @@ from synthetic_records import planted_clouds
 
 from aligngap.stats import frontier
 from aligngap.stats.axes import KL, MIN_KL_NATS
+from aligngap.stats.clouds import Cloud
 from aligngap.stats.frontier import arm_curves, envelope, interpolate, peaks, smoother
 
 
@@ -90,6 +91,23 @@ def test_the_best_of_a_null_sweep_is_not_flattered() -> None:
     assert np.mean(naive_errors) > 0.02
     assert abs(np.mean(errors)) < 3 * se + 0.005
     assert np.mean(peak_errors) < 0.01
+
+
+def test_wins_that_are_not_known_by_prompt_are_one_fold() -> None:
+    """Chosen and scored alike: the best run's curve and checkpoint, with the checkpoints' own standard error."""
+    grid = KL.grid(1.0, 8.0)
+    x = np.array([1.0, 2.0, 4.0, 8.0])
+    win = np.array([[0.3, 0.5, 0.4, 0.2], [0.2, 0.4, 0.6, 0.1]])
+    cloud = Cloud(
+        "online", 0, ("a", "b"), ("a", "b"), run=np.repeat([0, 1], 4), step=np.tile([1, 2, 4, 8], 2), x=np.tile(x, 2),
+        x_se=np.zeros(8), win=win.ravel(), win_se=np.full(8, 0.03),
+    )  # fmt: skip
+    c = arm_curves([cloud], grid, 2000)["online"]
+    best = np.max([np.interp(grid, np.log(x), w) for w in win], axis=0)
+    assert c.frontier[0] == pytest.approx(best)
+    assert c.frontier_naive[0] == pytest.approx(best)
+    assert c.frontier_reps[0].std(axis=0) == pytest.approx(np.full(len(grid), 0.03), rel=0.1)
+    assert (c.peak[0], c.peak_x[0], c.peak_reps[0].std()) == (0.6, pytest.approx(4.0), pytest.approx(0.03, rel=0.1))
 
 
 def test_peak_of_a_clear_winner_is_its_own_value() -> None:

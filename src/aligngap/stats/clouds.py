@@ -138,7 +138,8 @@ def make_clouds(
     if unpaired and len(unpaired) == len(clouds):
         warnings.append(
             "Wins prompt by prompt are not recorded, so the arms could not be paired on the same prompts: errors rest "
-            "on the checkpoints' standard errors and are wider than they need be."
+            "on the checkpoints' standard errors and are wider than they need be; and a sweep's best is scored on the "
+            "prompts that chose it, which flatters it."
         )
     elif unpaired:
         warnings.append(f"Wins prompt by prompt are incomplete for {', '.join(unpaired[:6])}: not paired there.")

@@ -112,17 +112,18 @@ class Draws:
 def replicate_means(
     cloud: Cloud, prompts: Sequence[str], draws: Draws, rng: np.random.Generator
 ) -> tuple[FloatArray, FloatArray]:
-    """u [rows, C] and each fold's win rates [FOLDS, rows, C] under rows of prompt weights.
+    """u [rows, C] and each fold's win rates [F, rows, C] under rows of prompt weights.
 
     What is not known prompt by prompt is drawn from its standard error; wins with one draw for all checkpoints, since
     they share their prompts: independent draws would average out over the axis, and understate an average's error.
+    Such wins cannot be split by prompt, and are one fold.
     """
     rows, axis = draws.weights.shape[0], cloud.axis
     drawn = cloud.x + rng.normal(size=(rows, len(cloud.x))) * cloud.x_se
     drawn[:SPLITS] = cloud.x
     u = axis.u(np.maximum(drawn, 0.05 * cloud.x) if axis.log else drawn)
     if cloud.win_by_prompt is None:
-        noise = rng.normal(size=(FOLDS, rows, 1)) * cloud.win_se * np.sqrt(FOLDS)
+        noise = rng.normal(size=(1, rows, 1)) * cloud.win_se
         noise[:, :SPLITS] = 0.0
         return u, cloud.win + noise
     columns = pd.Index(cloud.prompt_ids).get_indexer(pd.Index(prompts))
@@ -158,8 +159,8 @@ def envelope(
 ) -> tuple[FloatArray, FloatArray]:
     """Upper envelope over runs [rows, K], cross-fitted, and the naive one that scores on the choosing prompts.
 
-    x [rows, C] u, folds [F, rows, C] win rates by fold. `observed` [C] is the u of the point estimate: it fixes where
-    each run is defined, in every row alike.
+    x [rows, C] u, folds [F, rows, C] win rates by fold; of a single fold the two are the same. `observed` [C] is the u
+    of the point estimate: it fixes where each run is defined, in every row alike.
     """
     f, rows, _ = folds.shape
     best = np.full((f, rows, len(grid)), -np.inf)
@@ -179,12 +180,17 @@ def envelope(
         for r, (start, stop) in enumerate(zip(first, end, strict=True)):
             at, judge = slice(start, stop), found[:, :, r, start - low : stop - low]
             total = judge.sum(axis=0)
-            choose = total - judge  # the others' sum: which run has the best mean is the same question
+            choose = others(judge, total)
             better = choose > best[:, :, at]
             np.copyto(best[:, :, at], choose, where=better)
             np.copyto(score[:, :, at], judge, where=better)
             np.maximum(naive[:, at], total / f, out=naive[:, at])
     return score.mean(axis=0), np.where(np.isfinite(naive), naive, np.nan)
+
+
+def others(folds: FloatArray, total: FloatArray) -> FloatArray:
+    """What each fold [F, ...] is chosen by: the other folds' sum, as good as their mean for it; one fold by itself."""
+    return total - folds if len(folds) > 1 else folds
 
 
 def alike(run: np.ndarray, most: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -199,8 +205,7 @@ def alike(run: np.ndarray, most: int) -> Iterator[npt.NDArray[np.int64]]:
 
 def peaks(folds: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Cross-fitted best checkpoint [rows]: its win rate, and its u (mean of the folds' choices)."""
-    choose = (folds.sum(axis=0) - folds) / (folds.shape[0] - 1)
-    chosen = np.argmax(choose, axis=2)[:, :, None]
+    chosen = np.argmax(others(folds, folds.sum(axis=0)), axis=2)[:, :, None]
     value = np.take_along_axis(folds, chosen, 2)[:, :, 0].mean(axis=0)
     where = np.stack([np.take_along_axis(x, c, 1)[:, 0] for c in chosen]).mean(axis=0)
     return value, where
