@@ -41,13 +41,14 @@ class Flops:
         taken, self.total = self.total, 0.0
         return taken
 
-    def _count(self, all_: int, trained: int, stack: nn.Module, args: Any, given: dict[str, Any]) -> None:
-        read = given.get("input_ids")
-        read = next((x for x in (read, given.get("inputs_embeds"), *args) if x is not None), None)
-        if read is not None:
+    def _count(self, held: int, trained: int, stack: nn.Module, args: Any, given: dict[str, Any]) -> None:
+        texts = (given.get("input_ids"), given.get("inputs_embeds"), *args)
+        read = next((x for x in texts if x is not None), None)
+        again = torch._C._current_graph_task_id() != -1  # inside a backward pass, which computes it a second time
+        if read is not None and not again:
             tokens = read.numel() // (read.shape[-1] if read.is_floating_point() else 1)
-            back = 2 * (all_ + trained) if stack.training and torch.is_grad_enabled() else 0
-            self.total += tokens * (2 * all_ + back)
+            backward = 2 * (held + trained) if stack.training and torch.is_grad_enabled() else 0
+            self.total += tokens * (2 * held + backward)
 
     def __enter__(self) -> Self:
         return self

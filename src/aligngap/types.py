@@ -293,7 +293,7 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "flops": (
         "float",
         "floating-point operations of training so far: 2 per weight and token of a forward pass, 4 more with gradient; "
-        "policy, reference, and judge; nan for runs made before they were counted",
+        "policy, reference and judge, where their models run here; nan for runs made before this was counted",
     ),
     "outcome": ("str", "`ok`, or what went wrong with the run, and at which step"),
 }

@@ -9,6 +9,7 @@ import pytest
 from conftest import DECODER, T5, pair, prompt, response, tiny_policy
 from torch.utils.flop_counter import FlopCounterMode
 
+from aligngap import policy as policy_module
 from aligngap.fit import Trainer, pair_objective
 from aligngap.flops import Flops
 from aligngap.judges.bradley_terry import BradleyTerryModel
@@ -76,6 +77,14 @@ def test_a_judges_operations_are_counted(policy: Policy, kind: str) -> None:
     }[kind]()
     ours, theirs = both(judge, judged(judge))
     assert 0.9 * theirs < ours < 1.1 * theirs
+
+
+def test_logits_computed_again_are_not_counted_again(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, computed = both(policy, lambda: gradient(policy))
+    monkeypatch.setattr(policy_module, "LOGITS_BUDGET", 1)
+    in_chunks, computed_in_chunks = both(policy, lambda: gradient(policy))
+    assert in_chunks == whole
+    assert computed_in_chunks > computed
 
 
 def test_a_model_is_as_before_and_what_has_none_costs_nothing(policy: Policy) -> None:

@@ -27,7 +27,7 @@ def beside(jobs: Sequence[Callable[[], T]]) -> Callable[[], list[T]]:
     Where the copy fails, and where a fork is not safe (not Linux; torch's threads do not live on in a copy), they are
     done here, where an error is raised as any other.
     """
-    if sys.platform != "linux" or "torch" in sys.modules:
+    if not jobs or sys.platform != "linux" or "torch" in sys.modules:
         return lambda: [job() for job in jobs]
     todo, offer = os.pipe()
     os.write(offer, b"".join(b"%*d" % (DIGITS, number) for number in range(len(jobs))))
