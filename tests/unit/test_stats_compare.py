@@ -150,6 +150,17 @@ def test_a_rising_curve_contradicts_the_hump() -> None:
     assert "not excluded" in verdict.reason
 
 
+def test_an_arm_that_is_best_where_it_ends_has_no_fall_to_speak_of() -> None:
+    records, per_prompt, _ = make(
+        {"online": ArmTruth(kl_range=(0.02, 1.5)), "offline": ArmTruth()},
+        seeds=range(3), prompts=800, opponents=("golden_policy",), seed_sd=0.0,
+    )  # fmt: skip
+    verdict = judge_opening(records, per_prompt)[0]
+    assert verdict.outcome == INCONCLUSIVE
+    assert "best at its largest KL" in verdict.reason
+    assert np.isnan([verdict.effect.value, *verdict.interval]).all()
+
+
 def test_duplicate_rows_of_a_resumed_run_count_once() -> None:
     records, per_prompt, _ = make(prompts=30, seeds=(0,), opponents=("sft",))
     a = make_clouds(records, per_prompt, "sft")

@@ -124,3 +124,11 @@ def test_band_covers_planted_truth_and_the_shape_costs_nothing(
         free.append(np.mean((plain.value - truth) ** 2))
     assert np.mean(covered) >= 0.95 - 3 * np.std(covered) / np.sqrt(n) - 0.01
     assert np.mean(shaped) <= 1.02 * np.mean(free)
+
+
+def test_a_band_of_two_unlike_seeds_ends_where_win_rates_do() -> None:
+    clouds = planted_clouds(np.random.default_rng(5), {"a": 0.0}, seeds=2, prompts=60, seed_sd=0.2)
+    line = frontier_line(arm_curves(clouds.items, GRID, 60)["a"])
+    assert line.lower.min() == 0.0
+    assert line.upper.max() == 1.0
+    assert ((line.lower <= line.value) & (line.value <= line.upper)).all()

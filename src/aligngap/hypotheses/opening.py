@@ -79,17 +79,17 @@ def _r1(curve: ArmCurves | None, arm: str) -> Verdict:
     name = f"R1 {arm}"
     if curve is None:
         return undefined(name, RULE_R1, f"No usable checkpoint of {arm}.")
-    effect, interval = hump(curve)
-    rising = bool(np.allclose(curve.peak_x, curve.end_x))
-    outcome = INCONCLUSIVE if rising else decide(interval, NO_FALL)
     largest, top = float(np.mean(curve.end_x)), float(np.exp(np.mean(np.log(curve.peak_x))))
+    if np.allclose(curve.peak_x, curve.end_x):
+        text = f"{arm} is best at its largest KL ({largest:.3g} nats): longer runs would show whether it falls."
+        return undefined(name, RULE_R1, text)
+    effect, interval = hump(curve)
+    outcome = decide(interval, NO_FALL)
     text = (
         f"{arm} peaks near {top:.2g} nats; at its largest KL ({largest:.3g} nats) the win rate is "
         f"{abs(effect.value):.3f} {'below' if effect.value >= 0 else 'above'} that peak."
     )
-    if rising:
-        text = f"{arm} is best at its largest KL ({largest:.3g} nats): longer runs would show whether it falls."
-    elif outcome != SUPPORTED:
+    if outcome != SUPPORTED:
         text += " A fall beyond the KL that was reached is not excluded."
     return verdict(name, outcome, RULE_R1, effect, interval, text + one_seed(len(curve.seeds)))
 

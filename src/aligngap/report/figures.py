@@ -211,6 +211,7 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
             c.x, c.point_lower, c.point_upper, color=style.colour, alpha=0.22, linewidth=0, label="pointwise 95%"
         )
         axis.plot(c.x, c.difference, color=style.colour, linewidth=1.7)
+        axis.set_ylim(max(axis.get_ylim()[0], -1), min(axis.get_ylim()[1], 1))  # no difference is beyond
         axis.set_title(f"{c.a} − {c.b}")
         log_axis(axis)
         numbers.append(

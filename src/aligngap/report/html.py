@@ -71,7 +71,7 @@ def page(
     low = min((float(np.nanmin(c.lower)) for c in defined), default=-0.1)
     high = max((float(np.nanmax(c.upper)) for c in defined), default=0.1)
     room = 0.05 * max(high - low, 1e-3)
-    limits = (min(low, 0.0) - room, max(high, 0.0) + room)
+    limits = (max(min(low, 0.0) - room, -1.0), min(max(high, 0.0) + room, 1.0))  # no difference is beyond
     chart_difference = [
         (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour, limits))) for c in defined
     ]

@@ -8,7 +8,8 @@ falling are the limits. The smoothness is that of `frontier.spline`: where its o
 
 The band: studies are drawn by the two-level bootstrap (seeds, then prompts) and each is fitted, once with the shape and
 once without; the two-level error of the unconstrained fit, with its Student-t quantile, times the ratio of the two
-spreads, is the error of the line. Where the shape never binds it is exactly `estimate.two_level`'s.
+spreads, is the error of the line. Where the shape never binds it is exactly `estimate.two_level`'s. The band ends at 0
+and at 1, as win rates do.
 Leaves out: comparisons. Differences, averages and verdicts rest on the unsmoothed frontier (`compare`), on which no
 shape is imposed: a constraint that is wrong in one arm would be an effect between two. Nothing is extrapolated.
 """
@@ -58,12 +59,12 @@ def frontier_line(curve: ArmCurves, rng_seed: int = 0, level: float = 0.95) -> L
     known = two_level(point @ fit.hat.T, reps @ fit.hat.T, level)
     free = seed_draws(point, reps, np.random.default_rng([rng_seed, 17]), DRAWS).mean(axis=1) @ fit.hat.T
     spread = free.std(axis=0, ddof=1)
-    if not (spread > 0).all() or not np.isfinite(known.se).all():
-        return Line(np.exp(grid), line, known.lower - known.value + line, known.upper - known.value + line)
-    free *= float(np.median(known.se / spread))
-    fits = unimodal(fit, point.mean(axis=0) + free)
-    half = (known.upper - known.value) * fits.std(axis=0, ddof=1) / free.std(axis=0, ddof=1)
-    return Line(np.exp(grid), line, line - half, line + half)
+    half = known.upper - known.value
+    if (spread > 0).all() and np.isfinite(known.se).all():
+        free *= float(np.median(known.se / spread))
+        fits = unimodal(fit, point.mean(axis=0) + free)
+        half = half * fits.std(axis=0, ddof=1) / free.std(axis=0, ddof=1)
+    return Line(np.exp(grid), line, np.maximum(line - half, 0.0), np.minimum(line + half, 1.0))
 
 
 def unimodal(fit: Spline, y: FloatArray) -> FloatArray:
