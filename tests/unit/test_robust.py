@@ -104,6 +104,8 @@ def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None
     assert "nothing recorded for offline" in fresh[4]
     assert "equal pairs are equal steps" in " ".join(table.notes)
     assert "chi-squared" in " ".join(table.notes)
+    assert "Training compute is counted" in " ".join(table.notes)
+    assert by["training compute", "golden policy"][4].endswith("FLOP")
     said = survives(a.main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not a.main])
     assert said.startswith("At equal KL online is ahead. Of the 11 other combinations")
     assert "2 cannot be compared" in said

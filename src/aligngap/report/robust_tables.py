@@ -10,7 +10,7 @@ import pandas as pd
 
 from aligngap.report import words
 from aligngap.report.analysis import OPPONENT_ORDER, Analysis, ordered
-from aligngap.stats.axes import PAIRS
+from aligngap.stats.axes import COMPUTE, PAIRS
 from aligngap.stats.clouds import make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.power import MAX_SEEDS, Spread, power, seeds_needed, spread_of
@@ -61,6 +61,10 @@ def open_question(s: Spread) -> str:
 # --------------------------------------------------------------------------------------------------- other axes
 
 IN_STEP = "Every run trains on equally many pairs a step, so equal pairs are equal steps."
+COMPUTED = (
+    "Training compute is counted while a run trains: tokens times weights of policy, reference and judge. Left out are "
+    "what an engine or an endpoint computes elsewhere, and what it took to make the judges and the data."
+)
 CHI_SQUARED = (
     "The chi-squared divergence is not among them: its sampled estimator averages exp(log-ratio) over whole responses, "
     "with a variance that has no bound, so it is not estimated here (why it would matter: Huang et al. 2024, arXiv "
@@ -80,6 +84,7 @@ def ranking(analysis: Analysis) -> Table | None:
         "holds on one axis need not hold on another.",
         survives(main, [c for c in mine if c is not main]),
         *([] if any(c.axis == PAIRS for c in found) else [IN_STEP]),
+        *([COMPUTED] if any(c.axis == COMPUTE for c in found) else []),
         CHI_SQUARED,
     )
     header = ("x-axis", "opponent", "difference ± se", "95% interval", "common range", "who is ahead", "seeds")

@@ -94,6 +94,7 @@ KL = Axis(
 )  # fmt: skip
 STEPS = Axis("steps", "step", "steps", True, 1.0)
 PAIRS = Axis("pairs trained on", "pairs_seen", "pairs", True, 1.0)
+COMPUTE = Axis("training compute", "flops", "FLOP", True, 1.0)
 AXES = (
     KL,
     Axis("forward KL", "forward_kl_nats", "nats", True, MIN_KL_NATS, "forward_kl_nats_se"),
@@ -101,5 +102,5 @@ AXES = (
     STEPS,
     PAIRS,
     Axis("fresh samples", "responses_sampled", "responses", True, 1.0),
-    Axis("training compute", "flops", "FLOP", True, 1.0),
+    COMPUTE,
 )
