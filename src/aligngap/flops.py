@@ -62,7 +62,8 @@ def models_of(holder: Any) -> list[Any]:
     """The transformers models that a policy or a judge holds, itself or as the policies it is made of."""
     holder = getattr(holder, "asked", holder)  # a judge whose questions processes share
     parts = [holder, *(part for part in getattr(holder, "__dict__", {}).values() if isinstance(part, Backbone))]
-    return [part.model for part in parts if isinstance(getattr(part, "model", None), nn.Module)]
+    models = [getattr(part, "model", None) for part in parts]
+    return [model for model in models if hasattr(model, "get_output_embeddings")]
 
 
 def stacks(model: Any) -> list[nn.Module]:

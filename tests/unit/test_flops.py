@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import DECODER, T5, pair, prompt, response, tiny_policy
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from aligngap import policy as policy_module
@@ -91,6 +93,7 @@ def test_a_model_is_as_before_and_what_has_none_costs_nothing(policy: Policy) ->
     with Flops() as flops:
         flops.watch(policy)
         flops.watch(lambda: None)
+        flops.watch(SimpleNamespace(model=nn.Linear(2, 1)))  # a judge of somebody's own
         policy.sample(PROMPTS, 1, seed=0)
         assert flops.taken() > 0 == flops.taken()
     policy.sample(PROMPTS, 1, seed=0)

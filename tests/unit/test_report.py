@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from aligngap.records import (
 )
 from aligngap.report import build_report, headline, words
 from aligngap.report.beside import beside
+from aligngap.report.figures import difference_limits
 from aligngap.report.html import script_json
 from aligngap.report.interactive import hover_text
 from aligngap.stats.estimate import FloatArray
@@ -283,6 +285,15 @@ def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str
     assert said in body
     assert "nan" not in re.sub(r"<[^>]*>", " ", body[body.index("<main>") :]).lower().split()
     assert said in headline(tmp_path) + body
+
+
+def test_panels_of_differences_share_a_range_that_holds_all_of_them() -> None:
+    def comparison(low: float, high: float) -> Any:
+        return SimpleNamespace(lower=np.array([low, np.nan]), upper=np.array([high, np.nan]))
+
+    low, high = difference_limits([comparison(0.1, 0.2), comparison(0.0, 0.6), comparison(0.3, 0.4)])
+    assert low < 0.0 < 0.6 < high < 1.0
+    assert difference_limits([comparison(0.1, 0.2), comparison(-3.0, 2.0)]) == (-1.0, 1.0)
 
 
 def test_a_copy_of_the_process_begins_the_jobs_and_this_one_helps(

@@ -79,11 +79,12 @@ def _r1(curve: ArmCurves | None, arm: str) -> Verdict:
     name = f"R1 {arm}"
     if curve is None:
         return undefined(name, RULE_R1, f"No usable checkpoint of {arm}.")
-    largest, top = float(np.mean(curve.end_x)), float(np.exp(np.mean(np.log(curve.peak_x))))
+    largest = float(np.mean(curve.end_x))
     if np.allclose(curve.peak_x, curve.end_x):
         text = f"{arm} is best at its largest KL ({largest:.3g} nats): longer runs would show whether it falls."
-        return undefined(name, RULE_R1, text)
+        return undefined(name, RULE_R1, text + one_seed(len(curve.seeds)))
     effect, interval = hump(curve)
+    top = float(np.exp(np.mean(np.log(curve.peak_x))))
     outcome = decide(interval, NO_FALL)
     text = (
         f"{arm} peaks near {top:.2g} nats; at its largest KL ({largest:.3g} nats) the win rate is "

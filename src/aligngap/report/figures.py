@@ -17,7 +17,7 @@ from aligngap.report.dials import draw_dial
 from aligngap.report.sections import pictures_of
 from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
-from aligngap.stats.compare import peak_of
+from aligngap.stats.compare import Comparison, peak_of
 
 #: a figure and its numbers, or None where the records do not allow it
 Maker = Callable[[Analysis, Any], tuple[Any, pd.DataFrame] | None]
@@ -201,6 +201,7 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     wide = min(len(found), 3)
     high = -(-len(found) // wide)
     figure, axes = plt.subplots(high, wide, figsize=(max(6.4, 3.0 * wide), 3.0 * high), squeeze=False, sharey=True)
+    axes[0, 0].set_ylim(*difference_limits(found))
     styles = arm_styles(analysis.arms)
     numbers = []
     for axis, c in zip(axes.flat, found, strict=False):
@@ -211,7 +212,6 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
             c.x, c.point_lower, c.point_upper, color=style.colour, alpha=0.22, linewidth=0, label="pointwise 95%"
         )
         axis.plot(c.x, c.difference, color=style.colour, linewidth=1.7)
-        axis.set_ylim(max(axis.get_ylim()[0], -1), min(axis.get_ylim()[1], 1))  # no difference is beyond
         axis.set_title(f"{c.a} − {c.b}")
         log_axis(axis)
         numbers.append(
@@ -235,6 +235,14 @@ def difference(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
     for row in axes:
         row[0].set_ylabel("difference in win rate")
     return figure, pd.concat(numbers, ignore_index=True)
+
+
+def difference_limits(found: Sequence[Comparison]) -> tuple[float, float]:
+    """One range for the panels of all these comparisons: it holds every band and 0, and ends at -1 and 1."""
+    low = min((float(np.nanmin(c.lower)) for c in found), default=-0.1)
+    high = max((float(np.nanmax(c.upper)) for c in found), default=0.1)
+    room = 0.05 * max(high - low, 1e-3)
+    return max(min(low, 0.0) - room, -1.0), min(max(high, 0.0) + room, 1.0)
 
 
 def over_optimisation(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:

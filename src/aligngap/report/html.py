@@ -9,11 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, SCORES, Analysis, assertion
+from aligngap.report.figures import difference_limits
 from aligngap.report.interactive import difference_figure, frontier_figure
 from aligngap.report.paid import judge_answers
 from aligngap.report.panels import SCORE_COLOURS, dial_figure, dynamics_panels, over_optimisation_panels
@@ -68,10 +67,7 @@ def page(
     charts = Charts()
     chart_opening = charts.frontiers(analysis, analysis.arms)
     defined = [c for c in analysis.compared if c.defined]
-    low = min((float(np.nanmin(c.lower)) for c in defined), default=-0.1)
-    high = max((float(np.nanmax(c.upper)) for c in defined), default=0.1)
-    room = 0.05 * max(high - low, 1e-3)
-    limits = (max(min(low, 0.0) - room, -1.0), min(max(high, 0.0) + room, 1.0))  # no difference is beyond
+    limits = difference_limits(defined)
     chart_difference = [
         (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour, limits))) for c in defined
     ]
