@@ -19,12 +19,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .measure import Opponent, wins
-from .ranking import round_robin
-from .seeding import derive
-from .stats.scaling_law import best_of_n as best_of_subsets
-from .stats.scaling_law import best_of_n_kl
-from .types import Estimate, Judge, Prompt, Sampler
+from aligngap.measure import Opponent, wins
+from aligngap.ranking import round_robin
+from aligngap.seeding import derive
+from aligngap.stats.scaling_law import best_of_n as best_of_subsets
+from aligngap.stats.scaling_law import best_of_n_kl
+from aligngap.types import Estimate, Judge, Prompt, Sampler
 
 
 def best_of_n(

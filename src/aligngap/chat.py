@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .types import AligngapError, first_line
+from aligngap.types import AligngapError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

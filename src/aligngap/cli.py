@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from . import __version__
-from .types import AligngapError, RunFailed
+from aligngap import __version__
+from aligngap.types import AligngapError, RunFailed
 
 if TYPE_CHECKING:
-    from .execute.agenda import Executor
-    from .plan import Plan
-    from .settings import Study
-    from .store import Store
-    from .tracking import Tracking
+    from aligngap.execute.agenda import Executor
+    from aligngap.plan import Plan
+    from aligngap.settings import Study
+    from aligngap.store import Store
+    from aligngap.tracking import Tracking
 
 
 class Parser(argparse.ArgumentParser):
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        from .store import disk_line
+        from aligngap.store import disk_line
 
         print(f"aligngap: {one_line(disk_line(error, 'writing'))}", file=sys.stderr)
         return 1
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(line: str) -> None:
     """Say a line on stderr; of several processes that know it, the first one says it."""
-    from .execute.together import in_world
+    from aligngap.execute.together import in_world
 
     if not in_world() or os.environ["RANK"] == "0":
         print(f"aligngap: {line}", file=sys.stderr)
@@ -177,9 +177,9 @@ def one_line(error: object) -> str:
 
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
-    from .plan import expand
-    from .store import Store
-    from .study import load
+    from aligngap.plan import expand
+    from aligngap.store import Store
+    from aligngap.study import load
 
     study = load(args.study, args.sets)
     out = args.out or Path("out") / study.name
@@ -191,10 +191,10 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import print_plan
-    from .own import check_pairs, own_study
-    from .plan import expand
-    from .store import Store
+    from aligngap.execute.console import print_plan
+    from aligngap.own import check_pairs, own_study
+    from aligngap.plan import expand
+    from aligngap.store import Store
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name
@@ -209,12 +209,12 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
-    from .collect import collect
-    from .execute.console import follow, stages, watch
-    from .execute.together import Together, in_world, launch
-    from .records import write_failures
-    from .report import build_report, headline
-    from .store import check_writable
+    from aligngap.collect import collect
+    from aligngap.execute.console import follow, stages, watch
+    from aligngap.execute.together import Together, in_world, launch
+    from aligngap.records import write_failures
+    from aligngap.report import build_report, headline
+    from aligngap.store import check_writable
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
@@ -250,7 +250,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 def check_data(made: Plan, store: Store) -> None:
     """Read every data file that no earlier run has read: a broken row, or too few, costs a line and nothing more."""
-    from .steps import Data, build_task
+    from aligngap.steps import Data, build_task
 
     for step in made.steps():
         if isinstance(step, Data) and not store.has(step.name):
@@ -262,8 +262,8 @@ def check_data(made: Plan, store: Store) -> None:
 
 def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
     """The trackers asked for, refused before any work where one cannot be used."""
-    from .execute.console import labels
-    from .tracking import Tracking, check_trackers
+    from aligngap.execute.console import labels
+    from aligngap.tracking import Tracking, check_trackers
 
     names = check_trackers(args.track)
     if names and args.executor == "ray":
@@ -273,8 +273,8 @@ def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
 
 def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     """How many processes train a model together, refused before any work where they cannot be had."""
-    from .execute.together import check_batches, in_world
-    from .steps import Align
+    from aligngap.execute.together import check_batches, in_world
+    from aligngap.steps import Align
 
     found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
     processes: int = found if args.processes is None else args.processes
@@ -293,7 +293,7 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     for given, what in ((args.executor == "ray", "--executor ray"), (args.workers is not None, "--workers")):
         if given:
             raise AligngapError(f"{what} spreads a study's steps and --processes one model; leave one of them out")
-    from .distributed import check_parallel
+    from aligngap.distributed import check_parallel
 
     check_batches(made, processes, parallel)
     check_parallel(parallel, processes, pick_device(args.device), int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
@@ -303,13 +303,13 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
 def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) -> Executor:
     """Local processes or a Ray cluster, refused before any work where it cannot be had."""
     if args.executor == "ray":
-        from .execute.ray import Ray
+        from aligngap.execute.ray import Ray
 
         if args.device != "auto":
             raise AligngapError("--device belongs to --executor local; with ray, --gpus says what a step gets")
         return Ray(store, gpus=args.gpus, workers=args.workers, threads=args.threads, save_seconds=args.save_seconds)
-    from .execute.local import Local
-    from .execute.together import Together, in_world
+    from aligngap.execute.local import Local
+    from aligngap.execute.together import Together, in_world
 
     if args.gpus is not None:
         raise AligngapError("--gpus belongs to --executor ray; with local processes, --device names the device")
@@ -327,10 +327,10 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
-    from .loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
-    from .lora import check_peft
-    from .rollout import rollout_of
-    from .study import varied
+    from aligngap.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
+    from aligngap.lora import check_peft
+    from aligngap.rollout import rollout_of
+    from aligngap.study import varied
 
     quiet()
     every = [study, *(varied(study, name) for name in study.variants)]
@@ -348,7 +348,7 @@ def check_models(study: Study) -> None:
 
 def check_judges(made: Plan, store: Any) -> None:
     """Ask each judge that can say so whether it can be used, unless everything is done."""
-    from .steps import ReadyJudge, build_judge
+    from aligngap.steps import ReadyJudge, build_judge
 
     steps = made.steps()
     if all(store.has(s.name) for s in steps):
@@ -375,14 +375,14 @@ def pick_device(name: str) -> str:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import print_plan
+    from aligngap.execute.console import print_plan
 
     made, store, out = prepared(args)
     if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
         raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
     print_plan(made, store, out)
     if args.pilot is not None:
-        from .report import planned_power
+        from aligngap.report import planned_power
 
         first, second = made.study.compare
         seeds, prompts = len(made.study.seed_list), made.study.measurement.prompts
@@ -391,8 +391,8 @@ def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def report(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import stages
-    from .report import build_report
+    from aligngap.execute.console import stages
+    from aligngap.report import build_report
 
     with stages("report") as progress:
         page = build_report(args.out, command=shlex.join(["aligngap", *words]), progress=progress)
@@ -401,9 +401,9 @@ def report(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def show(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import print_failures, print_records
-    from .records import read_failures, read_folder
-    from .report import headline
+    from aligngap.execute.console import print_failures, print_records
+    from aligngap.records import read_failures, read_folder
+    from aligngap.report import headline
 
     if args.failures:
         failed = read_failures(args.out)
@@ -417,16 +417,16 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def export(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .export import export as write
-    from .store import Store
+    from aligngap.export import export as write
+    from aligngap.store import Store
 
     print(write(args.out, args.run, args.to, Store(args.store or args.out.resolve().parent / "store")))
     return 0
 
 
 def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import print_rows
-    from .study import arm_diff, load
+    from aligngap.execute.console import print_rows
+    from aligngap.study import arm_diff, load
 
     rows = arm_diff(load(args.study, args.sets), args.left, args.right)
     if not rows:
@@ -441,7 +441,7 @@ def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .t5x import import_checkpoint
+    from aligngap.t5x import import_checkpoint
 
     config = import_checkpoint(args.checkpoint, args.to, args.gin, args.tokenizer)
     depth = f"{config.num_layers}+{config.num_decoder_layers} layers"
@@ -452,9 +452,9 @@ def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from .execute.console import print_rows
-    from .registry import names
-    from .study import packaged, parse_yaml
+    from aligngap.execute.console import print_rows
+    from aligngap.registry import names
+    from aligngap.study import packaged, parse_yaml
 
     if args.shelf == "studies":
         questions = {n: str(parse_yaml(f.read_text(), n).get("question", "")) for n, f in packaged().items()}

@@ -13,11 +13,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from . import records
-from .plan import Plan, Run
-from .steps import Measure, Step
-from .store import Store, write_text
-from .types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap import records
+from aligngap.plan import Plan, Run
+from aligngap.steps import Measure, Step
+from aligngap.store import Store, write_text
+from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 

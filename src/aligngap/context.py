@@ -8,18 +8,18 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from .runlog import RunLog
-from .store import Store, write_text
-from .tracking import Track, Tracking
-from .types import Judge, Pair, Progress, RunFailed, silent
-from .world import ALONE, World
+from aligngap.runlog import RunLog
+from aligngap.store import Store, write_text
+from aligngap.tracking import Track, Tracking
+from aligngap.types import Judge, Pair, Progress, RunFailed, silent
+from aligngap.world import ALONE, World
 
 if TYPE_CHECKING:
     import torch
 
-    from .policy import Policy
-    from .settings import ModelSpec
-    from .steps import Align, Data, FitJudge, OracleJudge, ReadyJudge, Sft, Step
+    from aligngap.policy import Policy
+    from aligngap.settings import ModelSpec
+    from aligngap.steps import Align, Data, FitJudge, OracleJudge, ReadyJudge, Sft, Step
 
 T = TypeVar("T")
 
@@ -64,14 +64,14 @@ class Context:
 
     def tokenizer(self, data: Data, model: ModelSpec) -> Any:
         """The study's tokenizer, or a pretrained model's own where the model comes with one."""
-        from .loading import load_tokenizer
+        from aligngap.loading import load_tokenizer
 
         own = model.path is not None and data.tokenizer.path != model.path and model.path != data.family.path
         return load_tokenizer(str(model.path) if own else self.path(data) / "tokenizer")
 
     def policy(self, step: Sft | Align, checkpoint: int | None = None) -> Policy:
         """The SFT policy, or a run's checkpoint (its last by default)."""
-        from .policy import Policy
+        from aligngap.policy import Policy
 
         if step.kind == "sft":
             folder, key, spec, adapter = self.path(step) / "policy", step.name, step.model, None
@@ -106,12 +106,12 @@ class Context:
 
     def judge(self, step: FitJudge | ReadyJudge | OracleJudge) -> Judge:
         if step.kind == "oracle":
-            from .judges.oracle import SandboxOracle
-            from .steps import build_task
+            from aligngap.judges.oracle import SandboxOracle
+            from aligngap.steps import build_task
 
             key = ("oracle", step.model_dump_json())
             return self.cached(key, lambda: SandboxOracle(build_task(step.task), step.seed))
-        from .steps import build_judge
+        from aligngap.steps import build_judge
 
         def build() -> Judge:
             kind = build_judge(step.spec)
@@ -138,7 +138,7 @@ class Context:
 
     def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
         """Fill in the reference's log-probabilities, batch by batch, with progress."""
-        from .fit import with_reference
+        from aligngap.fit import with_reference
 
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt.ids) + len(pairs[i].chosen.ids), i))
         out: list[Pair | None] = [None] * len(pairs)

@@ -14,12 +14,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from . import __version__
-from .records import read_records
-from .registry import did_you_mean
-from .settings import LoraSpec, LossSpec, Optimization
-from .store import Store, whole_folder
-from .types import AligngapError, first_line
+from aligngap import __version__
+from aligngap.records import read_records
+from aligngap.registry import did_you_mean
+from aligngap.settings import LoraSpec, LossSpec, Optimization
+from aligngap.store import Store, whole_folder
+from aligngap.types import AligngapError, first_line
 
 OPPONENTS = {"golden_policy": "the golden policy", "sft": "the SFT policy", "chosen": "the data's chosen responses"}
 
@@ -60,7 +60,7 @@ def write_policy(checkpoint: Path, to: Path, store: Store, manifest: Mapping[str
         raise AligngapError(
             f"{checkpoint}: an adapter on another run's policy; add it to that policy with PEFT's `merge_and_unload`"
         )
-    from .policy import Policy
+    from aligngap.policy import Policy
 
     base = Policy.load(store.path(manifest["inputs"]["sft"]) / "policy", response_tokens=1)
     base.adapted(LoraSpec.model_validate(how), "", 0, checkpoint).copy("").merge().save(to)

@@ -20,15 +20,15 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from .batch import collate
-from .loading import seeded
-from .losses import Loss, PairLogps, classified_right
-from .optimizers import build_optimizer
-from .policy import Policy
-from .seeding import derive
-from .settings import Optimization
-from .types import AligngapError, Pair, Sampler
-from .world import ALONE, World, writing
+from aligngap.batch import collate
+from aligngap.loading import seeded
+from aligngap.losses import Loss, PairLogps, classified_right
+from aligngap.optimizers import build_optimizer
+from aligngap.policy import Policy
+from aligngap.seeding import derive
+from aligngap.settings import Optimization
+from aligngap.types import AligngapError, Pair, Sampler
+from aligngap.world import ALONE, World, writing
 
 #: Per-item losses [B] of a batch of items, and per-item metrics [B] to report.
 Objective = Callable[[Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]

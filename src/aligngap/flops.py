@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from .policy import Backbone
+from aligngap.policy import Backbone
 
 
 class Flops:

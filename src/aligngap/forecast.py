@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .pretrained import PACKAGE, inside_package
-from .settings import Limits, ModelSpec
-from .steps import Align, BestOfN, Data, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
-from .types import AligngapError
+from aligngap.pretrained import PACKAGE, inside_package
+from aligngap.settings import Limits, ModelSpec
+from aligngap.steps import Align, BestOfN, Data, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
+from aligngap.types import AligngapError
 
 #: Seconds of one core per unit of work, from the manifests of a `quick` suite in the sandbox on 2 quiet cores.
 SECONDS_PER_UNIT: dict[type[Step], float] = {

@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from . import chat
-from .pretrained import located, refusal
-from .settings import ModelSpec
-from .types import AligngapError, first_line
+from aligngap import chat
+from aligngap.pretrained import located, refusal
+from aligngap.settings import ModelSpec
+from aligngap.types import AligngapError, first_line
 
 #: how weights are loaded: no pickled ones, and no code that comes with them
 LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .settings import LoraSpec
-from .types import AligngapError
+from aligngap.settings import LoraSpec
+from aligngap.types import AligngapError
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .types import AligngapError
+from aligngap.types import AligngapError
 
 Reduction = Literal["sum", "mean"]
 

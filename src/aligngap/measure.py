@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batch import collate
-from .divergence import entropy_from_logits, kl_from_logits
-from .fit import compare_logps
-from .policy import LOGITS_BUDGET, Policy
-from .types import Estimate, Judge, Judgement, Pair, Prompt, Response, chunks
+from aligngap.batch import collate
+from aligngap.divergence import entropy_from_logits, kl_from_logits
+from aligngap.fit import compare_logps
+from aligngap.policy import LOGITS_BUDGET, Policy
+from aligngap.types import Estimate, Judge, Judgement, Pair, Prompt, Response, chunks
 
 
 @dataclass(frozen=True)

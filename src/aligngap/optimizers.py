@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from .settings import Optimization
+from aligngap.settings import Optimization
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], how: Optimization) -> torch.optim.Optimizer:

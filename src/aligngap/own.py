@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from .settings import Study
-from .steps import build_task
-from .study import load
-from .types import AligngapError
+from aligngap.settings import Study
+from aligngap.steps import build_task
+from aligngap.study import load
+from aligngap.types import AligngapError
 
 STUDIES = {"small": "compare", "medium": "compare-medium"}
 #: distinct prompts below which nothing could be told: the judges, the arms and the measurement each need a part

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
-from .seeding import derive
-from .settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
-from .steps import (
+from aligngap.seeding import derive
+from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
+from aligngap.steps import (
     Align,
     BestOfN,
     Data,
@@ -34,7 +34,7 @@ from .steps import (
     build_task,
     identity_of,
 )
-from .study import has_oracle, needs_probabilities, settings_of, varied
+from aligngap.study import has_oracle, needs_probabilities, settings_of, varied
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import lora, rollout
-from .batch import Batch, Ids, collate, pad, positions
-from .encoding import encode_prompt, encode_response
-from .loading import PLAIN, load_model, load_tokenizer, seeded
-from .seeding import derive
-from .settings import LoraSpec, ModelSpec
-from .types import AligngapError, Prompt, Response, chunks
-from .world import ALONE, World
+from aligngap import lora, rollout
+from aligngap.batch import Batch, Ids, collate, pad, positions
+from aligngap.encoding import encode_prompt, encode_response
+from aligngap.loading import PLAIN, load_model, load_tokenizer, seeded
+from aligngap.seeding import derive
+from aligngap.settings import LoraSpec, ModelSpec
+from aligngap.types import AligngapError, Prompt, Response, chunks
+from aligngap.world import ALONE, World
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from .types import AligngapError, first_line
+from aligngap.types import AligngapError, first_line
 
 PACKAGE = "package:"
 CONVERTED = 1  #: raised when conversion changes, so that old folders are not taken for new ones

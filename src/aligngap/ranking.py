@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from .types import Judge, Prompt, Response, chunks
+from aligngap.types import Judge, Prompt, Response, chunks
 
 #: prompts whose round robins are judged at once: bounds memory, changes no result beyond a judge's own batching
 PROMPTS_AT_ONCE = 32

@@ -10,7 +10,7 @@ import importlib
 from importlib.metadata import entry_points
 from typing import Any
 
-from .types import AligngapError
+from aligngap.types import AligngapError
 
 SHELVES: dict[str, dict[str, str]] = {
     "losses": {

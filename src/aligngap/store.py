@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .types import AligngapError
+from aligngap.types import AligngapError
 
 #: What a step keeps in its work folder until it is finished and no longer: training states, journals, parts.
 SCRATCH = ("state-*", "log", "recording", "measured-*.json", ".*")

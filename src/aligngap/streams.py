@@ -18,9 +18,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from .ranking import round_robin
-from .seeding import derive
-from .types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler
+from aligngap.ranking import round_robin
+from aligngap.seeding import derive
+from aligngap.types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler
 
 Item = TypeVar("Item")
 

@@ -16,15 +16,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from . import registry
-from .settings import Arm, Study
-from .steps import (
-    build_judge,
-    build_task,
-    explain,
-)
-from .streams import order_of
-from .types import AligngapError
+from aligngap import registry
+from aligngap.settings import Arm, Study
+from aligngap.steps import build_judge, build_task, explain
+from aligngap.streams import order_of
+from aligngap.types import AligngapError
 
 MAX_NODES = 100_000  #: values in a study's file, aliases written out
 
@@ -186,7 +182,7 @@ def set_value(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def validate(raw: Mapping[str, Any], name: str) -> Study:
     """The study, checked without any compute: keys, values, arms, loss and task settings."""
-    from .steps import build_loss
+    from aligngap.steps import build_loss
 
     try:
         study = Study.model_validate(raw)
@@ -227,7 +223,7 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
 
 def needs_probabilities(study: Study) -> bool:
     """Whether the recipe's loss reads the judge's probabilities, so that hard labels would mislead it."""
-    from .steps import build_loss
+    from aligngap.steps import build_loss
 
     return bool(getattr(build_loss(study.recipe.loss), "needs_probabilities", False))
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .store import check_free, whole_folder
-from .types import AligngapError
+from aligngap.store import check_free, whole_folder
+from aligngap.types import AligngapError
 
 if TYPE_CHECKING:
     from transformers import T5Config
@@ -71,7 +71,7 @@ def import_checkpoint(checkpoint: Path, to: Path, gin: Path | None, tokenizer: s
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from .loading import load_tokenizer
+    from aligngap.loading import load_tokenizer
 
     check_free(to)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)

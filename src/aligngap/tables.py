@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .streams import pair_from_row, pair_to_row
-from .types import Pair
+from aligngap.streams import pair_from_row, pair_to_row
+from aligngap.types import Pair
 
 IDS = pa.list_(pa.int32())
 PAIR_SCHEMA = pa.schema(

@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from .loading import load_tokenizer
-from .settings import TokenizerSpec
-from .types import TaskData
+from aligngap.loading import load_tokenizer
+from aligngap.settings import TokenizerSpec
+from aligngap.types import TaskData
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "<sep>"}
 

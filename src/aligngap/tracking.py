@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .types import AligngapError, first_line
+from aligngap.types import AligngapError, first_line
 
 #: trackers, each named as the package that it needs beside accelerate
 TRACKERS = ("tensorboard", "wandb", "trackio")

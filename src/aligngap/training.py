@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from .fit import Objective, Step, Stream, Trainer, fit
-from .store import discard
-from .streams import pair_from_row, pair_to_row
-from .tables import PAIR_SCHEMA, read_rows, write_rows
-from .types import JudgeFailed, Stopped
+from aligngap.fit import Objective, Step, Stream, Trainer, fit
+from aligngap.store import discard
+from aligngap.streams import pair_from_row, pair_to_row
+from aligngap.tables import PAIR_SCHEMA, read_rows, write_rows
+from aligngap.types import JudgeFailed, Stopped
 
 if TYPE_CHECKING:
-    from .context import Context
+    from aligngap.context import Context
 
 
 class Journal:

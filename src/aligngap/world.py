@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .store import sync
-from .types import Judge
+from aligngap.store import sync
+from aligngap.types import Judge
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

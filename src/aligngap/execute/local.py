@@ -24,13 +24,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..provenance import provenance
-from ..runlog import RunLog
-from ..steps import Step, step_from_json
-from ..store import Store, disk_line, disk_trouble, write_text
-from ..tracking import Tracking
-from ..types import AligngapError, RunFailed, Stopped
-from .agenda import Agenda, position
+from aligngap.execute.agenda import Agenda, position
+from aligngap.provenance import provenance
+from aligngap.runlog import RunLog
+from aligngap.steps import Step, step_from_json
+from aligngap.store import Store, disk_line, disk_trouble, write_text
+from aligngap.tracking import Tracking
+from aligngap.types import AligngapError, RunFailed, Stopped
 
 PATIENCE_SECONDS = 20.0  # for workers to reach their next step and save
 
@@ -124,8 +124,8 @@ def _start(root: str, device: str, threads: int, save_seconds: float, tracking: 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import torch
 
-    from ..context import Context
-    from ..loading import quiet
+    from aligngap.context import Context
+    from aligngap.loading import quiet
 
     torch.set_num_threads(threads)
     quiet()

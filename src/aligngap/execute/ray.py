@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..steps import Step
-from ..store import Store, write_text
-from ..types import AligngapError
-from . import local
-from .agenda import Agenda, position
+from aligngap import __version__
+from aligngap.execute import local
+from aligngap.execute.agenda import Agenda, position
+from aligngap.steps import Step
+from aligngap.store import Store, write_text
+from aligngap.types import AligngapError
 
 RETRIES = 5  # times a step is started anew after its worker or its node has died
 
@@ -51,8 +51,8 @@ def _work(text: str, root: str, folder: str, device: str, threads: int, save_sec
     if "ctx" not in local._worker:
         import torch
 
-        from ..context import Context
-        from ..loading import quiet
+        from aligngap.context import Context
+        from aligngap.loading import quiet
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.chdir(folder)

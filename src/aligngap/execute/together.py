@@ -22,19 +22,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runlog import RunLog
-from ..steps import Step
-from ..store import Store
-from ..tracking import Track, Tracking
-from ..types import AligngapError, RunFailed, Stopped, silent
-from ..world import ALONE, Released
-from . import local
-from .agenda import Agenda, position
+from aligngap.execute import local
+from aligngap.execute.agenda import Agenda, position
+from aligngap.runlog import RunLog
+from aligngap.steps import Step
+from aligngap.store import Store
+from aligngap.tracking import Track, Tracking
+from aligngap.types import AligngapError, RunFailed, Stopped, silent
+from aligngap.world import ALONE, Released
 
 if TYPE_CHECKING:
-    from ..distributed import Parallel
-    from ..plan import Plan
-    from ..settings import Optimization
+    from aligngap.distributed import Parallel
+    from aligngap.plan import Plan
+    from aligngap.settings import Optimization
 
 Told = tuple[str, str]  # ("made" | "found" | "bad input" | "failed" | "stopped", what to say)
 
@@ -104,9 +104,9 @@ class Together:
     ) -> None:  # fmt: skip
         import torch
 
-        from ..context import Context
-        from ..distributed import Processes
-        from ..loading import quiet
+        from aligngap.context import Context
+        from aligngap.distributed import Processes
+        from aligngap.loading import quiet
 
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

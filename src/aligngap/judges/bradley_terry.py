@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..batch import Ids, collate
-from ..types import Judgement, Pair, Prompt, Response, chunks
-from .headed import HeadedJudge, ScoringHead
-from .pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.batch import Ids, collate
+from aligngap.judges.headed import HeadedJudge, ScoringHead
+from aligngap.judges.pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.types import Judgement, Pair, Prompt, Response, chunks
 
 
 class RewardHead(ScoringHead):

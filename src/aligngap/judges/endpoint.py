@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from pydantic import Field, field_validator
 
-from ..settings import Settings
-from ..store import digest
-from ..types import AligngapError, Judgement, Prompt, Response, RunFailed
-from .answers import Answers
+from aligngap.judges.answers import Answers
+from aligngap.settings import Settings
+from aligngap.store import digest
+from aligngap.types import AligngapError, Judgement, Prompt, Response, RunFailed
 
 VERSION = 1  # raise it when the same settings ask or read otherwise
 INSTRUCTIONS = (

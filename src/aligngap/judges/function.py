@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..settings import Settings
-from ..types import AligngapError, Judgement, Prompt, Response
+from aligngap.settings import Settings
+from aligngap.types import AligngapError, Judgement, Prompt, Response
 
 
 class FunctionJudge(Settings):

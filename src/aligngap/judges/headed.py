@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..loading import PLAIN, load_model, load_tokenizer, seeded
-from ..policy import Backbone
-from ..settings import ModelSpec
+from aligngap.loading import PLAIN, load_model, load_tokenizer, seeded
+from aligngap.policy import Backbone
+from aligngap.settings import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field, field_validator
 
-from ..settings import LoraSpec, ModelSpec, Settings
-from ..types import Judgement, Pair, Prompt, Response
+from aligngap.settings import LoraSpec, ModelSpec, Settings
+from aligngap.types import Judgement, Pair, Prompt, Response
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +52,13 @@ class Pairwise(Settings):
     """A preference model that reads both responses in one context and assumes no scale of quality: the paper's."""
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
-        from ..loading import load_model
-        from .preference_model import PreferenceModel
+        from aligngap.judges.preference_model import PreferenceModel
+        from aligngap.loading import load_model
 
         return PreferenceModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
 
     def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
-        from .preference_model import PreferenceModel
+        from aligngap.judges.preference_model import PreferenceModel
 
         return PreferenceModel.load(path, spec=spec)
 
@@ -67,13 +67,13 @@ class BradleyTerry(Settings):
     """A point-wise reward model: one number per response, and the sigmoid of the difference as its preference."""
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
-        from ..loading import load_model
-        from .bradley_terry import BradleyTerryModel
+        from aligngap.judges.bradley_terry import BradleyTerryModel
+        from aligngap.loading import load_model
 
         return BradleyTerryModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
 
     def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
-        from .bradley_terry import BradleyTerryModel
+        from aligngap.judges.bradley_terry import BradleyTerryModel
 
         return BradleyTerryModel.load(path, spec=spec)
 
@@ -84,14 +84,14 @@ class Local(Settings):
     beta: float = Field(default=0.1, gt=0, description="scale of its reward, and the beta of its DPO loss")
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
-        from ..loading import load_model
-        from .local import LocalReward
+        from aligngap.judges.local import LocalReward
+        from aligngap.loading import load_model
 
         ours, theirs = load_model(backbone, spec), load_model(backbone, spec)
         return LocalReward(ours, theirs, tokenizer, key=key, beta=self.beta, spec=spec)
 
     def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
-        from .local import LocalReward
+        from aligngap.judges.local import LocalReward
 
         return LocalReward.load(path, backbone, beta=self.beta, spec=spec)
 
@@ -117,11 +117,11 @@ class RewardModel(Settings):
         return self.model_dump(exclude={"batch"})
 
     def check(self, folder: Path) -> None:
-        from .reward_model import check_path
+        from aligngap.judges.reward_model import check_path
 
         check_path(self.path)
 
     def open(self, folder: Path, device: torch.device) -> Any:
-        from .reward_model import RewardModelJudge
+        from aligngap.judges.reward_model import RewardModelJudge
 
         return RewardModelJudge(self.path, self.template, self.max_tokens, self.batch, device)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..batch import Ids, collate
-from ..loading import PLAIN, load_model, load_tokenizer
-from ..losses import DPO, PairLogps
-from ..policy import Policy
-from ..settings import LoraSpec, ModelSpec
-from ..types import Judgement, Pair, Prompt, Response
-from .pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.batch import Ids, collate
+from aligngap.judges.pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.loading import PLAIN, load_model, load_tokenizer
+from aligngap.losses import DPO, PairLogps
+from aligngap.policy import Policy
+from aligngap.settings import LoraSpec, ModelSpec
+from aligngap.types import Judgement, Pair, Prompt, Response
 
 
 class LocalReward:

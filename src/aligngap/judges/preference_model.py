@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..batch import Ids, collate
-from ..encoding import encode_response
-from ..loading import seeded
-from ..types import Judgement, Pair, Prompt, Response, chunks
-from .headed import HeadedJudge, ScoringHead
+from aligngap.batch import Ids, collate
+from aligngap.encoding import encode_response
+from aligngap.judges.headed import HeadedJudge, ScoringHead
+from aligngap.loading import seeded
+from aligngap.types import Judgement, Pair, Prompt, Response, chunks
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..batch import pad
-from ..encoding import encode_text
-from ..loading import LOADING, load_tokenizer
-from ..pretrained import refusal
-from ..types import AligngapError, Judgement, Prompt, Response, chunks, first_line
-from .pointwise import Read, Scores, judge_by
+from aligngap.batch import pad
+from aligngap.encoding import encode_text
+from aligngap.judges.pointwise import Read, Scores, judge_by
+from aligngap.loading import LOADING, load_tokenizer
+from aligngap.pretrained import refusal
+from aligngap.types import AligngapError, Judgement, Prompt, Response, chunks, first_line
 
 
 def check_path(path: str) -> None:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ..batch import Ids, collate
-from ..registry import get
-from ..types import Prompt, Response, Sampler
+from aligngap.batch import Ids, collate
+from aligngap.registry import get
+from aligngap.types import Prompt, Response, Sampler
 
 if TYPE_CHECKING:
-    from ..policy import Policy
-    from ..settings import RolloutSpec
+    from aligngap.policy import Policy
+    from aligngap.settings import RolloutSpec
 
 COMPARED = 64  #: responses of each call whose log-probabilities are held against the trainer's
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from ..batch import Ids, pad, positions
+from aligngap.batch import Ids, pad, positions
 
 if TYPE_CHECKING:
-    from ..policy import Policy
-    from ..settings import RolloutSpec
+    from aligngap.policy import Policy
+    from aligngap.settings import RolloutSpec
 
 
 @dataclass(frozen=True)

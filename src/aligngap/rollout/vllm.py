@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..batch import Ids
-from ..seeding import derive
-from ..types import AligngapError, RunFailed, first_line
-from .engine import Following, Generated, installed
+from aligngap.batch import Ids
+from aligngap.rollout.engine import Following, Generated, installed
+from aligngap.seeding import derive
+from aligngap.types import AligngapError, RunFailed, first_line
 
 if TYPE_CHECKING:
-    from ..policy import Policy
-    from ..settings import RolloutSpec
+    from aligngap.policy import Policy
+    from aligngap.settings import RolloutSpec
 
 WHERE = "recipe.rollouts.engine: vllm"
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # weights are handed over as they lie in memory

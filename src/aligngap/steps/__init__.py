@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 
-from .align import Align, Source, Written, build_loss
-from .base import Step
-from .data import Data, build_task, explain
-from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, build_judge, identity_of
-from .measure import BestOfN, Measure, Responses
-from .probe import JudgesProbe, Probe
+from aligngap.steps.align import Align, Source, Written, build_loss
+from aligngap.steps.base import Step
+from aligngap.steps.data import Data, build_task, explain
+from aligngap.steps.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, build_judge, identity_of
+from aligngap.steps.measure import BestOfN, Measure, Responses
+from aligngap.steps.probe import JudgesProbe, Probe
 
 for _step in (FitJudge, ReadyJudge, Relabel, Written, Source, Align, Responses, Measure, BestOfN, Probe, JudgesProbe):
     _step.model_rebuild()

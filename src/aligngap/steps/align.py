@@ -9,24 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import Field
 
-from .. import registry
-from ..seeding import derive
-from ..settings import (
-    Arm,
-    Limits,
-    LossSpec,
-    Optimization,
-    RolloutSpec,
-    Settings,
-)
-from ..types import AligngapError, Judge, Pair, PairStream, RunFailed
-from .base import Step, _plain
-from .data import Data
-from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, stored_pairs
+from aligngap import registry
+from aligngap.seeding import derive
+from aligngap.settings import Arm, Limits, LossSpec, Optimization, RolloutSpec, Settings
+from aligngap.steps.base import Step, _plain
+from aligngap.steps.data import Data
+from aligngap.steps.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, stored_pairs
+from aligngap.types import AligngapError, Judge, Pair, PairStream, RunFailed
 
 if TYPE_CHECKING:
-    from ..context import Context
-    from ..policy import Policy
+    from aligngap.context import Context
+    from aligngap.policy import Policy
 
 
 class Written(Step):
@@ -43,8 +36,8 @@ class Written(Step):
     seed: int
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..streams import label
-        from ..tables import write_pairs
+        from aligngap.streams import label
+        from aligngap.tables import write_pairs
 
         prompts = [p.prompt for p in self.data.pairs(ctx, "train")]
         sides = []
@@ -84,8 +77,8 @@ class Source(Settings):
 
     def stream(self, ctx: Context, data: Data, seed: int, reference: Policy) -> PairStream:
         """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
-        from ..policy import Mixed
-        from ..streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
+        from aligngap.policy import Mixed
+        from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
 
         arm = self.arm
         if self.mixed:
@@ -173,11 +166,11 @@ class Align(Step):
         return [*(s for s in self.checkpoints if s < last), last]
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..fit import Trainer, pair_objective, with_reference
-        from ..flops import Flops
-        from ..rollout import opened
-        from ..streams import Stopwatch
-        from ..training import mismatch, train
+        from aligngap.fit import Trainer, pair_objective, with_reference
+        from aligngap.flops import Flops
+        from aligngap.rollout import opened
+        from aligngap.streams import Stopwatch
+        from aligngap.training import mismatch, train
 
         reference, key, adapter = ctx.start(self), f"{self.name}@step0", self.optimization.lora
         if adapter is None:
@@ -214,7 +207,7 @@ class Align(Step):
 
     def recorded(self, ctx: Context) -> list[Pair]:
         """The pairs the run trained on, in order; RunFailed if it ended before its last step."""
-        from ..tables import read_pairs
+        from aligngap.tables import read_pairs
 
         outcome = ctx.store.manifest(self.name)["result"]["outcome"]
         if outcome != "ok":
@@ -230,7 +223,7 @@ class Align(Step):
 
 def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float) -> Any:
     """The loss of a recipe: the one it names under its label smoothing, with the KL term for unlabelled pairs."""
-    from ..losses import Smoothed, UnlabelledKL
+    from aligngap.losses import Smoothed, UnlabelledKL
 
     loss = build_loss(spec)
     if label_smoothing:

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
-from ..settings import (
-    Settings,
-)
-from ..store import digest
+from aligngap.settings import Settings
+from aligngap.store import digest
 
 if TYPE_CHECKING:
-    from ..context import Context
+    from aligngap.context import Context
 
 
 class Step(Settings):

@@ -6,18 +6,14 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import registry
-from ..seeding import derive
-from ..settings import (
-    Limits,
-    ModelSpec,
-    TokenizerSpec,
-)
-from ..types import AligngapError, Pair, Prompt, Response
-from .base import Step, _plain
+from aligngap import registry
+from aligngap.seeding import derive
+from aligngap.settings import Limits, ModelSpec, TokenizerSpec
+from aligngap.steps.base import Step, _plain
+from aligngap.types import AligngapError, Pair, Prompt, Response
 
 if TYPE_CHECKING:
-    from ..context import Context
+    from aligngap.context import Context
 
 
 class Data(Step):
@@ -43,11 +39,11 @@ class Data(Step):
         return _plain(self, {}) | {"task": self.task.get("name")}
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..chat import TemplateRefused, check_template
-        from ..encoding import encode_prompt, encode_response
-        from ..loading import is_encoder_decoder
-        from ..tables import write_rows
-        from ..tokenizer import make_tokenizer
+        from aligngap.chat import TemplateRefused, check_template
+        from aligngap.encoding import encode_prompt, encode_response
+        from aligngap.loading import is_encoder_decoder
+        from aligngap.tables import write_rows
+        from aligngap.tokenizer import make_tokenizer
 
         loaded = build_task(self.task).load(self.seed)
         tokenizer = make_tokenizer(self.tokenizer, loaded)
@@ -112,10 +108,10 @@ class Data(Step):
 
     def pairs(self, ctx: Context, split: str) -> list[Pair]:
         """The split's comparisons as pairs labelled by the task's own rater (hard labels)."""
-        from ..types import Pair
+        from aligngap.types import Pair
 
         def build() -> list[Pair]:
-            from ..tables import read_rows
+            from aligngap.tables import read_rows
 
             out = []
             for r in read_rows(ctx.path(self) / "data.parquet"):

@@ -6,24 +6,18 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import registry
-from ..seeding import derive
-from ..settings import (
-    JudgeSpec,
-    Limits,
-    ModelSpec,
-    Optimization,
-    Settings,
-)
-from ..types import AligngapError, Judge, Pair, RunFailed
-from .base import Step, _plain
-from .data import Data, explain
+from aligngap import registry
+from aligngap.seeding import derive
+from aligngap.settings import JudgeSpec, Limits, ModelSpec, Optimization, Settings
+from aligngap.steps.base import Step, _plain
+from aligngap.steps.data import Data, explain
+from aligngap.types import AligngapError, Judge, Pair, RunFailed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ..context import Context
+    from aligngap.context import Context
 
 
 class Sft(Step):
@@ -43,12 +37,12 @@ class Sft(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         import torch
 
-        from ..batch import Ids, collate
-        from ..fit import Trainer
-        from ..loading import build_model
-        from ..policy import Policy
-        from ..streams import Epochs
-        from ..training import train
+        from aligngap.batch import Ids, collate
+        from aligngap.fit import Trainer
+        from aligngap.loading import build_model
+        from aligngap.policy import Policy
+        from aligngap.streams import Epochs
+        from aligngap.training import train
 
         tokenizer = ctx.tokenizer(self.data, self.model)
         model = build_model(self.model, tokenizer, derive(self.seed, "initialisation"))
@@ -107,9 +101,9 @@ class FitJudge(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         import numpy as np
 
-        from ..fit import Trainer
-        from ..streams import Epochs
-        from ..training import train
+        from aligngap.fit import Trainer
+        from aligngap.streams import Epochs
+        from aligngap.training import train
 
         source = self.labels or self.data
         pairs, held_out = source.pairs(ctx, self.split), source.pairs(ctx, "test")
@@ -181,8 +175,8 @@ class Relabel(Step):
     soft: bool = False
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..streams import label
-        from ..tables import write_pairs
+        from aligngap.streams import label
+        from aligngap.tables import write_pairs
 
         judge = ctx.judge(self.judge)
         reference = ctx.policy(self.reference)
@@ -211,7 +205,7 @@ class Relabel(Step):
 
 def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:
     """The pairs a step has written, read once per process."""
-    from ..tables import read_pairs
+    from aligngap.tables import read_pairs
 
     found: list[Pair] = ctx.cached((step.name, "pairs", split), lambda: read_pairs(ctx.path(step) / f"{split}.parquet"))
     return found

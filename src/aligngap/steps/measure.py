@@ -7,20 +7,17 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..seeding import derive
-from ..settings import (
-    Limits,
-    MeasurementSpec,
-)
-from ..types import Prompt, Response
-from .align import Align
-from .base import Step, _plain
-from .data import Data
-from .judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft
+from aligngap.seeding import derive
+from aligngap.settings import Limits, MeasurementSpec
+from aligngap.steps.align import Align
+from aligngap.steps.base import Step, _plain
+from aligngap.steps.data import Data
+from aligngap.steps.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft
+from aligngap.types import Prompt, Response
 
 if TYPE_CHECKING:
-    from ..context import Context
-    from ..measure import Opponent
+    from aligngap.context import Context
+    from aligngap.measure import Opponent
 
 
 class Responses(Step):
@@ -40,7 +37,7 @@ class Responses(Step):
         return own | {"policy": self.policy.name}  # the rest of the measurement does not change a response
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..tables import write_rows
+        from aligngap.tables import write_rows
 
         prompts = self.data.prompts(ctx, self.measurement.split, self.measurement.prompts)
         policy = ctx.policy(self.policy)
@@ -53,7 +50,7 @@ class Responses(Step):
         return {"prompts": len(rows)}
 
     def read(self, ctx: Context) -> list[Response]:
-        from ..tables import read_rows
+        from aligngap.tables import read_rows
 
         rows = read_rows(ctx.path(self) / "responses.parquet")
         return [Response(tuple(r["ids"]), bool(r["ended"]), r["text"]) for r in rows]
@@ -87,9 +84,9 @@ class Measure(Step):
         return f"measure ({self.run_.source.arm.behavior})" if self.run_ else "measure (sft)"
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..measure import measure
-        from ..tables import write_rows
-        from ..tracking import measured
+        from aligngap.measure import measure
+        from aligngap.tables import write_rows
+        from aligngap.tracking import measured
 
         m = self.measurement
         prompts = self.data.prompts(ctx, m.split, m.prompts)
@@ -147,8 +144,8 @@ class BestOfN(Step):
         return _plain(self, {}) | {"measurement": kept | {"opponents": list(m.opponents)}}
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..best_of_n import best_of_n
-        from ..tables import write_rows
+        from aligngap.best_of_n import best_of_n
+        from aligngap.tables import write_rows
 
         m = self.measurement
         prompts = self.data.prompts(ctx, m.split, m.prompts)
@@ -171,7 +168,7 @@ def opponents_of(
     ctx: Context, sampled: dict[str, Responses], labelled: Relabel, m: MeasurementSpec, prompts: Sequence[Prompt]
 ) -> list[Opponent]:
     """The opponents and their responses to the measured prompts, one each."""
-    from ..measure import Opponent
+    from aligngap.measure import Opponent
 
     against = [Opponent(name, responses.read(ctx)) for name, responses in sampled.items()]
     if "chosen" in m.opponents:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ..types import Estimate, Pair
-from .align import Align
-from .base import Step
-from .judges import FitJudge, ReadyJudge
+from aligngap.steps.align import Align
+from aligngap.steps.base import Step
+from aligngap.steps.judges import FitJudge, ReadyJudge
+from aligngap.types import Estimate, Pair
 
 if TYPE_CHECKING:
-    from ..context import Context
+    from aligngap.context import Context
 
 
 def near(pairs: Sequence[Pair], start: int, count: int) -> list[Pair]:
@@ -49,9 +49,9 @@ class Probe(Step):
     pairs: int = Field(ge=2)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..measure import classify
-        from ..streams import Relabelled, Replay
-        from ..tables import write_rows
+        from aligngap.measure import classify
+        from aligngap.streams import Relabelled, Replay
+        from aligngap.tables import write_rows
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
         golden = ctx.judge(self.golden)
@@ -90,8 +90,8 @@ class JudgesProbe(Step):
     pairs: int = Field(ge=2)
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from ..streams import label
-        from ..tables import write_rows
+        from aligngap.streams import label
+        from aligngap.tables import write_rows
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
         steps = self.recording.measured_steps
