@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from aligngap.measure import Opponent, wins
-from aligngap.ranking import round_robin
 from aligngap.seeding import derive
 from aligngap.stats.scaling_law import best_of_n as best_of_subsets
 from aligngap.stats.scaling_law import best_of_n_kl
+from aligngap.streams import round_robin
 from aligngap.types import Estimate, Judge, Prompt, Sampler
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from aligngap.batch import collate
 from aligngap.loading import seeded
 from aligngap.losses import Loss, PairLogps, classified_right
-from aligngap.optimizers import build_optimizer
 from aligngap.policy import Policy
 from aligngap.seeding import derive
 from aligngap.settings import Optimization
@@ -257,3 +256,17 @@ def pair_objective(policy: Policy, loss: Loss) -> Objective:
         return loss(x), metrics
 
     return objective
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], how: Optimization) -> torch.optim.Optimizer:
+    """AdamW; or Adafactor at the given learning rate, without its relative step and its scaling by the parameters."""
+    if how.optimizer == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            parameters, lr=how.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False,
+            weight_decay=how.weight_decay,
+        )  # fmt: skip
+    return torch.optim.AdamW(
+        parameters, lr=how.learning_rate, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
+    )

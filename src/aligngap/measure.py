@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aligngap.batch import collate
-from aligngap.divergence import entropy_from_logits, kl_from_logits
 from aligngap.fit import compare_logps
 from aligngap.policy import LOGITS_BUDGET, Policy
 from aligngap.types import Estimate, Judge, Judgement, Pair, Prompt, Response, chunks
@@ -177,3 +177,30 @@ def classify(policy: Policy, pairs: Sequence[Pair], batch: int = 128) -> dict[st
         "chosen_log_ratio": won.value, "chosen_log_ratio_se": won.se,
         "rejected_log_ratio": lost.value, "rejected_log_ratio_se": lost.se,
     }  # fmt: skip
+
+
+def kl_from_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p || q) [N] of categorical distributions with logits [N, V]; sum of p (log p - log q), never below 0."""
+    p, q = torch.log_softmax(p_logits.float(), -1), torch.log_softmax(q_logits.float(), -1)
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)  # clamps rounding of order 1e-8 only
+
+
+def entropy_from_logits(logits: Tensor) -> Tensor:
+    """Entropy [N] in nats of categorical distributions with logits [N, V]."""
+    log_p = torch.log_softmax(logits.float(), -1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """Plain estimator of KL(p || q) from samples of p, with log_ratio = log p - log q: unbiased, can be negative."""
+    return log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """Half the squared log-ratio: biased, small variance near 0 (J. Schulman, "Approximating KL divergence", 2020)."""
+    return 0.5 * log_ratio**2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """r - 1 - log r with r = q/p: unbiased, never negative, heavy tails when q/p is large (Schulman 2020)."""
+    return torch.expm1(-log_ratio) + log_ratio

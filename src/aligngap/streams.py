@@ -14,13 +14,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from aligngap.ranking import round_robin
 from aligngap.seeding import derive
-from aligngap.types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler
+from aligngap.types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler, chunks
 
 Item = TypeVar("Item")
 
@@ -118,7 +118,7 @@ class OnPolicy:
     at equal seeds both arms see the same prompts in the same order.
 
     With `candidates` above 2 it writes that many responses to a prompt; the pair is the first and the last of the
-    judge's round robin (`ranking.py`), labelled by the judge as any pair is. `through` turns the policy into the
+    judge's `round_robin`, labelled by the judge as any pair is. `through` turns the policy into the
     sampler that writes, for instance its mixture with the reference (`policy.Mixed`). Without a judge the pairs are
     unlabelled: what HyPO's KL term is estimated on (`losses.UnlabelledKL`).
     """
@@ -319,3 +319,30 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
         prompt, sides[0], sides[1], float(row["p_chosen"]), float(row["judged_forward"]),
         float(row["judged_backward"]), row["writer"], refs[0], refs[1], row.get("labelled") is not False,
     )  # fmt: skip
+
+
+#: prompts whose round robins are judged at once: bounds memory, changes no result beyond a judge's own batching
+PROMPTS_AT_ONCE = 32
+
+
+def round_robin(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]]) -> np.ndarray:
+    """Score [P, n] of each of n responses to a prompt: its mean probability of beating the others, in both orders.
+
+    Every unordered pair is judged once; the judge itself asks both orders. n = 1 has nobody to beat: one half.
+    """
+    n = len(answers[0]) if answers else 0
+    pairs = list(combinations(range(n), 2))
+    score = np.full((len(prompts), n), 0.5)
+    if not pairs:
+        return score
+    for part in chunks(range(len(prompts)), PROMPTS_AT_ONCE):
+        asked = [prompts[i] for i in part for _ in pairs]
+        first = [answers[i][a] for i in part for a, _ in pairs]
+        second = [answers[i][b] for i in part for _, b in pairs]
+        p = judge.judge(asked, first, second).checked(judge.key, asked).p_win.reshape(len(part), len(pairs))
+        total = np.zeros((len(part), n))
+        for k, (a, b) in enumerate(pairs):
+            total[:, a] += p[:, k]
+            total[:, b] += 1.0 - p[:, k]
+        score[list(part)] = total / (n - 1)
+    return score

@@ -15,8 +15,7 @@ from conftest import BOTH, prompt, tiny_policy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligngap.divergence import entropy_from_logits, k1, k2, k3, kl_from_logits
-from aligngap.measure import Scores, score
+from aligngap.measure import Scores, entropy_from_logits, k1, k2, k3, kl_from_logits, score
 from aligngap.policy import Policy
 from aligngap.types import Response
 
