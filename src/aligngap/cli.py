@@ -417,7 +417,7 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def export(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.export import export as write
+    from aligngap.exchange.export import export as write
     from aligngap.store import Store
 
     print(write(args.out, args.run, args.to, Store(args.store or args.out.resolve().parent / "store")))
@@ -441,7 +441,7 @@ def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.t5x import import_checkpoint
+    from aligngap.exchange.t5x import import_checkpoint
 
     config = import_checkpoint(args.checkpoint, args.to, args.gin, args.tokenizer)
     depth = f"{config.num_layers}+{config.num_decoder_layers} layers"

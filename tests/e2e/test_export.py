@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from aligngap.cli import main
 from aligngap.collect import collect
 from aligngap.context import Context
+from aligngap.exchange.export import find_run, write_policy
 from aligngap.execute.local import make
-from aligngap.export import find_run, write_policy
 from aligngap.plan import expand
 from aligngap.policy import Policy
 from aligngap.settings import LoraSpec

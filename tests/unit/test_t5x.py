@@ -13,8 +13,8 @@ import torch
 from conftest import word_tokenizer
 
 from aligngap.cli import main
+from aligngap.exchange.t5x import gin_sizes, read_arrays
 from aligngap.policy import Policy
-from aligngap.t5x import gin_sizes, read_arrays
 from aligngap.types import AligngapError, Prompt
 
 tensorstore = pytest.importorskip("tensorstore")
