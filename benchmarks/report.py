@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from aligngap.records import BEST_OF_N, PER_PROMPT, RECORDS, SAMPLES, write_table
 from aligngap.stats.scaling_law import best_of_n_kl
-from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage.records import BEST_OF_N, PER_PROMPT, RECORDS, SAMPLES, write_table
 
 OPPONENTS = ("golden_policy", "sft", "chosen")
 ARMS = {"online": 1, "offline": 6, "online-golden": 1, "offline-proxy": 1}  # configurations each

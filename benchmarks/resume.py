@@ -21,8 +21,8 @@ from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.fit import Trainer
 from aligngap.plan import expand
-from aligngap.runlog import RunLog
-from aligngap.store import Store
+from aligngap.storage.runlog import RunLog
+from aligngap.storage.store import Store
 from aligngap.study import load
 
 DEFAULT_SECONDS = 30.0

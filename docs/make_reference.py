@@ -18,8 +18,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from aligngap import registry, settings, tables, types
+from aligngap import registry, settings, types
 from aligngap.hypotheses.base import Hypothesis
+from aligngap.storage import pairs as tables
 
 DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

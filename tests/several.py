@@ -26,9 +26,9 @@ from aligngap.fit import Trainer, pair_objective, with_reference
 from aligngap.losses import IPO
 from aligngap.policy import Mixed, Policy
 from aligngap.settings import Optimization
-from aligngap.store import Store
+from aligngap.storage.pairs import read_rows
+from aligngap.storage.store import Store
 from aligngap.streams import Dataset, Epochs, OnPolicy
-from aligngap.tables import read_rows
 from aligngap.training import train
 from aligngap.types import AligngapError, Stopped
 from aligngap.world import ALONE, Released, World

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from aligngap.execute.agenda import Executor
     from aligngap.plan import Plan
     from aligngap.settings import Study
-    from aligngap.store import Store
-    from aligngap.tracking import Tracking
+    from aligngap.storage.store import Store
+    from aligngap.storage.tracking import Tracking
 
 
 class Parser(argparse.ArgumentParser):
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        from aligngap.store import disk_line
+        from aligngap.storage.files import disk_line
 
         print(f"aligngap: {one_line(disk_line(error, 'writing'))}", file=sys.stderr)
         return 1
@@ -178,7 +178,7 @@ def one_line(error: object) -> str:
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
     from aligngap.plan import expand
-    from aligngap.store import Store
+    from aligngap.storage.store import Store
     from aligngap.study import load
 
     study = load(args.study, args.sets)
@@ -194,7 +194,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_plan
     from aligngap.own import check_pairs, own_study
     from aligngap.plan import expand
-    from aligngap.store import Store
+    from aligngap.storage.store import Store
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name
@@ -212,9 +212,9 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     from aligngap.collect import collect
     from aligngap.execute.console import follow, stages, watch
     from aligngap.execute.together import Together, in_world, launch
-    from aligngap.records import write_failures
     from aligngap.report import build_report, headline
-    from aligngap.store import check_writable
+    from aligngap.storage.files import check_writable
+    from aligngap.storage.records import write_failures
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
@@ -263,7 +263,7 @@ def check_data(made: Plan, store: Store) -> None:
 def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
     """The trackers asked for, refused before any work where one cannot be used."""
     from aligngap.execute.console import labels
-    from aligngap.tracking import Tracking, check_trackers
+    from aligngap.storage.tracking import Tracking, check_trackers
 
     names = check_trackers(args.track)
     if names and args.executor == "ray":
@@ -402,8 +402,8 @@ def report(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def show(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_failures, print_records
-    from aligngap.records import read_failures, read_folder
     from aligngap.report import headline
+    from aligngap.storage.records import read_failures, read_folder
 
     if args.failures:
         failed = read_failures(args.out)
@@ -418,7 +418,7 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def export(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.exchange.export import export as write
-    from aligngap.store import Store
+    from aligngap.storage.store import Store
 
     print(write(args.out, args.run, args.to, Store(args.store or args.out.resolve().parent / "store")))
     return 0

@@ -13,11 +13,18 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from aligngap import records
 from aligngap.plan import Plan, Run
 from aligngap.steps import Measure, Step
-from aligngap.store import Store, write_text
-from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage import records
+from aligngap.storage.columns import (
+    BEST_OF_N_COLUMNS,
+    PER_PROMPT_COLUMNS,
+    PROBE_COLUMNS,
+    RECORD_COLUMNS,
+    SAMPLE_COLUMNS,
+)
+from aligngap.storage.files import write_text
+from aligngap.storage.store import Store
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from aligngap.runlog import RunLog
-from aligngap.store import Store, write_text
-from aligngap.tracking import Track, Tracking
+from aligngap.storage.files import write_text
+from aligngap.storage.runlog import RunLog
+from aligngap.storage.store import Store
+from aligngap.storage.tracking import Track, Tracking
 from aligngap.types import Judge, Pair, Progress, RunFailed, silent
 from aligngap.world import ALONE, World
 

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from aligngap.seeding import derive
+from aligngap.storage.pairs import pair_from_row, pair_to_row
 from aligngap.types import AligngapError, Judge, Pair, PairStream, Prompt, Response, Sampler, chunks
 
 Item = TypeVar("Item")
@@ -297,28 +298,6 @@ def label(
             forward, backward = backward, forward
         pairs.append(Pair(prompt, chosen, rejected, float(1 - p[i] if swap else p[i]), forward, backward, writer))
     return pairs
-
-
-def pair_to_row(pair: Pair) -> dict[str, Any]:
-    """A flat row of JSON values: token ids, order, labels in both orders, ended flags, writer, reference log-probs."""
-    row: dict[str, Any] = {"prompt_id": pair.prompt.id, "prompt": pair.prompt.text, "prompt_ids": list(pair.prompt.ids)}
-    for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        row |= {side: response.text, f"{side}_ids": list(response.ids), f"{side}_ended": response.ended}
-    rest = ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected", "labelled")
-    return row | {name: getattr(pair, name) for name in rest}
-
-
-def pair_from_row(row: Mapping[str, Any]) -> Pair:
-    """The inverse of `pair_to_row`, exactly. A row of before there were unlabelled pairs is a labelled one."""
-    sides = [
-        Response(tuple(map(int, row[f"{s}_ids"])), bool(row[f"{s}_ended"]), row[s]) for s in ("chosen", "rejected")
-    ]
-    prompt = Prompt(row["prompt_id"], row["prompt"], tuple(int(t) for t in row["prompt_ids"]))
-    refs = [None if row[k] is None or row[k] != row[k] else float(row[k]) for k in ("ref_chosen", "ref_rejected")]
-    return Pair(
-        prompt, sides[0], sides[1], float(row["p_chosen"]), float(row["judged_forward"]),
-        float(row["judged_backward"]), row["writer"], refs[0], refs[1], row.get("labelled") is not False,
-    )  # fmt: skip
 
 
 #: prompts whose round robins are judged at once: bounds memory, changes no result beyond a judge's own batching

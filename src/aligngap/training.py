@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from aligngap.fit import Objective, Step, Stream, Trainer, fit
-from aligngap.store import discard
-from aligngap.streams import pair_from_row, pair_to_row
-from aligngap.tables import PAIR_SCHEMA, read_rows, write_rows
+from aligngap.storage.files import discard
+from aligngap.storage.pairs import PAIR_SCHEMA, pair_from_row, pair_to_row, read_rows, write_rows
 from aligngap.types import JudgeFailed, Stopped
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from aligngap.store import sync
+from aligngap.storage.files import sync
 from aligngap.types import Judge
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from aligngap.cli import main
 from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.plan import expand
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.study import validate
 from aligngap.types import AligngapError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import COMMAND, TINY_STUDY, finish
 
-from aligngap.records import read_folder
+from aligngap.storage.records import read_folder
 
 COVERAGE = (
     TINY_STUDY.split("arms:")[0].replace("name: tiny", "name: tiny-coverage")

@@ -22,7 +22,7 @@ from aligngap.execute.local import make
 from aligngap.plan import expand
 from aligngap.policy import Policy
 from aligngap.settings import LoraSpec
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.study import validate
 from aligngap.types import AligngapError
 

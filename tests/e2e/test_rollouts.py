@@ -24,9 +24,9 @@ from aligngap.report import headline
 from aligngap.report.analysis import apart
 from aligngap.rollout.engine import installed
 from aligngap.steps import Align, Step
-from aligngap.store import Store
+from aligngap.storage.pairs import read_rows
+from aligngap.storage.store import Store
 from aligngap.study import validate
-from aligngap.tables import read_rows
 from aligngap.types import Stopped
 
 LLAMA = {"model_type": "llama", "config": DECODER}

@@ -20,7 +20,7 @@ from warm import Warm
 from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.plan import expand
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.study import validate
 
 WORDS = ["run", "tiny.yaml", "--device", "cpu", "--workers", "1", "--out"]

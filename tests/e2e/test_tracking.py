@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY_STUDY, finish, run_command
 
 from aligngap.cli import main
-from aligngap.tracking import TRACKERS, Track, Tracking
+from aligngap.storage.tracking import TRACKERS, Track, Tracking
 
 RUNS = tuple(f"{arm} beta=0.1 learning_rate=0.003 seed=0" for arm in ("online", "offline"))
 needs_tensorboard = pytest.mark.skipif(
@@ -103,7 +103,7 @@ def test_a_tracker_that_cannot_be_used_costs_one_line(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     absent = ("wandb", "trackio")
-    monkeypatch.setattr("aligngap.tracking.find_spec", lambda name: None if name in absent else object())
+    monkeypatch.setattr("aligngap.storage.tracking.find_spec", lambda name: None if name in absent else object())
     (tmp_path / "tiny.yaml").write_text(TINY_STUDY)
     assert main(["run", "tiny.yaml", "--out", "out", "--track", *words]) == 2
     said = capfd.readouterr().err.splitlines()

@@ -10,8 +10,8 @@ from importlib import resources
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligngap.records import schema
-from aligngap.types import RECORD_COLUMNS
+from aligngap.storage.columns import RECORD_COLUMNS
+from aligngap.storage.records import schema
 
 ROWS = [{"prompt": f"say {i}", "chosen": f"river {i}", "rejected": f"lamp, {i}"} for i in range(4)]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from aligngap.records import read_records
+from aligngap.storage.records import read_records
 from aligngap.study import extended, parse_yaml, validate
 from aligngap.tasks.pairs import PairsTask
 from aligngap.types import AligngapError

@@ -14,10 +14,10 @@ import pytest
 from aligngap.fit import with_reference
 from aligngap.judges.preference_model import PreferenceModel
 from aligngap.policy import Policy
-from aligngap.records import read_folder
-from aligngap.store import Store
+from aligngap.storage.pairs import read_pairs, read_rows
+from aligngap.storage.records import read_folder
+from aligngap.storage.store import Store
 from aligngap.study import load
-from aligngap.tables import read_pairs, read_rows
 
 FORMATS = sorted(p for p in Path(__file__).parent.glob("format-*"))
 

@@ -20,9 +20,9 @@ from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.fit import pair_logps
 from aligngap.plan import Plan, expand
-from aligngap.records import read_folder
 from aligngap.steps import Align
-from aligngap.store import Store
+from aligngap.storage.records import read_folder
+from aligngap.storage.store import Store
 from aligngap.study import arm_diff, validate
 from aligngap.types import AligngapError, Pair
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.plan import Plan, Run, expand
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.study import validate
 
 ARMS = {

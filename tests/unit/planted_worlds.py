@@ -18,8 +18,8 @@ from aligngap.collect import collect
 from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.plan import expand
-from aligngap.records import read_folder
-from aligngap.store import Store
+from aligngap.storage.records import read_folder
+from aligngap.storage.store import Store
 from aligngap.study import validate
 from aligngap.types import Comparison, TaskData
 

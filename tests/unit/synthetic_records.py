@@ -17,7 +17,7 @@ from scipy.special import ndtr
 
 from aligngap.stats.clouds import Cloud, Clouds
 from aligngap.stats.scaling_law import best_of_n_kl
-from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 
 OPPONENTS = ("golden_policy", "sft", "chosen")
 

@@ -13,11 +13,12 @@ from conftest import TableJudge, prompt, response
 from aligngap.best_of_n import best_of_n, sizes
 from aligngap.measure import Opponent
 from aligngap.policy import Policy
-from aligngap.records import BEST_OF_N, read_best_of_n, write_table
 from aligngap.stats.reference import gain_per_nat
 from aligngap.stats.scaling_law import best_of_n_kl
+from aligngap.storage.columns import BEST_OF_N_COLUMNS
+from aligngap.storage.records import BEST_OF_N, read_best_of_n, write_table
 from aligngap.streams import PROMPTS_AT_ONCE, round_robin
-from aligngap.types import BEST_OF_N_COLUMNS, Judgement, Prompt, Response
+from aligngap.types import Judgement, Prompt, Response
 
 QUALITY = np.random.default_rng(0).normal(size=40)  # by first token: what the golden judge sees
 LOOKS = QUALITY + np.random.default_rng(1).normal(size=40)  # what the proxy sees

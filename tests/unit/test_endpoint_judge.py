@@ -12,7 +12,7 @@ import pytest
 from endpoint_server import Server, serving
 
 from aligngap.judges.endpoint import STEERING, Endpoint, EndpointJudge, verdict
-from aligngap.store import digest
+from aligngap.storage.store import digest
 from aligngap.types import AligngapError, Prompt, Response, RunFailed
 
 pytest.importorskip("openai")

@@ -20,7 +20,7 @@ from aligngap.fit import Trainer, compare_logps, fit, pair_objective, with_refer
 from aligngap.losses import DPO, IPO, BestOfTwo
 from aligngap.policy import Policy
 from aligngap.settings import Optimization
-from aligngap.store import Store, tidy
+from aligngap.storage.store import Store, tidy
 from aligngap.streams import Dataset, OnPolicy
 from aligngap.training import train
 from aligngap.types import Pair

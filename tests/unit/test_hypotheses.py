@@ -24,13 +24,14 @@ from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
 from aligngap.hypotheses.view import View, under
 from aligngap.plan import expand
-from aligngap.records import write_table
 from aligngap.report import build_report, headline
 from aligngap.report.dials import dial_table
 from aligngap.report.panels import dial_figure
 from aligngap.stats.ratio import ratio, slope_weights
+from aligngap.storage.columns import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage.records import write_table
 from aligngap.study import load
-from aligngap.types import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, Verdict
+from aligngap.types import Verdict
 
 EXTRAS = Path(__file__).resolve().parents[2] / "examples" / "aligngap-extras"
 ALL: list[Hypothesis] = [registry.get("hypotheses", name) for name in registry.SHELVES["hypotheses"]]

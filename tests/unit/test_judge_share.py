@@ -16,7 +16,7 @@ from aligngap.execute.local import make
 from aligngap.plan import Plan, expand
 from aligngap.steps import Align, Data, FitJudge, Relabel, Sft
 from aligngap.steps.data import kept_for_judges
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.streams import Stopwatch
 from aligngap.study import validate
 from aligngap.types import AligngapError, Pair

@@ -20,7 +20,7 @@ from aligngap.measure import score
 from aligngap.plan import expand
 from aligngap.policy import Policy
 from aligngap.settings import LoraSpec, Optimization
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.streams import Dataset
 from aligngap.study import validate
 from aligngap.types import AligngapError

@@ -23,7 +23,8 @@ from aligngap.hypotheses.rules import ahead
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from aligngap.hypotheses.view import View, base_of
 from aligngap.losses import DPO, IPO, BestOfTwo, Loss, PairLogps
-from aligngap.types import PER_PROMPT_COLUMNS, RECORD_COLUMNS, Verdict
+from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS
+from aligngap.types import Verdict
 
 Array = np.ndarray
 

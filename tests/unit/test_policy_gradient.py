@@ -21,7 +21,8 @@ from aligngap.losses import IPO, RLOO, Loss, UnlabelledKL
 from aligngap.plan import expand
 from aligngap.seeding import derive
 from aligngap.steps import Align
-from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, pair_from_row, pair_to_row
+from aligngap.storage.pairs import pair_from_row, pair_to_row
+from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled
 from aligngap.study import parse_yaml, validate
 from aligngap.types import AligngapError
 

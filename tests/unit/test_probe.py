@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import pair, prompt
 
-from aligngap.records import read_probe, write_table
 from aligngap.steps import STEPS
 from aligngap.steps.probe import Probe, agreement, near
-from aligngap.types import PROBE_COLUMNS, AligngapError
+from aligngap.storage.columns import PROBE_COLUMNS
+from aligngap.storage.records import read_probe, write_table
+from aligngap.types import AligngapError
 
 P = prompt((5, 6))
 

@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic_records import ArmTruth, best_of_n_rows, make
 
-from aligngap.records import (
+from aligngap.report import build_report, headline, words
+from aligngap.report.beside import beside
+from aligngap.report.figures import difference_limits
+from aligngap.report.html import script_json
+from aligngap.report.interactive import hover_text
+from aligngap.stats.estimate import FloatArray
+from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage.records import (
     BEST_OF_N,
     FORMAT_KEY,
     read_folder,
@@ -31,13 +38,7 @@ from aligngap.records import (
     read_samples,
     write_table,
 )
-from aligngap.report import build_report, headline, words
-from aligngap.report.beside import beside
-from aligngap.report.figures import difference_limits
-from aligngap.report.html import script_json
-from aligngap.report.interactive import hover_text
-from aligngap.stats.estimate import FloatArray
-from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS, AligngapError
+from aligngap.types import AligngapError
 
 HOSTILE = "<script>alert(1)</script> </script><img src=x onerror=alert(2)> <b>x</b> %{x} & \"'"
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -345,7 +346,7 @@ def test_a_copy_of_the_process_begins_the_jobs_and_this_one_helps(
 
 def test_reading_side_imports_no_torch(made: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import aligngap.records, aligngap.report\n"
+        "import sys; from pathlib import Path; import aligngap.storage.records, aligngap.report\n"
         "assert not {'matplotlib', 'plotly', 'torch', 'transformers', 'ray'} & set(sys.modules)\n"
         "import aligngap.report.figures, aligngap.report.html, aligngap.hypotheses.opening, matplotlib, plotly\n"
         f"aligngap.report.headline(Path({str(made)!r}))\n"

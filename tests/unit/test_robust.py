@@ -12,7 +12,6 @@ from conftest import TINY_STUDY
 from synthetic_records import ArmTruth, best_of_n_rows, make, planted_clouds
 
 from aligngap.cli import main
-from aligngap.records import BEST_OF_N, write_table
 from aligngap.report import build_report, planned_power
 from aligngap.report.analysis import Analysis, analyse
 from aligngap.report.robust_tables import (
@@ -29,7 +28,8 @@ from aligngap.stats.clouds import make_clouds, on_axis, thin
 from aligngap.stats.compare import compare, curves_for
 from aligngap.stats.power import Spread, spread
 from aligngap.stats.reference import against_best_of_n, reference_table
-from aligngap.types import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS
+from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS
+from aligngap.storage.records import BEST_OF_N, write_table
 
 BY_NAME = {a.name: a for a in AXES}
 

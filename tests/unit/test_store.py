@@ -18,7 +18,8 @@ import yaml
 from conftest import TINY_STUDY
 
 from aligngap.plan import expand
-from aligngap.store import Store, check_writable, digest, write_text
+from aligngap.storage.files import check_writable, write_text
+from aligngap.storage.store import Store, digest
 from aligngap.study import validate
 from aligngap.types import AligngapError
 
@@ -120,7 +121,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 HOLD = """
 import sys, time
 from pathlib import Path
-from aligngap.store import Store
+from aligngap.storage.store import Store
 with Store(Path(sys.argv[1])).making("kind-1") as work:
     (work / "state").write_text("mine")
     print("held", flush=True)

@@ -14,8 +14,8 @@ from conftest import TableJudge, pair, prompt, response
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligngap.streams import Dataset, Epochs, Mixture, OnPolicy, Replay, label, order_of, pair_from_row, pair_to_row
-from aligngap.tables import read_pairs, write_pairs
+from aligngap.storage.pairs import pair_from_row, pair_to_row, read_pairs, write_pairs
+from aligngap.streams import Dataset, Epochs, Mixture, OnPolicy, Replay, label, order_of
 from aligngap.types import AligngapError, Judgement, Pair, Prompt, Response
 
 PROMPTS = [prompt((4, i)) for i in range(11)]

@@ -200,7 +200,7 @@ def test_planning_is_light() -> None:
 
 
 def test_the_reading_side_runs_without_torch() -> None:
-    code = "import aligngap.report, aligngap.records, aligngap.hypotheses.opening, aligngap.stats.compare"
+    code = "import aligngap.report, aligngap.storage.records, aligngap.hypotheses.opening, aligngap.stats.compare"
     assert not modules_after(code) & {"torch", "transformers", "ray"}
 
 

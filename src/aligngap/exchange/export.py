@@ -15,10 +15,11 @@ import pandas as pd
 import yaml
 
 from aligngap import __version__
-from aligngap.records import read_records
 from aligngap.registry import did_you_mean
 from aligngap.settings import LoraSpec, LossSpec, Optimization
-from aligngap.store import Store, whole_folder
+from aligngap.storage.files import whole_folder
+from aligngap.storage.records import read_records
+from aligngap.storage.store import Store
 from aligngap.types import AligngapError, first_line
 
 OPPONENTS = {"golden_policy": "the golden policy", "sft": "the SFT policy", "chosen": "the data's chosen responses"}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from aligngap.store import check_free, whole_folder
+from aligngap.storage.files import check_free, whole_folder
 from aligngap.types import AligngapError
 
 if TYPE_CHECKING:

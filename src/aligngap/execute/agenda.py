@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from aligngap.steps import Step
-from aligngap.store import Store
+from aligngap.storage.store import Store
 
 
 class Executor(Protocol):

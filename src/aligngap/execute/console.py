@@ -17,15 +17,15 @@ from rich.table import Table
 
 from aligngap.execute.agenda import Executor
 from aligngap.execute.local import Outcome
-from aligngap.store import Store
+from aligngap.storage.store import Store
 from aligngap.types import Progress as ProgressRole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from aligngap.plan import Plan
-    from aligngap.records import Tables
     from aligngap.steps import Step
+    from aligngap.storage.records import Tables
 
 
 def clock(seconds: float) -> str:

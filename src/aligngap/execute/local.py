@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.execute.agenda import Agenda, position
-from aligngap.provenance import provenance
-from aligngap.runlog import RunLog
 from aligngap.steps import Step, step_from_json
-from aligngap.store import Store, disk_line, disk_trouble, write_text
-from aligngap.tracking import Tracking
+from aligngap.storage.files import disk_line, disk_trouble, write_text
+from aligngap.storage.provenance import provenance
+from aligngap.storage.runlog import RunLog
+from aligngap.storage.store import Store
+from aligngap.storage.tracking import Tracking
 from aligngap.types import AligngapError, RunFailed, Stopped
 
 PATIENCE_SECONDS = 20.0  # for workers to reach their next step and save

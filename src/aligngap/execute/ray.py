@@ -21,7 +21,8 @@ from aligngap import __version__
 from aligngap.execute import local
 from aligngap.execute.agenda import Agenda, position
 from aligngap.steps import Step
-from aligngap.store import Store, write_text
+from aligngap.storage.files import write_text
+from aligngap.storage.store import Store
 from aligngap.types import AligngapError
 
 RETRIES = 5  # times a step is started anew after its worker or its node has died

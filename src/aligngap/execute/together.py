@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from aligngap.execute import local
 from aligngap.execute.agenda import Agenda, position
-from aligngap.runlog import RunLog
 from aligngap.steps import Step
-from aligngap.store import Store
-from aligngap.tracking import Track, Tracking
+from aligngap.storage.runlog import RunLog
+from aligngap.storage.store import Store
+from aligngap.storage.tracking import Track, Tracking
 from aligngap.types import AligngapError, RunFailed, Stopped, silent
 from aligngap.world import ALONE, Released
 

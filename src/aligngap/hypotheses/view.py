@@ -16,13 +16,14 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.verdicts import Ends, last_values
-from aligngap.records import empty
 from aligngap.stats.clouds import make_clouds
 from aligngap.stats.compare import Comparison, compare, curves_for
 from aligngap.stats.estimate import NAN, FloatArray, two_level
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.ratio import ratio
-from aligngap.types import BEST_OF_N_COLUMNS, PROBE_COLUMNS, Estimate
+from aligngap.storage.columns import BEST_OF_N_COLUMNS, PROBE_COLUMNS
+from aligngap.storage.records import empty
+from aligngap.types import Estimate
 
 #: a weight of an arm in a contrast: one number, or one per seed
 Weights = Mapping[str, float | Mapping[int, float]]

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 
 from aligngap.judges.answers import Answers
 from aligngap.settings import Settings
-from aligngap.store import digest
+from aligngap.storage.store import digest
 from aligngap.types import AligngapError, Judgement, Prompt, Response, RunFailed
 
 VERSION = 1  # raise it when the same settings ask or read otherwise

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from aligngap.types import Progress, silent
 
 if TYPE_CHECKING:
-    from aligngap.records import Tables
     from aligngap.report.analysis import Analysis
+    from aligngap.storage.records import Tables
 
 #: name, time of change and size of each table of a folder
 Stamps = tuple[tuple[str, int, int], ...]
@@ -82,7 +82,7 @@ def _stamps(folder: Path) -> Stamps:
 def _tables(folder: Path, stamps: Stamps) -> Tables:
     import pyarrow as pa
 
-    from aligngap.records import read_folder
+    from aligngap.storage.records import read_folder
 
     usual = pa.default_memory_pool()
     if "jemalloc" in pa.supported_memory_backends():  # the usual pool's huge pages are zeroed whole, half a second here
@@ -128,8 +128,8 @@ def headline(out_dir: Path) -> str:
 
 def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, detect: float | None = None) -> str:
     """What a planned study can see, from the variances of a finished one: its power, and the seeds it would take."""
-    from aligngap.records import read_folder
     from aligngap.report.robust_tables import DETECT, planned
+    from aligngap.storage.records import read_folder
 
     tables = read_folder(pilot)
     return planned(tables.records, tables.per_prompt, arms, seeds, prompts, DETECT if detect is None else detect)

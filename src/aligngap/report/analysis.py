@@ -14,7 +14,6 @@ from aligngap import registry
 from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
 from aligngap.hypotheses.decision import Decision, decide
 from aligngap.hypotheses.view import View, under, world_of
-from aligngap.records import empty
 from aligngap.report.beside import beside
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
@@ -23,7 +22,9 @@ from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.reference import reference_table
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
 from aligngap.stats.unimodal import Line, frontier_line
-from aligngap.types import BEST_OF_N_COLUMNS, Verdict
+from aligngap.storage.columns import BEST_OF_N_COLUMNS
+from aligngap.storage.records import empty
+from aligngap.types import Verdict
 
 #: the order in which known arms are named and coloured; others follow by first appearance
 ARM_ORDER = ("online", "offline", "online-golden", "offline-proxy")

@@ -36,8 +36,8 @@ class Written(Step):
     seed: int
 
     def run(self, ctx: Context) -> dict[str, Any]:
+        from aligngap.storage.pairs import write_pairs
         from aligngap.streams import label
-        from aligngap.tables import write_pairs
 
         prompts = [p.prompt for p in self.data.pairs(ctx, "train")]
         sides = []
@@ -207,7 +207,7 @@ class Align(Step):
 
     def recorded(self, ctx: Context) -> list[Pair]:
         """The pairs the run trained on, in order; RunFailed if it ended before its last step."""
-        from aligngap.tables import read_pairs
+        from aligngap.storage.pairs import read_pairs
 
         outcome = ctx.store.manifest(self.name)["result"]["outcome"]
         if outcome != "ok":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel
 
 from aligngap.settings import Settings
-from aligngap.store import digest
+from aligngap.storage.store import digest
 
 if TYPE_CHECKING:
     from aligngap.context import Context

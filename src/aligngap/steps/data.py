@@ -42,7 +42,7 @@ class Data(Step):
         from aligngap.chat import TemplateRefused, check_template
         from aligngap.encoding import encode_prompt, encode_response
         from aligngap.loading import is_encoder_decoder
-        from aligngap.tables import write_rows
+        from aligngap.storage.pairs import write_rows
         from aligngap.tokenizer import make_tokenizer
 
         loaded = build_task(self.task).load(self.seed)
@@ -111,7 +111,7 @@ class Data(Step):
         from aligngap.types import Pair
 
         def build() -> list[Pair]:
-            from aligngap.tables import read_rows
+            from aligngap.storage.pairs import read_rows
 
             out = []
             for r in read_rows(ctx.path(self) / "data.parquet"):

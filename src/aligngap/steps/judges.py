@@ -175,8 +175,8 @@ class Relabel(Step):
     soft: bool = False
 
     def run(self, ctx: Context) -> dict[str, Any]:
+        from aligngap.storage.pairs import write_pairs
         from aligngap.streams import label
-        from aligngap.tables import write_pairs
 
         judge = ctx.judge(self.judge)
         reference = ctx.policy(self.reference)
@@ -205,7 +205,7 @@ class Relabel(Step):
 
 def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:
     """The pairs a step has written, read once per process."""
-    from aligngap.tables import read_pairs
+    from aligngap.storage.pairs import read_pairs
 
     found: list[Pair] = ctx.cached((step.name, "pairs", split), lambda: read_pairs(ctx.path(step) / f"{split}.parquet"))
     return found

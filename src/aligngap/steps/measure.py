@@ -37,7 +37,7 @@ class Responses(Step):
         return own | {"policy": self.policy.name}  # the rest of the measurement does not change a response
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from aligngap.tables import write_rows
+        from aligngap.storage.pairs import write_rows
 
         prompts = self.data.prompts(ctx, self.measurement.split, self.measurement.prompts)
         policy = ctx.policy(self.policy)
@@ -50,7 +50,7 @@ class Responses(Step):
         return {"prompts": len(rows)}
 
     def read(self, ctx: Context) -> list[Response]:
-        from aligngap.tables import read_rows
+        from aligngap.storage.pairs import read_rows
 
         rows = read_rows(ctx.path(self) / "responses.parquet")
         return [Response(tuple(r["ids"]), bool(r["ended"]), r["text"]) for r in rows]
@@ -85,8 +85,8 @@ class Measure(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from aligngap.measure import measure
-        from aligngap.tables import write_rows
-        from aligngap.tracking import measured
+        from aligngap.storage.pairs import write_rows
+        from aligngap.storage.tracking import measured
 
         m = self.measurement
         prompts = self.data.prompts(ctx, m.split, m.prompts)
@@ -145,7 +145,7 @@ class BestOfN(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from aligngap.best_of_n import best_of_n
-        from aligngap.tables import write_rows
+        from aligngap.storage.pairs import write_rows
 
         m = self.measurement
         prompts = self.data.prompts(ctx, m.split, m.prompts)

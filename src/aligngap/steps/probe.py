@@ -50,8 +50,8 @@ class Probe(Step):
 
     def run(self, ctx: Context) -> dict[str, Any]:
         from aligngap.measure import classify
+        from aligngap.storage.pairs import write_rows
         from aligngap.streams import Relabelled, Replay
-        from aligngap.tables import write_rows
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
         golden = ctx.judge(self.golden)
@@ -90,8 +90,8 @@ class JudgesProbe(Step):
     pairs: int = Field(ge=2)
 
     def run(self, ctx: Context) -> dict[str, Any]:
+        from aligngap.storage.pairs import write_rows
         from aligngap.streams import label
-        from aligngap.tables import write_rows
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
         steps = self.recording.measured_steps

@@ -1,6 +1,6 @@
 """Tables of an output folder: records, per-prompt wins, samples, the best-of-n reference and the classifiers' probe.
 
-The columns are declared once, in `aligngap.types`. A table carries the format's number in its schema metadata, is
+The columns are declared once, in `columns.py`. A table carries the format's number in its schema metadata, is
 written beside its place and renamed, and NaN (null on disk) means undefined. Nothing here imports torch.
 """
 
@@ -20,16 +20,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligngap.types import (
+from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,
     PER_PROMPT_COLUMNS,
     PROBE_COLUMNS,
     RECORD_COLUMNS,
     RECORDS_FORMAT,
     SAMPLE_COLUMNS,
-    AligngapError,
-    first_line,
 )
+from aligngap.types import AligngapError, first_line
 
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"

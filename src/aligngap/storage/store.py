@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from aligngap.storage.files import check_writable, discard, sync, write_text
 from aligngap.types import AligngapError
 
 #: What a step keeps in its work folder until it is finished and no longer: training states, journals, parts.
@@ -32,95 +31,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def write_text(path: Path, text: str, durable: bool = False) -> None:
-    """Write a file whole or not at all; `durable`: and wait until it is on the disk."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-            if durable:
-                out.flush()
-                os.fsync(out.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def sync(folder: Path) -> None:
-    """Wait until a folder and all in it are on the disk: what is renamed afterwards is whole even if power fails."""
-    for place, _, files in os.walk(folder):
-        for name in (*files, "."):
-            handle = os.open(os.path.join(place, name), os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def discard(path: Path) -> None:
-    """Remove a file or a folder; a kill half-way never leaves a part of a folder under its own name."""
-    if not path.is_dir() or path.is_symlink():
-        path.unlink()
-        return
-    if not path.name.startswith("."):
-        beside = path.with_name(f".{path.name}.removed")
-        shutil.rmtree(beside, ignore_errors=True)
-        path = path.replace(beside)
-    shutil.rmtree(path)
-
-
 def tidy(work: Path) -> None:
     """Remove what a step needed only while it was at work."""
     for left in sorted({p for pattern in SCRATCH for p in work.glob(pattern)}):
         discard(left)
-
-
-def check_free(to: Path) -> None:
-    """Refuse a folder to be written that is there already and not empty."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise AligngapError(f"{to}: is there already and not an empty folder; choose another with --to")
-
-
-@contextmanager
-def whole_folder(to: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `to` at the end: whole or not at all. AligngapError if it cannot be."""
-    check_free(to)
-    beside = to.with_name(f".{to.name}.writing")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        os.replace(beside, to)
-    except OSError as error:
-        raise AligngapError(f"{to}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def disk_trouble(error: BaseException) -> OSError | None:
-    """The operating system's complaint behind an error, if there is one; compiled libraries wrap it in their own."""
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
-
-
-def disk_line(error: OSError, where: object) -> str:
-    """What the operating system complains of, and the remedy; `where` if it names no file."""
-    return f"{error.filename or where}: {error.strerror or error}; free space or fix access, then repeat"
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder and try to write in it: one clear line, before any compute, if that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / ".writable", "yes\n")
-        (folder / ".writable").unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise AligngapError(f"{folder}: cannot be written ({reason}); choose another folder with --out") from error
 
 
 class Store:
