@@ -18,10 +18,11 @@ from meter import Meter, quiet_libraries
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from aligngap.fit import Trainer, fit, pair_objective, with_reference
-from aligngap.loading import build_model
+from aligngap.fit import Trainer, fit, pair_objective
 from aligngap.losses import IPO
-from aligngap.policy import Policy
+from aligngap.models.loading import build_model
+from aligngap.models.pair_logps import with_reference
+from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec, Optimization
 from aligngap.streams import OnPolicy, Replay
 from aligngap.types import Judgement, Pair, Prompt, Response

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from aligngap.policy import LOGITS_BUDGET
+from aligngap.models.backbone import LOGITS_BUDGET
 
 SIZES = {
     "Base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from aligngap.loading import build_model
-from aligngap.policy import Policy
+from aligngap.models.loading import build_model
+from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec
 from aligngap.types import Judgement, Pair, Prompt, Response
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from aligngap.loading import build_model
+from aligngap.models.loading import build_model
 from aligngap.settings import ModelSpec
 
 CHATML = (

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from aligngap.batch import Ids
-from aligngap.policy import Policy
-from aligngap.rollout.engine import Following, Generated
+from aligngap.models.batch import Ids
+from aligngap.models.policy import Policy
+from aligngap.models.rollout import Following, Generated
 from aligngap.seeding import derive
 from aligngap.settings import RolloutSpec
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from conftest import TableJudge, pair, prompt, tiny_policy
 
-from aligngap.batch import collate
 from aligngap.context import Context
 from aligngap.distributed import Processes
-from aligngap.fit import Trainer, pair_objective, with_reference
+from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
-from aligngap.policy import Mixed, Policy
+from aligngap.models.batch import collate
+from aligngap.models.pair_logps import with_reference
+from aligngap.models.policy import Mixed, Policy
 from aligngap.settings import Optimization
 from aligngap.storage.pairs import read_rows
 from aligngap.storage.store import Store

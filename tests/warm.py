@@ -21,9 +21,9 @@ SERVER = """
 import json, mmap, multiprocessing, os, resource, signal, sys, time
 import torch, transformers, matplotlib.figure, matplotlib.backends.backend_agg, plotly.graph_objects
 import aligngap.cli, aligngap.collect, aligngap.context, aligngap.execute.console, aligngap.execute.local
-import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.measure, aligngap.policy, aligngap.report
+import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.measure, aligngap.report
 import aligngap.report.figures, aligngap.report.html, aligngap.report.summary, aligngap.plan, aligngap.training
-import aligngap.tokenizer
+import aligngap.models.policy, aligngap.models.tokenizer
 
 def watch_changes(folder, at):
     "Count changes to files below the folder, over all processes of the command, and kill them all at number `at`."

@@ -327,9 +327,9 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 
 def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
-    from aligngap.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
-    from aligngap.lora import check_peft
-    from aligngap.rollout import rollout_of
+    from aligngap.models.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
+    from aligngap.models.lora import check_peft
+    from aligngap.models.rollout import rollout_of
     from aligngap.study import varied
 
     quiet()

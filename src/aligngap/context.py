@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,13 +12,13 @@ from aligngap.storage.files import write_text
 from aligngap.storage.runlog import RunLog
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Track, Tracking
-from aligngap.types import Judge, Pair, Progress, RunFailed, silent
+from aligngap.types import Judge, Progress, RunFailed, silent
 from aligngap.world import ALONE, World
 
 if TYPE_CHECKING:
     import torch
 
-    from aligngap.policy import Policy
+    from aligngap.models.policy import Policy
     from aligngap.settings import ModelSpec
     from aligngap.steps import Align, Data, FitJudge, OracleJudge, ReadyJudge, Sft, Step
 
@@ -65,14 +65,14 @@ class Context:
 
     def tokenizer(self, data: Data, model: ModelSpec) -> Any:
         """The study's tokenizer, or a pretrained model's own where the model comes with one."""
-        from aligngap.loading import load_tokenizer
+        from aligngap.models.loading import load_tokenizer
 
         own = model.path is not None and data.tokenizer.path != model.path and model.path != data.family.path
         return load_tokenizer(str(model.path) if own else self.path(data) / "tokenizer")
 
     def policy(self, step: Sft | Align, checkpoint: int | None = None) -> Policy:
         """The SFT policy, or a run's checkpoint (its last by default)."""
-        from aligngap.policy import Policy
+        from aligngap.models.policy import Policy
 
         if step.kind == "sft":
             folder, key, spec, adapter = self.path(step) / "policy", step.name, step.model, None
@@ -136,19 +136,6 @@ class Context:
         told = {key: judge.spent(self.work.name) for key, judge in self._paid.items()}
         self._paid = {}
         return {key: about for key, about in told.items() if about}
-
-    def with_stored_reference(self, reference: Policy, pairs: Sequence[Pair]) -> list[Pair]:
-        """Fill in the reference's log-probabilities, batch by batch, with progress."""
-        from aligngap.fit import with_reference
-
-        order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].prompt.ids) + len(pairs[i].chosen.ids), i))
-        out: list[Pair | None] = [None] * len(pairs)
-        for start in range(0, len(order), 64):
-            part = order[start : start + 64]
-            for i, pair in zip(part, with_reference(reference, [pairs[i] for i in part]), strict=True):
-                out[i] = pair
-            self.progress(min(start + 64, len(order)), len(order), "reference log-probabilities")
-        return [p for p in out if p is not None]
 
     def write_json(self, path: Path, value: Any) -> None:
         write_text(path, json.dumps(value))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from aligngap.batch import collate
-from aligngap.loading import seeded
-from aligngap.losses import Loss, PairLogps, classified_right
-from aligngap.policy import Policy
+from aligngap.losses import Loss, classified_right
+from aligngap.models.loading import seeded
+from aligngap.models.pair_logps import compare_logps
+from aligngap.models.policy import Policy
 from aligngap.seeding import derive
 from aligngap.settings import Optimization
 from aligngap.types import AligngapError, Pair, Sampler
@@ -191,55 +191,6 @@ def fit(
 
 
 # ------------------------------------------------------------------------------------------------------ on pairs
-
-
-def pair_logps(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """log pi of chosen and rejected, [B] each: one forward pass, each prompt encoded once for both."""
-    n = len(pairs)
-    batch = collate(
-        [p.prompt.ids for p in pairs],
-        [p.chosen.ids for p in pairs] + [p.rejected.ids for p in pairs],
-        [*range(n), *range(n)],
-    )
-    logps = policy.logps(batch)
-    return logps[:n], logps[n:]
-
-
-def with_reference(reference: Policy, pairs: Sequence[Pair], anew: bool = False) -> list[Pair]:
-    """Pairs with the reference's log-probabilities filled in where they are not stored yet.
-
-    `anew`: everywhere, since those stored are another reference's.
-    """
-    if anew:
-        pairs = [replace(p, ref_chosen=None, ref_rejected=None) for p in pairs]
-    if all(p.ref_chosen is not None and p.ref_rejected is not None for p in pairs):
-        return list(pairs)
-    # With gradient, as the policy's forward is: T5's attention takes another kernel without, and h would not be 0.
-    with torch.enable_grad():
-        chosen, rejected = (logps.detach() for logps in pair_logps(reference, pairs))
-    return [
-        p if p.ref_chosen is not None else replace(p, ref_chosen=float(c), ref_rejected=float(r))
-        for p, c, r in zip(pairs, chosen.cpu(), rejected.cpu(), strict=True)
-    ]
-
-
-def compare_logps(policy: Policy, pairs: Sequence[Pair]) -> PairLogps:
-    """What a loss looks at, for pairs that carry their reference log-probabilities."""
-    chosen, rejected = pair_logps(policy, pairs)
-
-    def column(values: list[Any]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=chosen.device)
-
-    return PairLogps(
-        policy_chosen=chosen,
-        policy_rejected=rejected,
-        ref_chosen=column([p.ref_chosen for p in pairs]),
-        ref_rejected=column([p.ref_rejected for p in pairs]),
-        p_chosen=column([p.p_chosen for p in pairs]),
-        chosen_length=column([len(p.chosen.ids) for p in pairs]),
-        rejected_length=column([len(p.rejected.ids) for p in pairs]),
-        labelled=torch.tensor([p.labelled for p in pairs], dtype=torch.bool, device=chosen.device),
-    )
 
 
 def pair_objective(policy: Policy, loss: Loss) -> Objective:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aligngap.pretrained import PACKAGE, inside_package
+from aligngap.models.pretrained import PACKAGE, inside_package
 from aligngap.settings import Limits, ModelSpec
 from aligngap.steps import Align, BestOfN, Data, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
 from aligngap.types import AligngapError

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aligngap.batch import collate
-from aligngap.fit import compare_logps
-from aligngap.policy import LOGITS_BUDGET, Policy
+from aligngap.models.backbone import LOGITS_BUDGET
+from aligngap.models.batch import collate
+from aligngap.models.pair_logps import compare_logps
+from aligngap.models.policy import Policy
 from aligngap.types import Estimate, Judge, Judgement, Pair, Prompt, Response, chunks
 
 

@@ -45,8 +45,8 @@ SHELVES: dict[str, dict[str, str]] = {
         "recording": "aligngap.streams:Replay",
     },
     "rollouts": {
-        "transformers": "aligngap.rollout.hf:Transformers",
-        "vllm": "aligngap.rollout.vllm:Vllm",
+        "transformers": "aligngap.models.rollout:Transformers",
+        "vllm": "aligngap.models.vllm:Vllm",
     },
     "hypotheses": {
         "opening": "aligngap.hypotheses.opening:OPENING",

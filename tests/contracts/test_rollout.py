@@ -15,13 +15,13 @@ import torch
 from conftest import BOTH, tiny_policy
 from scipy import stats
 
-from aligngap import rollout
-from aligngap.batch import Ids, collate
-from aligngap.loading import seeded
-from aligngap.policy import Policy
+from aligngap.models.batch import Ids, collate
+from aligngap.models.loading import seeded
+from aligngap.models.policy import Policy
+from aligngap.models.sampling import generate
 
 Engine = Callable[[Policy, Sequence[Ids], int, int], list[list[int]]]
-ENGINES: dict[str, Engine] = {"transformers": rollout.generate}
+ENGINES: dict[str, Engine] = {"transformers": generate}
 PROMPTS: list[Ids] = [(4, 5, 6), (7, 8, 9, 10, 11, 12), (5,)]
 
 pytestmark = [pytest.mark.parametrize("engine", ENGINES), pytest.mark.parametrize("family", BOTH)]

@@ -19,11 +19,10 @@ from plain_engine import Plain
 from scipy import stats
 
 from aligngap import registry
-from aligngap.batch import Ids, collate
 from aligngap.fit import Trainer, fit
-from aligngap.policy import Policy
-from aligngap.rollout import rollout_of
-from aligngap.rollout.engine import COMPARED, Following, Generated, installed
+from aligngap.models.batch import Ids, collate
+from aligngap.models.policy import Policy
+from aligngap.models.rollout import COMPARED, Following, Generated, installed, rollout_of
 from aligngap.settings import ModelSpec, Optimization, RolloutSpec
 from aligngap.streams import OnPolicy
 from aligngap.types import Response, Sampler

@@ -24,7 +24,7 @@ from test_cli import refused
 from transformers import BertConfig, BertForMaskedLM
 
 from aligngap.cli import main
-from aligngap.loading import load_tokenizer
+from aligngap.models.loading import load_tokenizer
 
 __all__ = ["refused"]  # a fixture
 

@@ -21,11 +21,11 @@ from test_resume import kill_when
 from transformers import BertConfig, BertForMaskedLM
 
 from aligngap.cli import main
-from aligngap.loading import build_model
-from aligngap.policy import Policy
+from aligngap.models.loading import build_model
+from aligngap.models.policy import Policy
+from aligngap.models.tokenizer import make_tokenizer
 from aligngap.settings import TokenizerSpec
 from aligngap.steps import build_task
-from aligngap.tokenizer import make_tokenizer
 
 __all__ = ["refused"]  # a fixture
 

@@ -19,8 +19,8 @@ from aligngap.collect import collect
 from aligngap.context import Context
 from aligngap.exchange.export import find_run, write_policy
 from aligngap.execute.local import make
+from aligngap.models.policy import Policy
 from aligngap.plan import expand
-from aligngap.policy import Policy
 from aligngap.settings import LoraSpec
 from aligngap.storage.store import Store
 from aligngap.study import validate

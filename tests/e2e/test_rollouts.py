@@ -19,10 +19,10 @@ from aligngap.cli import main
 from aligngap.collect import collect
 from aligngap.context import Context
 from aligngap.execute.local import make
+from aligngap.models.rollout import installed
 from aligngap.plan import Plan, expand
 from aligngap.report import headline
 from aligngap.report.analysis import apart
-from aligngap.rollout.engine import installed
 from aligngap.steps import Align, Step
 from aligngap.storage.pairs import read_rows
 from aligngap.storage.store import Store

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from aligngap.fit import with_reference
 from aligngap.judges.preference_model import PreferenceModel
-from aligngap.policy import Policy
+from aligngap.models.pair_logps import with_reference
+from aligngap.models.policy import Policy
 from aligngap.storage.pairs import read_pairs, read_rows
 from aligngap.storage.records import read_folder
 from aligngap.storage.store import Store

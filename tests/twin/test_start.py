@@ -18,7 +18,7 @@ from conftest import TINY_STUDY
 from aligngap.collect import collect
 from aligngap.context import Context
 from aligngap.execute.local import make
-from aligngap.fit import pair_logps
+from aligngap.models.pair_logps import pair_logps
 from aligngap.plan import Plan, expand
 from aligngap.steps import Align
 from aligngap.storage.records import read_folder

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_streams import PROMPTS, Writer, ranks
 
-from aligngap.policy import Mixed, Policy
+from aligngap.models.policy import Mixed, Policy
 from aligngap.streams import OnPolicy
 from aligngap.types import AligngapError, Prompt, Response
 

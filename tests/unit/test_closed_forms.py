@@ -17,9 +17,10 @@ import torch
 from conftest import TableJudge, pair, prompt, response, tiny_policy
 from torch import Tensor
 
-from aligngap.fit import Trainer, fit, pair_objective, with_reference
+from aligngap.fit import Trainer, fit, pair_objective
 from aligngap.losses import DPO, IPO, BestOfTwo, Loss, PairLogps
-from aligngap.policy import Policy
+from aligngap.models.pair_logps import with_reference
+from aligngap.models.policy import Policy
 from aligngap.settings import Optimization
 from aligngap.streams import Dataset, OnPolicy
 from aligngap.types import Pair, Prompt, Response

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aligngap.measure import Scores, entropy_from_logits, k1, k2, k3, kl_from_logits, score
-from aligngap.policy import Policy
+from aligngap.models.policy import Policy
 from aligngap.types import Response
 
 EOS, VOCABULARY, LIMIT = 1, 6, 3

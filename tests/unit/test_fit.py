@@ -16,9 +16,10 @@ import torch
 from conftest import BOTH, TableJudge, pair, prompt, tiny_policy
 
 from aligngap.context import Context
-from aligngap.fit import Trainer, compare_logps, fit, pair_objective, with_reference
+from aligngap.fit import Trainer, fit, pair_objective
 from aligngap.losses import DPO, IPO, BestOfTwo
-from aligngap.policy import Policy
+from aligngap.models.pair_logps import compare_logps, with_reference
+from aligngap.models.policy import Policy
 from aligngap.settings import Optimization
 from aligngap.storage.store import Store, tidy
 from aligngap.streams import Dataset, OnPolicy

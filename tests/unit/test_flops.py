@@ -11,14 +11,14 @@ from conftest import DECODER, T5, pair, prompt, response, tiny_policy
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from aligngap import policy as policy_module
 from aligngap.fit import Trainer, pair_objective
-from aligngap.flops import Flops
 from aligngap.judges.bradley_terry import BradleyTerryModel
 from aligngap.judges.local import LocalReward
 from aligngap.judges.preference_model import PreferenceModel
 from aligngap.losses import IPO
-from aligngap.policy import Policy
+from aligngap.models import policy as policy_module
+from aligngap.models.flops import Flops
+from aligngap.models.policy import Policy
 from aligngap.settings import LoraSpec, ModelSpec, Optimization
 
 PROMPTS = [prompt((4, 5, 6, 7)), prompt((8, 9, 10, 11))]

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from aligngap.context import Context
 from aligngap.execute.local import make
-from aligngap.fit import Trainer, compare_logps, pair_objective, with_reference
+from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
 from aligngap.measure import score
+from aligngap.models.pair_logps import compare_logps, with_reference
+from aligngap.models.policy import Policy
 from aligngap.plan import expand
-from aligngap.policy import Policy
 from aligngap.settings import LoraSpec, Optimization
 from aligngap.storage.store import Store
 from aligngap.streams import Dataset

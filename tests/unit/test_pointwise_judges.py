@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligngap import registry
-from aligngap.batch import collate
 from aligngap.fit import Trainer, fit
 from aligngap.judges.bradley_terry import BradleyTerryModel
 from aligngap.judges.kinds import Local
 from aligngap.judges.local import LocalReward
 from aligngap.judges.pointwise import bradley_terry
-from aligngap.loading import PLAIN
+from aligngap.models.batch import collate
+from aligngap.models.loading import PLAIN
 from aligngap.settings import Optimization
 from aligngap.streams import Epochs
 from aligngap.types import Judge, Pair, Prompt, Response

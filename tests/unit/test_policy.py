@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
-from aligngap import policy as policy_module
-from aligngap.batch import collate, pad
-from aligngap.fit import compare_logps, pair_logps, with_reference
 from aligngap.judges.preference_model import PreferenceModel
-from aligngap.loading import build_model, is_encoder_decoder, load_model, load_tokenizer
 from aligngap.measure import score
-from aligngap.policy import Policy, encode_prompt, encode_response
+from aligngap.models import policy as policy_module
+from aligngap.models.batch import collate, pad
+from aligngap.models.encoding import encode_prompt, encode_response
+from aligngap.models.loading import build_model, is_encoder_decoder, load_model, load_tokenizer
+from aligngap.models.pair_logps import compare_logps, pair_logps, with_reference
+from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, Prompt
 

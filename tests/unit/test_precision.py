@@ -12,13 +12,14 @@ import torch
 from conftest import BOTH, FAMILIES, SPECS, pair, prompt, response, tiny_policy, word_tokenizer
 from scipy import stats
 
-from aligngap.batch import collate
-from aligngap.fit import Trainer, compare_logps, pair_objective, with_reference
+from aligngap.fit import Trainer, pair_objective
 from aligngap.judges.preference_model import PreferenceModel, Shown
-from aligngap.loading import as_told
 from aligngap.losses import DPO
 from aligngap.measure import score
-from aligngap.policy import Policy
+from aligngap.models.batch import collate
+from aligngap.models.loading import as_told
+from aligngap.models.pair_logps import compare_logps, with_reference
+from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec, Optimization
 from aligngap.types import AligngapError
 

@@ -17,12 +17,12 @@ from instruct_model import chat_tokenizer, write_gguf, write_instruct
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from aligngap import pretrained
-from aligngap.chat import TemplateRefused, messages_of
 from aligngap.cli import check_models
-from aligngap.encoding import encode_chat, encode_prompt, encode_text
-from aligngap.loading import check_spec, check_tokenizer, load_model, load_tokenizer
-from aligngap.policy import Policy
+from aligngap.models import pretrained
+from aligngap.models.chat import TemplateRefused, messages_of
+from aligngap.models.encoding import encode_chat, encode_prompt, encode_text
+from aligngap.models.loading import check_spec, check_tokenizer, load_model, load_tokenizer
+from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec
 from aligngap.study import validate
 from aligngap.types import AligngapError

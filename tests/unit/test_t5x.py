@@ -14,7 +14,7 @@ from conftest import word_tokenizer
 
 from aligngap.cli import main
 from aligngap.exchange.t5x import gin_sizes, read_arrays
-from aligngap.policy import Policy
+from aligngap.models.policy import Policy
 from aligngap.types import AligngapError, Prompt
 
 tensorstore = pytest.importorskip("tensorstore")

@@ -143,7 +143,7 @@ def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -
     if "ray" in tops(imported(module)):
         assert module.startswith("aligngap.execute")
     if "vllm" in tops(imported(module)):
-        assert module == "aligngap.rollout.vllm"
+        assert module == "aligngap.models.vllm"
 
 
 def test_types_and_settings_need_no_torch() -> None:
@@ -257,7 +257,7 @@ def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
     """Whoever loads a model says so: nothing in a folder or on the hub can make it unpickle or import code."""
     from conftest import tiny_policy
 
-    from aligngap.loading import LOADING, load_model
+    from aligngap.models.loading import LOADING, load_model
     from aligngap.types import AligngapError
 
     tiny_policy("t5").save(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import BOTH, COMMAND_ENV, prompt, tiny_policy
 
-from aligngap.policy import Mixed
+from aligngap.models.policy import Mixed
 from aligngap.world import Alone
 
 KINDS = ("ddp", "fsdp")

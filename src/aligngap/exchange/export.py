@@ -61,7 +61,7 @@ def write_policy(checkpoint: Path, to: Path, store: Store, manifest: Mapping[str
         raise AligngapError(
             f"{checkpoint}: an adapter on another run's policy; add it to that policy with PEFT's `merge_and_unload`"
         )
-    from aligngap.policy import Policy
+    from aligngap.models.policy import Policy
 
     base = Policy.load(store.path(manifest["inputs"]["sft"]) / "policy", response_tokens=1)
     base.adapted(LoraSpec.model_validate(how), "", 0, checkpoint).copy("").merge().save(to)

@@ -71,7 +71,7 @@ def import_checkpoint(checkpoint: Path, to: Path, gin: Path | None, tokenizer: s
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from aligngap.loading import load_tokenizer
+    from aligngap.models.loading import load_tokenizer
 
     check_free(to)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)

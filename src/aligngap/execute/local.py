@@ -126,7 +126,7 @@ def _start(root: str, device: str, threads: int, save_seconds: float, tracking: 
     import torch
 
     from aligngap.context import Context
-    from aligngap.loading import quiet
+    from aligngap.models.loading import quiet
 
     torch.set_num_threads(threads)
     quiet()

@@ -53,7 +53,7 @@ def _work(text: str, root: str, folder: str, device: str, threads: int, save_sec
         import torch
 
         from aligngap.context import Context
-        from aligngap.loading import quiet
+        from aligngap.models.loading import quiet
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.chdir(folder)

@@ -106,7 +106,7 @@ class Together:
 
         from aligngap.context import Context
         from aligngap.distributed import Processes
-        from aligngap.loading import quiet
+        from aligngap.models.loading import quiet
 
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aligngap.batch import Ids, collate
 from aligngap.judges.headed import HeadedJudge, ScoringHead
 from aligngap.judges.pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.models.batch import Ids, collate
 from aligngap.types import Judgement, Pair, Prompt, Response, chunks
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aligngap.loading import PLAIN, load_model, load_tokenizer, seeded
-from aligngap.policy import Backbone
+from aligngap.models.backbone import Backbone
+from aligngap.models.loading import PLAIN, load_model, load_tokenizer, seeded
 from aligngap.settings import ModelSpec
 
 if TYPE_CHECKING:

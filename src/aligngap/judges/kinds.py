@@ -53,7 +53,7 @@ class Pairwise(Settings):
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
         from aligngap.judges.preference_model import PreferenceModel
-        from aligngap.loading import load_model
+        from aligngap.models.loading import load_model
 
         return PreferenceModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
 
@@ -68,7 +68,7 @@ class BradleyTerry(Settings):
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
         from aligngap.judges.bradley_terry import BradleyTerryModel
-        from aligngap.loading import load_model
+        from aligngap.models.loading import load_model
 
         return BradleyTerryModel(load_model(backbone, spec), tokenizer, key=key, seed=seed, spec=spec)
 
@@ -85,7 +85,7 @@ class Local(Settings):
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
         from aligngap.judges.local import LocalReward
-        from aligngap.loading import load_model
+        from aligngap.models.loading import load_model
 
         ours, theirs = load_model(backbone, spec), load_model(backbone, spec)
         return LocalReward(ours, theirs, tokenizer, key=key, beta=self.beta, spec=spec)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.batch import Ids, collate
 from aligngap.judges.pointwise import Labelled, Read, Scores, judge_by, labelled
-from aligngap.loading import PLAIN, load_model, load_tokenizer
 from aligngap.losses import DPO, PairLogps
-from aligngap.policy import Policy
+from aligngap.models.batch import Ids, collate
+from aligngap.models.loading import PLAIN, load_model, load_tokenizer
+from aligngap.models.policy import Policy
 from aligngap.settings import LoraSpec, ModelSpec
 from aligngap.types import Judgement, Pair, Prompt, Response
 

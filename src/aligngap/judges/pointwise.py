@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aligngap.batch import Ids
+from aligngap.models.batch import Ids
 from aligngap.types import Judgement, Pair, Prompt, Response
 
 if TYPE_CHECKING:
-    from aligngap.policy import Backbone
+    from aligngap.models.backbone import Backbone
 
 #: a prompt's text, a response's text, and whether it ended
 Read = tuple[str, str, bool]

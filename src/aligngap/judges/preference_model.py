@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from aligngap.batch import Ids, collate
-from aligngap.encoding import encode_response
 from aligngap.judges.headed import HeadedJudge, ScoringHead
-from aligngap.loading import seeded
+from aligngap.models.batch import Ids, collate
+from aligngap.models.encoding import encode_response
+from aligngap.models.loading import seeded
 from aligngap.types import Judgement, Pair, Prompt, Response, chunks
 
 

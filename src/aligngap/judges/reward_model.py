@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.batch import pad
-from aligngap.encoding import encode_text
 from aligngap.judges.pointwise import Read, Scores, judge_by
-from aligngap.loading import LOADING, load_tokenizer
-from aligngap.pretrained import refusal
+from aligngap.models.batch import pad
+from aligngap.models.encoding import encode_text
+from aligngap.models.loading import LOADING, load_tokenizer
+from aligngap.models.pretrained import refusal
 from aligngap.types import AligngapError, Judgement, Prompt, Response, chunks, first_line
 
 

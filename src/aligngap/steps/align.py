@@ -19,7 +19,7 @@ from aligngap.types import AligngapError, Judge, Pair, PairStream, RunFailed
 
 if TYPE_CHECKING:
     from aligngap.context import Context
-    from aligngap.policy import Policy
+    from aligngap.models.policy import Policy
 
 
 class Written(Step):
@@ -36,6 +36,7 @@ class Written(Step):
     seed: int
 
     def run(self, ctx: Context) -> dict[str, Any]:
+        from aligngap.models.pair_logps import store_reference
         from aligngap.storage.pairs import write_pairs
         from aligngap.streams import label
 
@@ -51,7 +52,7 @@ class Written(Step):
             w.name + (f"@step{s}" if s is not None else "") for w, s in zip(self.writers, self.at, strict=True)
         )
         pairs = label(prompts, sides[0], sides[1], ctx.judge(self.judge), writer=names, soft=self.soft)
-        write_pairs(ctx.work / "train.parquet", ctx.with_stored_reference(ctx.policy(self.reference), pairs))
+        write_pairs(ctx.work / "train.parquet", store_reference(ctx.policy(self.reference), pairs, ctx.progress))
         first = sum(p.chosen is a for p, a in zip(pairs, sides[0], strict=True))
         return {
             "pairs": len(pairs),
@@ -77,7 +78,7 @@ class Source(Settings):
 
     def stream(self, ctx: Context, data: Data, seed: int, reference: Policy) -> PairStream:
         """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
-        from aligngap.policy import Mixed
+        from aligngap.models.policy import Mixed
         from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
 
         arm = self.arm
@@ -166,9 +167,10 @@ class Align(Step):
         return [*(s for s in self.checkpoints if s < last), last]
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from aligngap.fit import Trainer, pair_objective, with_reference
-        from aligngap.flops import Flops
-        from aligngap.rollout import opened
+        from aligngap.fit import Trainer, pair_objective
+        from aligngap.models.flops import Flops
+        from aligngap.models.pair_logps import with_reference
+        from aligngap.models.rollout import opened
         from aligngap.streams import Stopwatch
         from aligngap.training import mismatch, train
 

@@ -39,11 +39,11 @@ class Data(Step):
         return _plain(self, {}) | {"task": self.task.get("name")}
 
     def run(self, ctx: Context) -> dict[str, Any]:
-        from aligngap.chat import TemplateRefused, check_template
-        from aligngap.encoding import encode_prompt, encode_response
-        from aligngap.loading import is_encoder_decoder
+        from aligngap.models.chat import TemplateRefused, check_template
+        from aligngap.models.encoding import encode_prompt, encode_response
+        from aligngap.models.loading import is_encoder_decoder
+        from aligngap.models.tokenizer import make_tokenizer
         from aligngap.storage.pairs import write_rows
-        from aligngap.tokenizer import make_tokenizer
 
         loaded = build_task(self.task).load(self.seed)
         tokenizer = make_tokenizer(self.tokenizer, loaded)

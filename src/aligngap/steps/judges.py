@@ -37,10 +37,10 @@ class Sft(Step):
     def run(self, ctx: Context) -> dict[str, Any]:
         import torch
 
-        from aligngap.batch import Ids, collate
         from aligngap.fit import Trainer
-        from aligngap.loading import build_model
-        from aligngap.policy import Policy
+        from aligngap.models.batch import Ids, collate
+        from aligngap.models.loading import build_model
+        from aligngap.models.policy import Policy
         from aligngap.streams import Epochs
         from aligngap.training import train
 
@@ -175,6 +175,7 @@ class Relabel(Step):
     soft: bool = False
 
     def run(self, ctx: Context) -> dict[str, Any]:
+        from aligngap.models.pair_logps import store_reference
         from aligngap.storage.pairs import write_pairs
         from aligngap.streams import label
 
@@ -189,7 +190,7 @@ class Relabel(Step):
                 writer="data", soft=self.soft,
             )  # fmt: skip
             if split != "judge":  # from which no policy learns
-                pairs = ctx.with_stored_reference(reference, pairs)
+                pairs = store_reference(reference, pairs, ctx.progress)
             write_pairs(ctx.work / f"{split}.parquet", pairs)
             agree = sum(p.chosen.ids == g.chosen.ids for p, g in zip(pairs, given, strict=True))
             ties = sum(p.judged_forward == p.judged_backward for p in pairs)

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aligngap.batch import Ids
-from aligngap.rollout.engine import Following, Generated, installed
+from aligngap.models.batch import Ids
+from aligngap.models.rollout import Following, Generated, installed
 from aligngap.seeding import derive
 from aligngap.types import AligngapError, RunFailed, first_line
 
 if TYPE_CHECKING:
-    from aligngap.policy import Policy
+    from aligngap.models.policy import Policy
     from aligngap.settings import RolloutSpec
 
 WHERE = "recipe.rollouts.engine: vllm"
@@ -62,7 +62,7 @@ class Vllm:
 
 
 class VllmEngine:
-    """An `Engine` (`engine.py`) around one `vllm.LLM` that holds a copy of the policy's weights."""
+    """An `Engine` (`rollout.py`) around one `vllm.LLM` that holds a copy of the policy's weights."""
 
     def __init__(self, policy: Policy, context_tokens: int, spec: RolloutSpec) -> None:
         with configured():

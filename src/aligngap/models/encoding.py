@@ -12,7 +12,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from aligngap import chat
+from aligngap.models import chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

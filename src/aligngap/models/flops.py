@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from aligngap.policy import Backbone
+from aligngap.models.backbone import Backbone
 
 
 class Flops:

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from aligngap.batch import Ids, pad, positions
+from aligngap.models.batch import Ids, pad, positions
 
 if TYPE_CHECKING:
-    from aligngap.policy import Policy
-    from aligngap.settings import RolloutSpec
-
-
-@dataclass(frozen=True)
-class Transformers:
-    """The default rollout: the policy's own model writes, so that there is nothing to copy and nothing to compare."""
-
-    spec: RolloutSpec
-
-    def check(self, config: Any) -> None:
-        """Every policy can sample itself."""
-
-    def open(self, policy: Policy, prompt_tokens: int) -> Policy:
-        return policy
+    from aligngap.models.backbone import Backbone
 
 
 class GeometricMixture(LogitsProcessor):
@@ -36,7 +21,7 @@ class GeometricMixture(LogitsProcessor):
     The other model reads along with a KV cache of its own; `given` is what its forward needs beside the new tokens.
     """
 
-    def __init__(self, other: Policy, share: float, mask: Tensor, given: dict[str, Any]) -> None:
+    def __init__(self, other: Backbone, share: float, mask: Tensor, given: dict[str, Any]) -> None:
         self.other, self.share, self.mask, self.given = other, share, mask, given
         self.cache: Any = None
         self.seen = 0
@@ -75,7 +60,7 @@ class Share(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
 
 
-def mixing(mixture: tuple[Policy, float] | None, ids: Tensor, mask: Tensor, n: int) -> list[LogitsProcessor]:
+def mixing(mixture: tuple[Backbone, float] | None, ids: Tensor, mask: Tensor, n: int) -> list[LogitsProcessor]:
     """What mixes another policy in, if one is: rows are prompts repeated n times."""
     if mixture is None:
         return []
@@ -88,11 +73,11 @@ def mixing(mixture: tuple[Policy, float] | None, ids: Tensor, mask: Tensor, n: i
 
 
 def generate(
-    policy: Policy,
+    policy: Backbone,
     prompts: Sequence[Ids],
     n: int,
     max_new_tokens: int,
-    mixture: tuple[Policy, float] | None = None,
+    mixture: tuple[Backbone, float] | None = None,
     temperature: float = 1.0,
     share: Share | None = None,
 ) -> list[list[int]]:

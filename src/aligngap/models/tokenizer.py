@@ -1,6 +1,6 @@
 """A study's tokenizer: a pretrained one, or one trained on the task's own training text.
 
-What this module leaves out: how a prompt or a response is closed, which is the policy's business (`policy.py`).
+What this module leaves out: how a prompt or a response is closed, which is `encoding.py`'s business.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from aligngap.loading import load_tokenizer
+from aligngap.models.loading import load_tokenizer
 from aligngap.settings import TokenizerSpec
 from aligngap.types import TaskData
 

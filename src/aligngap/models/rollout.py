@@ -1,6 +1,6 @@
 """The rollout role: whose code generates what the policy writes in training, and how far its numbers are from ours.
 
-A stream asks a `Sampler` and knows no more. A *rollout* makes that sampler from the policy: `hf.Transformers` hands out
+A stream asks a `Sampler` and knows no more. A *rollout* makes that sampler from the policy: `Transformers` hands out
 the policy itself, `vllm.Vllm` an engine that holds a copy of the weights. Such a copy is `Following`: it takes the
 weights over whenever the policy's key says that they are others, and holds the engine's log-probabilities of what it
 wrote against the trainer's. Training reads the trainer's only; the difference is measured, logged and reported.
@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from aligngap.batch import Ids, collate
+from aligngap.models.batch import Ids, collate
 from aligngap.registry import get
 from aligngap.types import Prompt, Response, Sampler
 
 if TYPE_CHECKING:
-    from aligngap.policy import Policy
+    from aligngap.models.policy import Policy
     from aligngap.settings import RolloutSpec
 
 COMPARED = 64  #: responses of each call whose log-probabilities are held against the trainer's
@@ -145,3 +145,16 @@ def installed(module: str) -> Exception | None:
     except (ImportError, OSError) as error:
         return error
     return None
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """The default rollout: the policy's own model writes, so that there is nothing to copy and nothing to compare."""
+
+    spec: RolloutSpec
+
+    def check(self, config: Any) -> None:
+        """Every policy can sample itself."""
+
+    def open(self, policy: Policy, prompt_tokens: int) -> Policy:
+        return policy

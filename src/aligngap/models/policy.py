@@ -1,32 +1,30 @@
 """The policy on transformers: log-probabilities, samples, saving and loading, for T5 and decoder-only models alike.
 
-`Backbone` turns (prompts, completions) into hidden states at completion positions; `Policy` adds the language-model
-head and the sampler; the preference model in `judges/` adds a scalar head. Each prompt is read once for all of its
-responses: by the encoder, or by a decoder-only model that then goes on from the prompt's keys and values. Only
-completion positions reach the vocabulary projection, in chunks, in float32.
+A `Policy` is a `Backbone` with the language-model head and a sampler. Only completion positions reach the vocabulary
+projection, in chunks, in float32.
 
-What this module leaves out: how models are built and loaded (`loading.py`), text (`encoding.py`), padding (`batch.py`),
-the generation engine (`rollout/`), and training (`fit.py`).
+What this module leaves out: the forward pass (`backbone.py`), how models are built and loaded (`loading.py`), the loop
+that samples (`sampling.py`), other engines (`rollout.py`), and training (`fit.py`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap import lora, rollout
-from aligngap.batch import Batch, Ids, collate, pad, positions
-from aligngap.encoding import encode_prompt, encode_response
-from aligngap.loading import PLAIN, load_model, load_tokenizer, seeded
+from aligngap.models import lora
+from aligngap.models.backbone import LOGITS_BUDGET, Backbone
+from aligngap.models.batch import Batch, Ids, collate
+from aligngap.models.loading import PLAIN, load_model, load_tokenizer, seeded
+from aligngap.models.sampling import Share, generate
 from aligngap.seeding import derive
 from aligngap.settings import LoraSpec, ModelSpec
 from aligngap.types import AligngapError, Prompt, Response, chunks
@@ -34,138 +32,6 @@ from aligngap.world import ALONE, World
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-LOGITS_BUDGET = 2**24  # elements of one [positions, V] block of logits: 64 MiB in float32
-
-
-class Backbone:
-    """A transformers model and its tokenizer: hidden states at completion positions, for any family.
-
-    `spec` says how the model is run (precision, chat template). `adapter` is PEFT's view of a low-rank adapter that
-    sits in the model, if there is one.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        spec: ModelSpec = PLAIN,
-        adapter: PeftModel | None = None,
-    ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.spec, self.adapter = spec, adapter
-        self.pad_id: int = tokenizer.pad_token_id
-        self.eos_id: int = tokenizer.eos_token_id
-        self.encoder_decoder: bool = bool(model.config.is_encoder_decoder)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    def to(self, device: torch.device) -> Any:
-        self.model.to(device)
-        return self
-
-    def precision(self) -> Any:
-        """A context for forward passes: bfloat16 matrix products on float32 weights, if the specification says so."""
-        if self.spec.dtype == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def attach(self, spec: LoraSpec, seed: int) -> Self:
-        """Put a fresh adapter into this very model: its weights are frozen, and only the adapter trains."""
-        with seeded(seed, self.device):
-            self.adapter = lora.attach(self.model, spec)
-        self.model.eval()
-        return self
-
-    def merge(self) -> Self:
-        """Add the adapter, if there is one, to these very weights: an ordinary model again. Not if they are shared."""
-        if self.adapter is not None:
-            lora.merge(self.adapter)
-            self.adapter = None
-        return self
-
-    def encode_prompt(self, text: str) -> tuple[int, ...]:
-        return encode_prompt(self.tokenizer, self.encoder_decoder, text, self.spec.chat)
-
-    def encode_response(self, text: str, ended: bool = True) -> tuple[int, ...]:
-        return encode_response(self.tokenizer, text, ended)
-
-    def hidden(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
-        """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""
-        with self.precision():
-            return self._hidden(batch.to(self.device), prompt_padding)
-
-    def _hidden(self, batch: Batch, prompt_padding: str) -> Tensor:
-        if self.encoder_decoder:
-            decoded = self._decode(batch, *self.encode(batch.prompts, prompt_padding))
-            return decoded[batch.rows, batch.columns]
-        if any(len(p) == 0 for p in batch.prompts):
-            raise AligngapError("an empty prompt: a decoder-only model needs at least one token before the response")
-        if self._shares_prompts(batch):
-            return self._continue(batch)
-        owners = batch.prompt_of.tolist()
-        whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
-        ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
-        states: Tensor = self.model.base_model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions(mask).to(self.device),
-            use_cache=False,
-        ).last_hidden_state
-        offsets = torch.tensor([len(batch.prompts[o]) - 1 for o in owners], device=self.device)
-        if prompt_padding == "left":
-            offsets = offsets + ids.shape[1] - torch.tensor([len(w) for w in whole], device=self.device)
-        return states[batch.rows, batch.columns + offsets[batch.rows]]
-
-    def _shares_prompts(self, batch: Batch) -> bool:
-        """Whether a decoder-only model reads each prompt once and goes on from its keys and values.
-
-        Not where they are not kept (activations computed again, a recurrent state), where FSDP lets a layer be called
-        once a step, nor under dropout, which two responses to one prompt would then share.
-        """
-        repeated = len(batch.completions) > len(batch.prompts) and min(map(len, batch.prompts)) > 1
-        kept = not self.spec.gradient_checkpointing and not getattr(self.model, "_is_stateful", False)
-        dropped = self.model.training and self.spec.dropout > 0
-        return repeated and kept and not dropped and not any(hasattr(m, "unshard") for m in self.model.modules())
-
-    def _continue(self, batch: Batch) -> Tensor:
-        """`_hidden` of a decoder-only model whose prompts have several completions: [M, d], differentiable."""
-        ids, read = pad([p[:-1] for p in batch.prompts], self.pad_id, side="left")
-        owners = batch.prompt_of.tolist()
-        last = [(batch.prompts[o][-1], *c[:-1]) for o, c in zip(owners, batch.completions, strict=True)]
-        inputs, real = pad(last, self.pad_id)
-
-        def forward(ids: Tensor, mask: Tensor, cache: Any = None) -> Any:
-            """The model on the last of the tokens that the mask is of."""
-            given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)[:, -ids.shape[1] :]}
-            moved = {name: t.to(self.device) for name, t in given.items()}
-            return self.model.base_model(**moved, past_key_values=cache, use_cache=True)
-
-        cache = forward(ids, read).past_key_values
-        cache.reorder_cache(batch.prompt_of)
-        out: Tensor = forward(inputs, torch.cat([read[owners], real], -1), cache).last_hidden_state
-        return out[batch.rows, batch.columns]
-
-    def encode(self, prompts: Sequence[Ids], prompt_padding: str = "right") -> tuple[Tensor, Tensor]:
-        """Encoder states [P, T, d] and mask [P, T]: once per prompt, however many responses it has."""
-        ids, mask = pad(prompts, self.pad_id, side="left" if prompt_padding == "left" else "right")
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        return self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask
-
-    def _decode(self, batch: Batch, states: Tensor, mask: Tensor) -> Tensor:
-        start = self.model.config.decoder_start_token_id
-        inputs, _ = pad([(start, *c[:-1]) for c in batch.completions], self.pad_id)
-        out: Tensor = self.model.get_decoder()(
-            input_ids=inputs.to(self.device),
-            encoder_hidden_states=states[batch.prompt_of],
-            encoder_attention_mask=mask[batch.prompt_of],
-            use_cache=False,
-        ).last_hidden_state
-        return out
 
 
 class Policy(Backbone):
@@ -299,12 +165,12 @@ class Policy(Backbone):
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
             drawn = derive(seed, "chunk", number)
             first, of = world.bounds(len(part))[0] * n, len(part) * n
-            share = rollout.Share(drawn, first, of, temperature, self.device) if world.size > 1 else None
+            share = Share(drawn, first, of, temperature, self.device) if world.size > 1 else None
 
             def write(own: Sequence[Prompt], drawn: int = drawn, share: Any = share) -> list[list[Response]]:
                 with seeded(drawn, self.device), self.precision():
                     ids = [p.ids for p in own]
-                    found = rollout.generate(self, ids, n, self.response_tokens, mixture, temperature, share)
+                    found = generate(self, ids, n, self.response_tokens, mixture, temperature, share)
                 rows = [self.response(row) for row in found]
                 return [rows[i : i + n] for i in range(0, len(rows), n)]
 

@@ -27,8 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from aligngap import chat
-from aligngap.pretrained import located, refusal
+from aligngap.models import chat
+from aligngap.models.pretrained import located, refusal
 from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, first_line
 
