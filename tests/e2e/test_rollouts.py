@@ -22,7 +22,7 @@ from aligngap.execute.local import make
 from aligngap.models.rollout import installed
 from aligngap.plan import Plan, expand
 from aligngap.report import headline
-from aligngap.report.analysis import apart
+from aligngap.report.words import apart
 from aligngap.steps import Align, Step
 from aligngap.storage.pairs import read_rows
 from aligngap.storage.store import Store

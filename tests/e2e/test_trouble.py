@@ -20,7 +20,7 @@ from aligngap.collect import collect, noticed
 from aligngap.context import Context
 from aligngap.execute.local import make
 from aligngap.plan import Plan, expand
-from aligngap.report.analysis import failed, stopped
+from aligngap.report.words import failed, stopped
 from aligngap.storage.records import read_folder, read_records, write_failures
 from aligngap.storage.store import Store
 from aligngap.study import validate

@@ -25,8 +25,8 @@ from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, 
 from aligngap.hypotheses.view import View, under
 from aligngap.plan import expand
 from aligngap.report import build_report, headline
-from aligngap.report.dials import dial_table
-from aligngap.report.panels import dial_figure
+from aligngap.report.charts import dial_figure
+from aligngap.report.figures import dial_table
 from aligngap.stats.ratio import ratio, slope_weights
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import write_table

@@ -24,9 +24,9 @@ from synthetic_records import ArmTruth, best_of_n_rows, make
 
 from aligngap.report import build_report, headline, words
 from aligngap.report.beside import beside
+from aligngap.report.charts import hover_text
 from aligngap.report.figures import difference_limits
-from aligngap.report.html import script_json
-from aligngap.report.interactive import hover_text
+from aligngap.report.page import script_json
 from aligngap.stats.estimate import FloatArray
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import (
@@ -348,7 +348,7 @@ def test_reading_side_imports_no_torch(made: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import aligngap.storage.records, aligngap.report\n"
         "assert not {'matplotlib', 'plotly', 'torch', 'transformers', 'ray'} & set(sys.modules)\n"
-        "import aligngap.report.figures, aligngap.report.html, aligngap.hypotheses.opening, matplotlib, plotly\n"
+        "import aligngap.report.figures, aligngap.report.page, aligngap.hypotheses.opening, matplotlib, plotly\n"
         f"aligngap.report.headline(Path({str(made)!r}))\n"
         "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)\n"
     )

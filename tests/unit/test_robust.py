@@ -14,7 +14,7 @@ from synthetic_records import ArmTruth, best_of_n_rows, make, planted_clouds
 from aligngap.cli import main
 from aligngap.report import build_report, planned_power
 from aligngap.report.analysis import Analysis, analyse
-from aligngap.report.robust_tables import (
+from aligngap.report.tables import (
     first_screen,
     needed,
     open_question,

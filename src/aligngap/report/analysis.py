@@ -1,4 +1,7 @@
-"""Everything the figures, the page and the terminal say, computed once from the tables: no drawing, no words here."""
+"""Everything the figures, the page and the terminal say, computed once from the tables.
+
+Leaves out drawing (`figures.py`, `charts.py`) and sentences (`words.py`).
+"""
 
 from __future__ import annotations
 
@@ -91,13 +94,6 @@ class Analysis:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Every verdict, those on the paper's assertions R1 to R13 first, in their order."""
         return tuple(sorted((v for j in self.judged for v in j.verdicts), key=lambda v: assertion(v.name)))
-
-    @cached_property
-    def warnings(self) -> tuple[str, ...]:
-        """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
-        dropped = [w for o in self.opponents for w in self.clouds[o].warnings]
-        told = stopped(self.records) + failed(self.failures) + apart(self.runs)
-        return tuple(dict.fromkeys(dropped + told))
 
     @property
     def main(self) -> Comparison:
@@ -321,49 +317,6 @@ def sft_level(rows: pd.DataFrame, column: str = "win_rate") -> float:
     """Score of the SFT policy (step 0) in these rows, mean over seeds; nan if not measured."""
     values = rows[["seed", column]][rows["step"] == 0].groupby("seed")[column].mean()
     return float(values.mean()) if len(values) else float("nan")
-
-
-def stopped(records: pd.DataFrame) -> list[str]:
-    """Sentences about runs that did not end well."""
-    mask = ~records["outcome"].isin(["ok"]) & records["outcome"].notna()
-    bad = records[["run", "outcome"]][mask].drop_duplicates("run", keep="last")
-    if not len(bad):
-        return []
-    reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].astype(str).value_counts().head(4).items())
-    return [f"{len(bad)} run(s) did not end well: {reasons}."]
-
-
-def failed(failures: Mapping[str, str]) -> list[str]:
-    """Sentences about steps that failed, so that what needs them is missing here."""
-    if not failures:
-        return []
-    told = "; ".join(f"{name}: {message}" for name, message in list(failures.items())[:4])
-    return [f"{len(failures)} step(s) failed, and what needs them is missing: {told.rstrip('.')}."]
-
-
-def apart(runs: Mapping[str, Any]) -> list[str]:
-    """A sentence about runs whose engine's log-probabilities are further from the trainer's than the study allows.
-
-    `runs` is what `collect` writes of each run; entries of another shape are passed over.
-    """
-    told = {run: about["rollouts"] for run, about in runs.items() if isinstance(about, Mapping) and "rollouts" in about}
-    wanted = ("mismatch_nats", "mismatch_max_nats", "tolerance_nats")
-    far: dict[str, list[float]] = {}
-    for run, about in told.items():
-        numbers: list[Any] = [about.get(k) for k in wanted] if isinstance(about, Mapping) else []
-        if numbers and all(isinstance(x, int | float) for x in numbers) and not numbers[0] <= numbers[2]:  # nan too
-            far[run] = numbers
-    if not far:
-        return []
-    run = max(far, key=lambda name: (far[name][0], name))
-    mean, most, tolerance = far[run]
-    writer = told[run].get("written_by", "unnamed")
-    return [
-        f"{len(far)} run(s) trained on responses of an engine ({writer}) whose log-probability of a token "
-        f"differs from the trainer's by {mean:.2g} nats on average and {most:.2g} at most ({run}), above "
-        f"recipe.rollouts.tolerance_nats, {tolerance:g}: what they call online is slightly off-policy; run them with "
-        "policy.dtype float32 or recipe.rollouts.engine transformers."
-    ]
 
 
 def dynamics(records: pd.DataFrame, opponent: str, columns: list[str]) -> pd.DataFrame:

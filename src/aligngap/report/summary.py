@@ -8,10 +8,9 @@ from pathlib import Path
 
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
-from aligngap.report.paid import judge_answers
-from aligngap.report.robust_tables import controlled_cells, first_screen, tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, told, untested
+from aligngap.report.tables import controlled_cells, first_screen, judge_answers, tables
 from aligngap.stats.compare import Comparison
 
 HEADER = (

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
 
 from aligngap.report.analysis import Analysis
 from aligngap.stats.compare import Comparison
@@ -134,7 +138,7 @@ def naive(c: Comparison) -> str:
 
 def caveats(analysis: Analysis) -> list[str]:
     """Doubts, the weightiest first."""
-    out = list(analysis.main.warnings) + list(analysis.warnings)
+    out = list(analysis.main.warnings) + warnings(analysis)
     lost = [n for n in (analysis.online, analysis.offline) if n not in analysis.arms]
     if lost:
         out.insert(0, f"The study has no arm named {' or '.join(lost)}, so the opening question stays open.")
@@ -153,3 +157,53 @@ def caveats(analysis: Analysis) -> list[str]:
     )
     out.append("The golden judge stands in for people; the golden policy as opponent may resemble one arm more.")
     return list(dict.fromkeys(out))
+
+
+def warnings(analysis: Analysis) -> list[str]:
+    """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
+    dropped = [w for o in analysis.opponents for w in analysis.clouds[o].warnings]
+    found = dropped + stopped(analysis.records) + failed(analysis.failures) + apart(analysis.runs)
+    return list(dict.fromkeys(found))
+
+
+def stopped(records: pd.DataFrame) -> list[str]:
+    """Sentences about runs that did not end well."""
+    mask = ~records["outcome"].isin(["ok"]) & records["outcome"].notna()
+    bad = records[["run", "outcome"]][mask].drop_duplicates("run", keep="last")
+    if not len(bad):
+        return []
+    reasons = ", ".join(f"{r} ({n})" for r, n in bad["outcome"].astype(str).value_counts().head(4).items())
+    return [f"{len(bad)} run(s) did not end well: {reasons}."]
+
+
+def failed(failures: Mapping[str, str]) -> list[str]:
+    """Sentences about steps that failed, so that what needs them is missing here."""
+    if not failures:
+        return []
+    told = "; ".join(f"{name}: {message}" for name, message in list(failures.items())[:4])
+    return [f"{len(failures)} step(s) failed, and what needs them is missing: {told.rstrip('.')}."]
+
+
+def apart(runs: Mapping[str, Any]) -> list[str]:
+    """A sentence about runs whose engine's log-probabilities are further from the trainer's than the study allows.
+
+    `runs` is what `collect` writes of each run; entries of another shape are passed over.
+    """
+    told = {run: about["rollouts"] for run, about in runs.items() if isinstance(about, Mapping) and "rollouts" in about}
+    wanted = ("mismatch_nats", "mismatch_max_nats", "tolerance_nats")
+    far: dict[str, list[float]] = {}
+    for run, about in told.items():
+        numbers: list[Any] = [about.get(k) for k in wanted] if isinstance(about, Mapping) else []
+        if numbers and all(isinstance(x, int | float) for x in numbers) and not numbers[0] <= numbers[2]:  # nan too
+            far[run] = numbers
+    if not far:
+        return []
+    run = max(far, key=lambda name: (far[name][0], name))
+    mean, most, tolerance = far[run]
+    writer = told[run].get("written_by", "unnamed")
+    return [
+        f"{len(far)} run(s) trained on responses of an engine ({writer}) whose log-probability of a token "
+        f"differs from the trainer's by {mean:.2g} nats on average and {most:.2g} at most ({run}), above "
+        f"recipe.rollouts.tolerance_nats, {tolerance:g}: what they call online is slightly off-policy; run them with "
+        "policy.dtype float32 or recipe.rollouts.engine transformers."
+    ]

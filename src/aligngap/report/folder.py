@@ -1,0 +1,89 @@
+"""What a report reads of an output folder: its tables, the resolved study and the provenance.
+
+The tables are kept while no file of the folder changes. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aligngap.types import AligngapError, first_line
+
+if TYPE_CHECKING:
+    from aligngap.storage.records import Tables
+
+#: name, time of change and size of each table of a folder
+Stamps = tuple[tuple[str, int, int], ...]
+#: columns of text that many rows share, which are read as numbers
+NAMES = ("study", "arm", "run", "config", "loss", "opponent", "outcome", "prompt_id")
+
+
+def stamps_of(folder: Path) -> Stamps:
+    """Name, time of change and size of each table of a folder: what changes when a table does."""
+    return tuple(sorted((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in folder.glob("*.[pyj]*")))
+
+
+@lru_cache(maxsize=1)
+def read_tables(folder: Path, stamps: Stamps) -> Tables:
+    """The record tables of a folder; read anew when `stamps`, those of `stamps_of`, are others."""
+    from aligngap.storage.records import read_folder
+
+    return read_folder(folder, NAMES)
+
+
+def compared_arms(folder: Path) -> tuple[str, str]:
+    """The two arms that the study in `folder` compares first: its `compare`, else online and offline."""
+    try:
+        first, second = read_study(folder).get("compare", ("online", "offline"))
+    except (TypeError, ValueError) as error:
+        raise AligngapError(f"{folder / 'study.yaml'}: `compare` must name two arms ({error})") from error
+    return str(first), str(second)
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """The resolved study that `collect` wrote beside the records; empty if it is not there."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(read_text(folder / "study.yaml")) or {}
+    except yaml.YAMLError as error:
+        raise AligngapError(f"{folder / 'study.yaml'}: not YAML ({first_line(error, 120)})") from error
+    if not isinstance(found, dict):
+        raise AligngapError(f"{folder / 'study.yaml'}: not a study; run it again, or take the file away")
+    return found
+
+
+def margin_of(folder: Path, study: dict[str, Any]) -> float | None:
+    """The margin by which a decision calls two arms alike, in win rate; None where the study declares none."""
+    margin = study.get("decision_margin")
+    if margin is not None and not (isinstance(margin, float) and 0 < margin < 0.5):
+        raise AligngapError(f"{folder / 'study.yaml'}: `decision_margin` must lie between 0 and 0.5, not be {margin!r}")
+    return margin
+
+
+def section(of: dict[str, Any], key: str) -> dict[str, Any]:
+    found = of.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AligngapError(f"{path}: not valid JSON: {error}") from error
+    return found if isinstance(found, dict) else {"provenance": found}
+
+
+def pipeline_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the steps before the arms found, as `collect` writes it; rows of another shape are left out."""
+    rows = provenance.get("pipeline", [])
+    return [r for r in rows if isinstance(r, dict) and {"seed", "part", "what", "value"} <= set(r)]
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
