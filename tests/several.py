@@ -20,19 +20,19 @@ import torch
 from conftest import TableJudge, pair, prompt, tiny_policy
 
 from aligngap.context import Context
-from aligngap.distributed import Processes
 from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
 from aligngap.models.batch import collate
 from aligngap.models.pair_logps import with_reference
 from aligngap.models.policy import Mixed, Policy
+from aligngap.parallel.distributed import Processes
+from aligngap.parallel.world import ALONE, Released, World
 from aligngap.settings import Optimization
 from aligngap.storage.pairs import read_rows
 from aligngap.storage.store import Store
 from aligngap.streams import Dataset, Epochs, OnPolicy
 from aligngap.training import train
 from aligngap.types import AligngapError, Stopped
-from aligngap.world import ALONE, Released, World
 
 rng = np.random.default_rng(0)
 

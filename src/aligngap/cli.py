@@ -293,7 +293,7 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     for given, what in ((args.executor == "ray", "--executor ray"), (args.workers is not None, "--workers")):
         if given:
             raise AligngapError(f"{what} spreads a study's steps and --processes one model; leave one of them out")
-    from aligngap.distributed import check_parallel
+    from aligngap.parallel.distributed import check_parallel
 
     check_batches(made, processes, parallel)
     check_parallel(parallel, processes, pick_device(args.device), int(os.environ.get("LOCAL_WORLD_SIZE", processes)))

@@ -8,12 +8,12 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from aligngap.parallel.world import ALONE, World
 from aligngap.storage.files import write_text
 from aligngap.storage.runlog import RunLog
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Track, Tracking
 from aligngap.types import Judge, Progress, RunFailed, silent
-from aligngap.world import ALONE, World
 
 if TYPE_CHECKING:
     import torch

@@ -24,10 +24,10 @@ from aligngap.losses import Loss, classified_right
 from aligngap.models.loading import seeded
 from aligngap.models.pair_logps import compare_logps
 from aligngap.models.policy import Policy
+from aligngap.parallel.world import ALONE, World, writing
 from aligngap.seeding import derive
 from aligngap.settings import Optimization
 from aligngap.types import AligngapError, Pair, Sampler
-from aligngap.world import ALONE, World, writing
 
 #: Per-item losses [B] of a batch of items, and per-item metrics [B] to report.
 Objective = Callable[[Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]

@@ -18,7 +18,7 @@ from synthetic_records import ArmTruth, best_of_n_rows, make, same_as
 
 from aligngap import registry
 from aligngap.hypotheses.base import Dial, Hypothesis, judge_all
-from aligngap.hypotheses.classify_figures import along_stream
+from aligngap.hypotheses.classification import along_stream
 from aligngap.hypotheses.geometry import heterogeneity
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide

@@ -14,7 +14,7 @@ import torch
 from conftest import BOTH, COMMAND_ENV, prompt, tiny_policy
 
 from aligngap.models.policy import Mixed
-from aligngap.world import Alone
+from aligngap.parallel.world import Alone
 
 KINDS = ("ddp", "fsdp")
 CASES = ("sft", "offline", "online", "mixed")

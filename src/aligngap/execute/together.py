@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 from aligngap.execute import local
 from aligngap.execute.agenda import Agenda, position
+from aligngap.parallel.world import ALONE, Released
 from aligngap.steps import Step
 from aligngap.storage.runlog import RunLog
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Track, Tracking
 from aligngap.types import AligngapError, RunFailed, Stopped, silent
-from aligngap.world import ALONE, Released
 
 if TYPE_CHECKING:
-    from aligngap.distributed import Parallel
+    from aligngap.parallel.distributed import Parallel
     from aligngap.plan import Plan
     from aligngap.settings import Optimization
 
@@ -105,8 +105,8 @@ class Together:
         import torch
 
         from aligngap.context import Context
-        from aligngap.distributed import Processes
         from aligngap.models.loading import quiet
+        from aligngap.parallel.distributed import Processes
 
         threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -25,10 +25,10 @@ from aligngap.models.backbone import LOGITS_BUDGET, Backbone
 from aligngap.models.batch import Batch, Ids, collate
 from aligngap.models.loading import PLAIN, load_model, load_tokenizer, seeded
 from aligngap.models.sampling import Share, generate
+from aligngap.parallel.world import ALONE, World
 from aligngap.seeding import derive
 from aligngap.settings import LoraSpec, ModelSpec
 from aligngap.types import AligngapError, Prompt, Response, chunks
-from aligngap.world import ALONE, World
 
 if TYPE_CHECKING:
     from peft import PeftModel

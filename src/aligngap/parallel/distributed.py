@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from aligngap.parallel.world import Plain, Released, Spread
 from aligngap.seeding import derive
 from aligngap.types import AligngapError, Judge, Judgement, Prompt, Response, RunFailed
-from aligngap.world import Plain, Released, Spread
 
 T = TypeVar("T")
 Item = TypeVar("Item")
