@@ -18,7 +18,7 @@ import torch
 
 from aligngap import training
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.worker import make
 from aligngap.fit import Trainer
 from aligngap.plan import expand
 from aligngap.storage.runlog import RunLog

@@ -11,17 +11,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
-from aligngap.types import AligngapError, RunFailed
+from aligngap.execute.checks import check_data, check_judges, check_models, pick_executor, pick_processes, pick_tracking
+from aligngap.types import AligngapError, RunFailed, one_line
 
 if TYPE_CHECKING:
-    from aligngap.execute.agenda import Executor
     from aligngap.plan import Plan
-    from aligngap.settings import Study
-    from aligngap.storage.store import Store
-    from aligngap.storage.tracking import Tracking
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         from aligngap.storage.files import disk_line
 
-        print(f"aligngap: {one_line(disk_line(error, 'writing'))}", file=sys.stderr)
+        complain(one_line(disk_line(error, "writing")))
         return 1
 
 
@@ -167,12 +164,6 @@ def complain(line: str) -> None:
 
     if not in_world() or os.environ["RANK"] == "0":
         print(f"aligngap: {line}", file=sys.stderr)
-
-
-def one_line(error: object) -> str:
-    """The text on one line, with everything unprintable in it escaped (control characters, right-to-left marks)."""
-    text = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
@@ -209,9 +200,10 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
-    from aligngap.collect import collect
-    from aligngap.execute.console import follow, stages, watch
+    from aligngap.execute.collect import collect
+    from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
+    from aligngap.execute.watch import follow, watch
     from aligngap.report import build_report, headline
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
@@ -246,132 +238,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
         lost = f" and {outcome.lost} that need them" if outcome.lost else ""
         raise RunFailed(f"{len(outcome.failed)} steps failed{lost}; the same command tries them again")
     return 0
-
-
-def check_data(made: Plan, store: Store) -> None:
-    """Read every data file that no earlier run has read: a broken row, or too few, costs a line and nothing more."""
-    from aligngap.steps import Data, build_task
-
-    for step in made.steps():
-        if isinstance(step, Data) and not store.has(step.name):
-            task = build_task(step.task)
-            if hasattr(task, "path"):
-                found = task.load(step.seed)
-                step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
-
-
-def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
-    """The trackers asked for, refused before any work where one cannot be used."""
-    from aligngap.execute.console import labels
-    from aligngap.storage.tracking import Tracking, check_trackers
-
-    names = check_trackers(args.track)
-    if names and args.executor == "ray":
-        raise AligngapError("--track belongs to --executor local; leave one of them out")
-    return Tracking(names, out.resolve() / "tracking", made.study.name, labels(made))
-
-
-def pick_processes(args: argparse.Namespace, made: Plan) -> int:
-    """How many processes train a model together, refused before any work where they cannot be had."""
-    from aligngap.execute.together import check_batches, in_world
-    from aligngap.steps import Align
-
-    found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
-    processes: int = found if args.processes is None else args.processes
-    parallel: Literal["ddp", "fsdp"] = args.parallel or "ddp"
-    if processes < 1 or (found > 1 and processes != found):
-        raise AligngapError(
-            f"--processes {processes}: must be " + ("positive" if found == 1 else f"{found}, as started")
-        )
-    if processes == 1:
-        if args.parallel is not None:
-            raise AligngapError("--parallel belongs to --processes N; add it, with N above 1")
-        return 1
-    engine = next((s.rollouts.engine for s in made.steps() if isinstance(s, Align) and s.engine_writes), None)
-    if engine is not None:
-        raise AligngapError(f"recipe.rollouts.engine: {engine} writes for one process; leave it or --processes out")
-    for given, what in ((args.executor == "ray", "--executor ray"), (args.workers is not None, "--workers")):
-        if given:
-            raise AligngapError(f"{what} spreads a study's steps and --processes one model; leave one of them out")
-    from aligngap.parallel.distributed import check_parallel
-
-    check_batches(made, processes, parallel)
-    check_parallel(parallel, processes, pick_device(args.device), int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
-    return processes
-
-
-def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) -> Executor:
-    """Local processes or a Ray cluster, refused before any work where it cannot be had."""
-    if args.executor == "ray":
-        from aligngap.execute.ray import Ray
-
-        if args.device != "auto":
-            raise AligngapError("--device belongs to --executor local; with ray, --gpus says what a step gets")
-        return Ray(store, gpus=args.gpus, workers=args.workers, threads=args.threads, save_seconds=args.save_seconds)
-    from aligngap.execute.local import Local
-    from aligngap.execute.together import Together, in_world
-
-    if args.gpus is not None:
-        raise AligngapError("--gpus belongs to --executor ray; with local processes, --device names the device")
-    device = pick_device(args.device)
-    if in_world():
-        return Together(
-            store, parallel=args.parallel or "ddp", device=device, threads=args.threads,
-            save_seconds=args.save_seconds, tracking=tracking,
-        )  # fmt: skip
-    workers = args.workers if args.workers is not None else 1 if device.startswith("cuda") else os.cpu_count() or 1
-    return Local(
-        store, workers=workers, threads=args.threads, device=device, save_seconds=args.save_seconds, tracking=tracking
-    )
-
-
-def check_models(study: Study) -> None:
-    """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
-    from aligngap.models.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
-    from aligngap.models.lora import check_peft
-    from aligngap.models.rollout import rollout_of
-    from aligngap.study import varied
-
-    quiet()
-    every = [study, *(varied(study, name) for name in study.variants)]
-    if any(how.lora is not None for s in every for how in s.optimizations):
-        check_peft()
-    for path in dict.fromkeys(s.tokenizer.path for s in every):
-        if path is not None:
-            load_tokenizer(path)
-    for spec in {m.model_dump_json(): m for s in every for m in s.models}.values():
-        check_spec(spec)
-        check_tokenizer(spec)
-    for s in every:
-        rollout_of(s.recipe.rollouts).check(config_of(s.policy))
-
-
-def check_judges(made: Plan, store: Any) -> None:
-    """Ask each judge that can say so whether it can be used, unless everything is done."""
-    from aligngap.steps import ReadyJudge, build_judge
-
-    steps = made.steps()
-    if all(store.has(s.name) for s in steps):
-        return
-    for judge in (s for s in steps if isinstance(s, ReadyJudge)):
-        kind = build_judge(judge.spec)
-        if hasattr(kind, "check"):
-            try:
-                kind.check(store.root)
-            except RunFailed as error:
-                raise AligngapError(str(error)) from error
-
-
-def pick_device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise AligngapError(f"--device {name}: {one_line(error)[:120]}; use cpu or auto") from error
-    return name
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:

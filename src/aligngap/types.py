@@ -198,6 +198,12 @@ def first_line(error: BaseException, most: int = 200) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
+def one_line(error: object) -> str:
+    """The text on one line, with everything unprintable in it escaped (control characters, right-to-left marks)."""
+    text = " ".join(str(error).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def silent(done: int, total: int, note: str = "") -> None:
     """Progress for nobody."""
 

@@ -20,7 +20,7 @@ from conftest import TINY_STUDY, tiny_policy
 
 from aligngap.cli import main
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.worker import make
 from aligngap.plan import expand
 from aligngap.storage.store import Store
 from aligngap.study import validate

@@ -15,10 +15,10 @@ from instruct_model import chat_tokenizer, write_gguf, write_instruct
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from aligngap.cli import main
-from aligngap.collect import collect
 from aligngap.context import Context
 from aligngap.exchange.export import find_run, write_policy
-from aligngap.execute.local import make
+from aligngap.execute.collect import collect
+from aligngap.execute.worker import make
 from aligngap.models.policy import Policy
 from aligngap.plan import expand
 from aligngap.settings import LoraSpec

@@ -16,9 +16,9 @@ from plain_engine import Plain, PlainRollout
 
 from aligngap import registry
 from aligngap.cli import main
-from aligngap.collect import collect
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.collect import collect
+from aligngap.execute.worker import make
 from aligngap.models.rollout import installed
 from aligngap.plan import Plan, expand
 from aligngap.report import headline

@@ -18,7 +18,7 @@ from conftest import TINY_STUDY
 from warm import Warm
 
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.worker import make
 from aligngap.plan import expand
 from aligngap.storage.store import Store
 from aligngap.study import validate

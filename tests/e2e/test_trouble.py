@@ -16,9 +16,9 @@ import yaml
 from conftest import TINY_STUDY
 
 from aligngap.cli import main
-from aligngap.collect import collect, noticed
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.collect import collect, noticed
+from aligngap.execute.worker import make
 from aligngap.plan import Plan, expand
 from aligngap.report.words import failed, stopped
 from aligngap.storage.records import read_folder, read_records, write_failures
@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite(started: Path, capsys: pytest.CaptureFixture[
 
 def test_an_exploding_kl(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is lowered: how far this tiny policy runs, and by which step, depends on a processor's last bits."""
-    monkeypatch.setattr("aligngap.collect.KL_PER_TOKEN_NATS", 0.5)
+    monkeypatch.setattr("aligngap.execute.collect.KL_PER_TOKEN_NATS", 0.5)
     assert not carry_out(study(recipe__optimization__learning_rate=1.0), started)
     found = outcomes(started)
     assert found["online"].startswith("by step ")

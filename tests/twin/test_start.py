@@ -15,9 +15,9 @@ import torch
 import yaml
 from conftest import TINY_STUDY
 
-from aligngap.collect import collect
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.collect import collect
+from aligngap.execute.worker import make
 from aligngap.models.pair_logps import pair_logps
 from aligngap.plan import Plan, expand
 from aligngap.steps import Align

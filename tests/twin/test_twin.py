@@ -15,7 +15,7 @@ from conftest import TINY_STUDY
 from safetensors.torch import load_file
 
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.worker import make
 from aligngap.plan import Plan, Run, expand
 from aligngap.storage.store import Store
 from aligngap.study import validate

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aligngap.collect import collect
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.collect import collect
+from aligngap.execute.worker import make
 from aligngap.plan import expand
 from aligngap.storage.records import read_folder
 from aligngap.storage.store import Store

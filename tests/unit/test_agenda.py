@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from aligngap.execute.agenda import Agenda
+from aligngap.execute.agenda import Agenda, Event
 from aligngap.steps.base import Step
 
 
@@ -42,11 +42,11 @@ def test_needs_come_first_and_the_urgent_before_the_rest() -> None:
     todo = agenda(steps)
     assert names(todo.ready()) == "a"
     assert names(todo.ready()) == ""  # given out once
-    todo.end(steps["a"], "made", "")
+    todo.end(steps["a"], Event.MADE, "")
     assert names(todo.ready()) == "cb"
-    todo.end(steps["c"], "found", "")
+    todo.end(steps["c"], Event.FOUND, "")
     assert names(todo.ready()) == ""
-    todo.end(steps["b"], "made", "")
+    todo.end(steps["b"], Event.MADE, "")
     assert names(todo.ready()) == "d"
     assert not todo.waiting
 
@@ -55,13 +55,13 @@ def test_a_failure_costs_what_needs_it_and_nothing_else() -> None:
     steps = diamond()
     todo = agenda(steps)
     list(todo.ready())
-    todo.end(steps["a"], "made", "")
+    todo.end(steps["a"], Event.MADE, "")
     list(todo.ready())
-    todo.end(steps["c"], "failed", "no memory")
+    todo.end(steps["c"], Event.FAILED, "no memory")
     lost = list(todo.lost())
     assert [(s.label_, why) for s, why in lost] == [("d", f"needs {steps['c'].name}, which failed")]
     assert list(todo.lost()) == []
-    todo.end(steps["b"], "made", "")
+    todo.end(steps["b"], Event.MADE, "")
     assert names(todo.ready()) == ""
     assert not todo.waiting
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.worker import make
 from aligngap.plan import Plan, expand
 from aligngap.steps import Align, Data, FitJudge, Relabel, Sft
 from aligngap.steps.data import kept_for_judges

@@ -13,7 +13,7 @@ from conftest import BOTH, FAMILIES, TINY_STUDY, pair, prompt, response, tiny_po
 from safetensors.torch import load_file
 
 from aligngap.context import Context
-from aligngap.execute.local import make
+from aligngap.execute.worker import make
 from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
 from aligngap.measure import score

@@ -17,7 +17,7 @@ from instruct_model import chat_tokenizer, write_gguf, write_instruct
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from aligngap.cli import check_models
+from aligngap.execute.checks import check_models
 from aligngap.models import pretrained
 from aligngap.models.chat import TemplateRefused, messages_of
 from aligngap.models.encoding import encode_chat, encode_prompt, encode_text

@@ -6,21 +6,41 @@ Bookkeeping without any process in it, and the role that the command knows an ex
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from typing import Protocol
 
 from aligngap.steps import Step
 from aligngap.storage.store import Store
 
 
+class Event(StrEnum):
+    """What an executor tells of a step."""
+
+    START = "start"  # a worker has taken it
+    MADE = "made"  # its artifact is new
+    FOUND = "found"  # its artifact was there already
+    FAILED = "failed"
+    BAD_INPUT = "bad input"  # the failure has a remedy in the study or the data
+    LOST = "lost"  # it needs a step that failed
+    STOPPED = "stopped"  # somebody asked for it; what it did so far is saved
+    TICK = "tick"  # nothing happened, and it is still at work
+
+
+#: An event, and what to say about it.
+Answer = tuple[Event, str]
+
+
 class Executor(Protocol):
-    """Makes steps, wherever it does so; `run` yields (event, step, message) as `local.Local.run` says."""
+    """An executor makes steps, wherever it does so."""
 
     @property
     def store(self) -> Store: ...
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[str, Step, str]]: ...
+    ) -> Iterator[tuple[Event, Step, str]]:
+        """Work through the steps until done or `stopped`; yields (event, step, message)."""
+        ...
 
     def position(self, step: Step) -> tuple[float, str]:
         """(fraction done, note) of a running step."""
@@ -51,9 +71,9 @@ class Agenda:
                 self.broken[step.name] = f"needs {why[0]}, which failed"
                 yield step, self.broken[step.name]
 
-    def end(self, step: Step, event: str, message: str) -> None:
+    def end(self, step: Step, event: Event, message: str) -> None:
         """Note how a started step ended."""
-        if event in ("made", "found"):
+        if event in (Event.MADE, Event.FOUND):
             self.unmade.discard(step.name)
         else:
             self.broken[step.name] = message

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from aligngap import __version__
-from aligngap.execute import local
-from aligngap.execute.agenda import Agenda, position
+from aligngap.execute.agenda import Agenda, Answer, Event, position
+from aligngap.execute.local import importance
+from aligngap.execute.worker import WorkerSettings, work
 from aligngap.steps import Step
 from aligngap.storage.files import write_text
 from aligngap.storage.store import Store
@@ -45,22 +46,6 @@ def connect() -> Any:
             remedy = "start one with `ray start --head`, or set RAY_ADDRESS to HOST:PORT of its head"
             raise AligngapError(f"--executor ray: no Ray cluster at {given or 'this machine'}; {remedy}") from error
     return ray
-
-
-def _work(text: str, root: str, folder: str, device: str, threads: int, save_seconds: float) -> tuple[str, str]:
-    """Runs in a Ray worker: what `local._work` does, with a context kept for the worker's next step."""
-    if "ctx" not in local._worker:
-        import torch
-
-        from aligngap.context import Context
-        from aligngap.models.loading import quiet
-
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        os.chdir(folder)
-        torch.set_num_threads(threads)
-        quiet()
-        local._worker["ctx"] = Context(Store(Path(root)), device, save_seconds)
-    return local._work(text)
 
 
 def _look(root: str, folder: str, token: str, version: str) -> tuple[str, str]:
@@ -133,21 +118,21 @@ class Ray:
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[str, Step, str]]:
-        """Work through the steps as tasks until done or `stopped`; events as of `local.Local.run`."""
+    ) -> Iterator[tuple[Event, Step, str]]:
+        """Work through the steps as tasks until done or `stopped`; yields (event, step, message)."""
         todo = []
         for step in steps:
             if self.store.has(step.name):
-                yield "found", step, ""
+                yield Event.FOUND, step, ""
             else:
                 todo.append(step)
         if not todo:
             return
         self.check_nodes()
-        agenda = Agenda(todo, local.importance(todo))
+        agenda = Agenda(todo, importance(todo))
         device = "cuda" if self.gpus > 0 else "cpu"
-        task = self.ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES)(_work)
-        settings = (str(self.store.root), os.getcwd(), device, self.threads, self.save_seconds)
+        task = self.ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES)(work)
+        settings = WorkerSettings(str(self.store.root), os.getcwd(), device, self.threads, self.save_seconds)
         running: dict[Any, Step] = {}
         queue: list[Step] = []
         try:
@@ -155,12 +140,12 @@ class Ray:
                 if stopped():
                     raise KeyboardInterrupt
                 for step, why in agenda.lost():
-                    yield "lost", step, why
+                    yield Event.LOST, step, why
                 queue += agenda.ready()
                 while queue and len(running) < (self.workers or self._room()):
                     step = queue.pop(0)
-                    running[task.remote(step.model_dump_json(), *settings)] = step
-                    yield "start", step, ""
+                    running[task.remote(settings, step.model_dump_json())] = step
+                    yield Event.START, step, ""
                 if not running:
                     continue
                 finished, _ = self.ray.wait(list(running), timeout=0.5)
@@ -170,7 +155,7 @@ class Ray:
                     agenda.end(step, event, message)
                     yield event, step, message
                 if not finished:
-                    yield "tick", next(iter(running.values())), ""
+                    yield Event.TICK, next(iter(running.values())), ""
         except BaseException:
             for reference in running:
                 self.ray.cancel(reference, force=True)
@@ -182,13 +167,13 @@ class Ray:
         room = have.get("CPU", 0.0) / self.threads
         return max(1, int(min(room, have.get("GPU", 0.0) / self.gpus) if self.gpus else room))
 
-    def _answer(self, reference: Any) -> tuple[str, str]:
+    def _answer(self, reference: Any) -> Answer:
         try:
             event, message = self.ray.get(reference)
-            return str(event), str(message)
+            return Event(event), str(message)
         except self.ray.exceptions.RayError as error:
             what = f"its worker died {RETRIES + 1} times ({type(error).__name__})"
-            return "failed", f"{what}; the same command goes on from where it was"
+            return Event.FAILED, f"{what}; the same command goes on from where it was"
 
     def position(self, step: Step) -> tuple[float, str]:
         """(fraction done, note) of a running step, from the shared store."""

@@ -22,21 +22,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligngap.execute import local
-from aligngap.execute.agenda import Agenda, position
+from aligngap.execute.agenda import Agenda, Answer, Event, position
+from aligngap.execute.local import importance
+from aligngap.execute.worker import attempt, make, work_on
 from aligngap.parallel.world import ALONE, Released
 from aligngap.steps import Step
 from aligngap.storage.runlog import RunLog
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Track, Tracking
-from aligngap.types import AligngapError, RunFailed, Stopped, silent
+from aligngap.types import AligngapError, RunFailed, silent
 
 if TYPE_CHECKING:
     from aligngap.parallel.distributed import Parallel
     from aligngap.plan import Plan
     from aligngap.settings import Optimization
-
-Told = tuple[str, str]  # ("made" | "found" | "bad input" | "failed" | "stopped", what to say)
 
 
 def in_world() -> bool:
@@ -118,34 +117,35 @@ class Together:
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[str, Step, str]]:
-        """Work through the steps until done or `stopped`; events as of `local.Local.run`, the same in all processes."""
+    ) -> Iterator[tuple[Event, Step, str]]:
+        """Work through the steps until done or `stopped`; yields (event, step, message), the same
+        in all processes."""
         there = set(self.world.agreed([s.name for s in steps if self.store.has(s.name)]))
         for step in steps:
             if step.name in there:
-                yield "found", step, ""
+                yield Event.FOUND, step, ""
         todo = [s for s in steps if s.name not in there]
-        agenda, ready = Agenda(todo, local.importance(todo)), list[Step]()
+        agenda, ready = Agenda(todo, importance(todo)), list[Step]()
         self.ctx.stopping = stopped
         while agenda.waiting or ready:
             if any(self.world.any(stopped())):
                 self.world.leave()
                 raise KeyboardInterrupt
             for step, why in agenda.lost():
-                yield "lost", step, why
+                yield Event.LOST, step, why
             ready += agenda.ready()
             turn = self._turn(ready)
             if not turn:
                 continue
             ready = [s for s in ready if s not in turn]
             for step in turn:
-                yield "start", step, ""
+                yield Event.START, step, ""
             work = _in_thread(partial(self._work, turn))
             while not work.done():
                 time.sleep(0.05)
-                yield "tick", turn[0], ""
+                yield Event.TICK, turn[0], ""
             for step, (event, message) in zip(turn, work.result(), strict=True):
-                if event == "stopped":
+                if event == Event.STOPPED:
                     self.world.leave()
                     raise KeyboardInterrupt
                 agenda.end(step, event, message)
@@ -158,7 +158,7 @@ class Together:
         wide = [s for s in ready if trained_by(s) is not None]
         return wide[:1] if wide and len(single) < self.world.size else single[: self.world.size]
 
-    def _work(self, turn: Sequence[Step]) -> list[Told]:
+    def _work(self, turn: Sequence[Step]) -> list[Answer]:
         """What became of the steps of one turn; the same in all processes."""
         import torch
 
@@ -166,12 +166,12 @@ class Together:
         if len(turn) == 1 and trained_by(turn[0]) is not None:
             return [self.world.agreed(self._attempt(turn[0], self._train))]
         own = turn[self.world.rank] if self.world.rank < len(turn) else None
-        told = self.world.gathered(self._attempt(own, self._make) if own is not None else ("", ""))
+        told = self.world.gathered(self._attempt(own, self._make) if own is not None else (Event.TICK, ""))
         return told[: len(turn)]
 
     def _make(self, step: Step) -> bool:
         self.ctx.world = ALONE
-        return local.make(step, self.store, self.ctx)
+        return make(step, self.store, self.ctx)
 
     def _train(self, step: Step) -> bool:
         """One process's part in training a model; all but the first work in a folder that is thrown away."""
@@ -180,7 +180,7 @@ class Together:
         if first:
             with self.store.making(step.name) as work:
                 if self.world.agreed(work is not None) and work is not None:
-                    local.work_on(step, self.store, ctx, work)
+                    work_on(step, self.store, ctx, work)
                 return work is not None
         if self.world.agreed(False):
             ctx.progress, ctx.log, ctx.track = silent, RunLog(), Track()
@@ -192,21 +192,16 @@ class Together:
                     return True
         return False
 
-    def _attempt(self, step: Step, work: Callable[[Step], bool]) -> Told:
-        try:
-            return ("made" if work(step) else "found"), ""
-        except Stopped:
-            return "stopped", ""
-        except AligngapError as error:
-            return "bad input", str(error)
-        except RunFailed as error:
-            return "failed", str(error)
-        except Exception as error:
-            if self.ctx.world.size == 1:
-                return "failed", local.told(error, step, self.store)
-            print(f"aligngap: process {self.world.rank}: {local.told(error, step, self.store)}", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)
+    def _attempt(self, step: Step, making: Callable[[Step], bool]) -> Answer:
+        """What became of a step; where all processes train it, an error nobody foresaw ends the command."""
+        return attempt(step, partial(making, step), self.store, self._crash)
+
+    def _crash(self, line: str) -> None:
+        """End this process, and with it the others that train the same model: they would wait for it for ever."""
+        if self.ctx.world.size == 1:
+            return
+        print(f"aligngap: process {self.world.rank}: {line}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def position(self, step: Step) -> tuple[float, str]:
         """(fraction done, note) of a running step."""

@@ -1,0 +1,165 @@
+"""Make steps inside a process, whoever started it: in a pool of this machine, on a Ray cluster, or one of several.
+
+A worker holds one step at a time under the store's lock, says how far it is, and answers what became of the step.
+Leaves out which step comes next (`agenda.py`) and where workers come from (`local.py`, `ray.py`, `together.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from aligngap.execute.agenda import Answer, Event
+from aligngap.steps import Step, step_from_json
+from aligngap.storage.files import disk_line, disk_trouble, write_text
+from aligngap.storage.provenance import provenance
+from aligngap.storage.runlog import RunLog
+from aligngap.storage.store import Store
+from aligngap.storage.tracking import Tracking
+from aligngap.types import AligngapError, RunFailed, Stopped
+
+
+def make(step: Step, store: Store, ctx: Any) -> bool:
+    """Make one artifact in this process; False if it was there already."""
+    if store.has(step.name):
+        return False
+    with store.making(step.name) as work:
+        if work is not None:
+            work_on(step, store, ctx, work)
+        return work is not None
+
+
+def work_on(step: Step, store: Store, ctx: Any, work: Path) -> None:
+    """Make one artifact in its work folder, which this process holds the lock of."""
+    ctx.work = work
+    # Of several processes none leaves between two steps of training: they agree on it there.
+    reporter = Reporter(store.root / "partial" / f"{step.name}.progress", ctx.stopping if ctx.world.size == 1 else bool)
+    ctx.progress, ctx.log = reporter, RunLog(store.root / "partial" / f"{step.name}.log.jsonl")
+    ctx.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name, **ctx.world.about())
+    ctx.track = ctx.tracking.of(step.name)
+    started = time.monotonic()
+    try:
+        about = step.run(ctx)
+    except BaseException as error:
+        with suppress(OSError):  # a full disk may be the very reason
+            ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
+        raise
+    finally:
+        ctx.track.close()
+    if spent := ctx.spent():
+        about |= {"judges": spent}
+    manifest = {
+        "kind": step.kind, "version": step.version, "configuration": step.configuration,
+        "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
+        "provenance": provenance(ctx.device_name, time.monotonic() - started) | ctx.world.about(),
+    }  # fmt: skip
+    store.finish(step.name, manifest)
+    ctx.log.note("finished")
+    reporter.path.unlink(missing_ok=True)
+
+
+class Reporter:
+    """A reporter writes progress as a small file that the command reads: works for any worker, on any terminal or none.
+
+    Where a step says how far it is, it can also be stopped; training saves first, see `training.train`.
+    """
+
+    def __init__(self, path: Path, stopping: Callable[[], bool]) -> None:
+        self.path, self.last, self.stopping = path, 0.0, stopping
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if self.stopping():
+            raise Stopped
+        now = time.monotonic()
+        if now - self.last > 0.4:
+            self.last = now
+            write_text(self.path, f"{done} {total} {note}")
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker process is opened with: the store, the command's folder, and how the worker computes."""
+
+    root: str
+    folder: str
+    device: str
+    threads: int
+    save_seconds: float
+    tracking: Tracking = field(default_factory=Tracking)
+
+
+class Worker:
+    """A worker makes one step after another in its process, with models kept in memory between them."""
+
+    current: ClassVar[Worker | None] = None
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        import torch
+
+        from aligngap.context import Context
+        from aligngap.models.loading import quiet
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.chdir(settings.folder)
+        torch.set_num_threads(settings.threads)
+        quiet()
+        self.settings, self.busy, self.stopping = settings, False, False
+        self.context = Context(Store(Path(settings.root)), settings.device, settings.save_seconds, settings.tracking)
+        self.context.stopping = lambda: self.stopping
+
+    def attempt(self, step: Step) -> Answer:
+        """Make a step; an error becomes the answer, and the sweep goes on without the step."""
+        self.busy = True
+        try:
+            return attempt(step, lambda: make(step, self.context.store, self.context), self.context.store)
+        finally:
+            self.busy = False
+
+
+def open_worker(settings: WorkerSettings) -> Worker:
+    """The worker of this process; a new one where the settings are others than before."""
+    if Worker.current is None or Worker.current.settings != settings:
+        Worker.current = Worker(settings)
+    return Worker.current
+
+
+def work(settings: WorkerSettings, step: str) -> Answer:
+    """Make the step that a JSON text describes, in a worker process; a step asked to stop ends the process."""
+    event, message = open_worker(settings).attempt(step_from_json(step))
+    if event is Event.STOPPED:
+        os._exit(0)
+    return event, message
+
+
+def attempt(step: Step, making: Callable[[], bool], store: Store, crash: Callable[[str], None] | None = None) -> Answer:
+    """What became of `making` a step: made, found, stopped, or why it failed; `crash` hears of what nobody foresaw."""
+    try:
+        return (Event.MADE if making() else Event.FOUND), ""
+    except Stopped:
+        return Event.STOPPED, ""
+    except AligngapError as error:
+        return Event.BAD_INPUT, str(error)
+    except RunFailed as error:
+        return Event.FAILED, str(error)
+    except Exception as error:  # an error nobody foresaw costs this step and what needs it
+        line = explain_crash(error, step, store)
+        if crash is not None:
+            crash(line)
+        return Event.FAILED, line
+
+
+def explain_crash(error: Exception, step: Step, store: Store) -> str:
+    """A line about an error nobody foresaw; the traceback is kept beside the step's work, unless the disk refuses."""
+    if disk := disk_trouble(error):
+        return disk_line(disk, store.root)
+    log = store.partial(step.name).with_suffix(".error")
+    with suppress(OSError):
+        write_text(log, "".join(traceback.format_exception(error)))
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first_line} (traceback: {log})"
