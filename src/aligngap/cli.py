@@ -18,7 +18,7 @@ from aligngap.execute.checks import check_data, check_judges, check_models, pick
 from aligngap.types import AligngapError, RunFailed, one_line
 
 if TYPE_CHECKING:
-    from aligngap.plan import Plan
+    from aligngap.pipeline.plan import Plan
 
 
 class Parser(argparse.ArgumentParser):
@@ -168,9 +168,9 @@ def complain(line: str) -> None:
 
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
-    from aligngap.plan import expand
+    from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
-    from aligngap.study import load
+    from aligngap.study.load import load
 
     study = load(args.study, args.sets)
     out = args.out or Path("out") / study.name
@@ -183,9 +183,9 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_plan
-    from aligngap.own import check_pairs, own_study
-    from aligngap.plan import expand
+    from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
+    from aligngap.study.own import check_pairs, own_study
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name
@@ -292,9 +292,10 @@ def export(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_rows
-    from aligngap.study import arm_diff, load
+    from aligngap.study.load import load
+    from aligngap.study.variants import diff_arms
 
-    rows = arm_diff(load(args.study, args.sets), args.left, args.right)
+    rows = diff_arms(load(args.study, args.sets), args.left, args.right)
     if not rows:
         print(f"{args.left} and {args.right} are the same stream")
         return 0
@@ -320,7 +321,7 @@ def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
 def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_rows
     from aligngap.registry import names
-    from aligngap.study import packaged, parse_yaml
+    from aligngap.study.yaml_file import packaged, parse_yaml
 
     if args.shelf == "studies":
         questions = {n: str(parse_yaml(f.read_text(), n).get("question", "")) for n, f in packaged().items()}

@@ -15,8 +15,9 @@ import pytest
 from pydantic import BaseModel
 
 from aligngap import registry, settings
-from aligngap.steps import build_loss, build_task
-from aligngap.study import parse_yaml, validate
+from aligngap.study.build import build_loss, build_task
+from aligngap.study.load import validate
+from aligngap.study.yaml_file import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

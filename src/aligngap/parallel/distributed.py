@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from aligngap.parallel.world import Plain, Released, Spread
 from aligngap.seeding import derive
-from aligngap.types import AligngapError, Judge, Judgement, Prompt, Response, RunFailed
+from aligngap.types import AligngapError, Judge, Judgement, PaidJudge, Prompt, Response, RunFailed
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -131,7 +131,7 @@ class Asked:
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
         rows = list(zip(prompts, a, b, strict=True))
-        if hasattr(self.asked, "spent"):
+        if isinstance(self.asked, PaidJudge):
             found = self.world._told(lambda: self._answers(rows) if self.world.rank == 0 else [])[0]
         else:
             found = self.world.each(rows, self._answers)
