@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
-from aligngap.execute.checks import check_data, check_judges, check_models, pick_executor, pick_processes, pick_tracking
 from aligngap.types import AligngapError, RunFailed, one_line
 
 if TYPE_CHECKING:
@@ -192,6 +191,8 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:
+        from aligngap.execute.checks import check_models
+
         check_models(study)
         print_plan(made, store, out)
         return 0
@@ -200,6 +201,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
+    from aligngap.execute import checks
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
@@ -210,16 +212,16 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
-    processes = pick_processes(args, made)
+    processes = checks.pick_processes(args, made)
     if processes > 1 and not in_world():
         return launch(words, processes, args.threads)
-    executor = pick_executor(args, store, pick_tracking(args, made, out))
+    executor = checks.pick_executor(args, store, checks.pick_tracking(args, made, out))
     if isinstance(executor, Together) and executor.world.rank > 0:
         follow(executor, made)
         return 0
-    check_models(made.study)
-    check_judges(made, store)
-    check_data(made, store)
+    checks.check_models(made.study)
+    checks.check_judges(made, store)
+    checks.check_data(made, store)
     store.prepare()
     check_writable(out)
     outcome = watch(executor, made)

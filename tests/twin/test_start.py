@@ -73,7 +73,7 @@ def stored(pairs: list[Pair]) -> np.ndarray:
 def test_the_reference_is_the_start(done: Done, arm: str) -> None:
     run = done.runs[f"{arm}[moved]"]
     pairs = run.recorded(done.ctx)[: run.optimization.batch]
-    start, sft = done.done.runs["online"].policy(done.ctx, 8), run.sft.policy(done.ctx)
+    start, sft = done.runs["online"].policy(done.ctx, 8), run.sft.policy(done.ctx)
     by = {}
     for name, policy in (("start", start), ("sft", sft)):
         with torch.no_grad():

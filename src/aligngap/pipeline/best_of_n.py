@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from aligngap.measure import Opponent, wins
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, ReadyJudge, Relabel
@@ -34,6 +33,7 @@ from aligngap.streams import round_robin
 from aligngap.types import Estimate, Judge, Prompt, Sampler
 
 if TYPE_CHECKING:
+    from aligngap.measure import Opponent
     from aligngap.pipeline.context import Context, Job
 
 
@@ -52,6 +52,8 @@ def best_of_n(
     `policy` is the SFT policy; `seed` is the study's seed, from which the sampling's own is derived. Standard errors
     are over prompts; the n responses to a prompt are one observation.
     """
+    from aligngap.measure import wins
+
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
     answers = policy.sample(prompts, n, derive(seed, "best of n"))
