@@ -82,13 +82,13 @@ class Case:
             stream = Dataset(PAIRS, 3)
         else:
             through = (lambda p: Mixed(p, self.reference, 0.5)) if self.name == "mixed" else None
-            stream = OnPolicy(PROMPTS, world.judge(judge()), seed=3, soft_labels=True, through=through)
+            stream = OnPolicy(PROMPTS, world.share_judge(judge()), seed=3, soft_labels=True, through=through)
         checkpoint, last = self.job.work / "checkpoint", self.job.work / "last"
 
         def after(step: int) -> None:
             policy.key = f"step{step}"
             if step == 2:
-                with trainer.spread.whole() as writes:
+                with trainer.layout.gather_weights() as writes:
                     if writes:
                         policy.save(checkpoint)
 

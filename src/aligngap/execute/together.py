@@ -121,7 +121,7 @@ class Together:
     ) -> Iterator[tuple[Event, Step, str]]:
         """Work through the steps until done or `stopped`; yields (event, step, message), the same
         in all processes."""
-        there = set(self.world.agreed([s.name for s in steps if self.store.has(s.name)]))
+        there = set(self.world.broadcast([s.name for s in steps if self.store.has(s.name)]))
         for step in steps:
             if step.name in there:
                 yield Event.FOUND, step, ""
@@ -165,9 +165,9 @@ class Together:
 
         torch.set_num_threads(self.threads)  # a thread's own setting
         if len(turn) == 1 and trained_by(turn[0]) is not None:
-            return [self.world.agreed(self._attempt(turn[0], self._train))]
+            return [self.world.broadcast(self._attempt(turn[0], self._train))]
         own = turn[self.world.rank] if self.world.rank < len(turn) else None
-        told = self.world.gathered(self._attempt(own, self._make) if own is not None else (Event.TICK, ""))
+        told = self.world.gather(self._attempt(own, self._make) if own is not None else (Event.TICK, ""))
         return told[: len(turn)]
 
     def _job(self, step: Step, world: World) -> Job:
@@ -182,10 +182,10 @@ class Together:
         """One process's part in training a model; all but the first work in a folder that is thrown away."""
         if self.world.rank == 0:
             with self.store.making(step.name) as work:
-                if self.world.agreed(work is not None) and work is not None:
+                if self.world.broadcast(work is not None) and work is not None:
                     work_on(step, self.ctx, replace(self._job(step, self.world), work=work))
                 return work is not None
-        if self.world.agreed(False):
+        if self.world.broadcast(False):
             with tempfile.TemporaryDirectory(prefix="aligngap-") as folder:
                 job = Job(Path(folder), self.world, stopping=self.stopped, save_seconds=self.save_seconds)
                 try:

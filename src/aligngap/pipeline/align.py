@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from aligngap import registry
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, stored_pairs
@@ -68,33 +69,34 @@ class Written(Step):
         return self.data.expected
 
 
-class Source(Settings):
+class ArmStream(Settings):
     """An arm's stream and the artifacts it draws on: the one thing in which two arms of a study differ."""
 
     arm: Arm
     judge: FitJudge | ReadyJudge | OracleJudge | None = None
     dataset: Relabel | Written | None = None
     recording: Align | None = None
-    mixed: list[Source] = Field(default_factory=list)
+    mixed: list[ArmStream] = Field(default_factory=list)
 
     def stream(self, ctx: Context, job: Job, data: Data, seed: int, reference: Policy) -> PairStream:
         """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
         from aligngap.models.policy import Mixed
-        from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
+        from aligngap.streams import Mixture, OnPolicy, Relabelled
 
-        arm = self.arm
+        arm, make = self.arm, registry.get("behaviors", self.arm.behavior)
         if self.mixed:
             first, second = (
                 s.stream(ctx, job, data, derive(seed, "mixed", i), reference) for i, s in enumerate(self.mixed)
             )
-            return Mixture(first, second, share=arm.share, seed=seed)
+            mixture: PairStream = make(first, second, share=arm.share, seed=seed)
+            return mixture
         if self.recording is not None:
             pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
-            replay = Replay(pairs, order=arm.order, batch=width, seed=seed)
+            replay: PairStream = make(pairs, order=arm.order, batch=width, seed=seed)
             return Relabelled(replay, self.judge.open(ctx, job), soft_labels=arm.soft_labels) if self.judge else replay
         prompts = [p.prompt for p in data.pairs(ctx, "train")]
         if self.dataset is not None:
-            labelled = Dataset(self.dataset.pairs(ctx, "train"), seed)
+            labelled: PairStream = make(self.dataset.pairs(ctx, "train"), seed)
             if not arm.unlabelled:
                 return labelled
             beside = OnPolicy(prompts, None, seed=derive(seed, "unlabelled"))
@@ -102,10 +104,11 @@ class Source(Settings):
         assert self.judge is not None  # `Arm` has checked it
         judge = self.judge.open(ctx, job)
         share = arm.mix_reference
-        return OnPolicy(
+        online: PairStream = make(
             prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels, reuse=arm.reuse,
             candidates=arm.candidates, through=(lambda policy: Mixed(policy, reference, share)) if share else None,
         )  # fmt: skip
+        return online
 
     def judges(self, ctx: Context, job: Job) -> list[Judge]:
         """The judges that label while the run trains."""
@@ -136,7 +139,7 @@ class Align(Step):
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft
-    source: Source
+    source: ArmStream
     loss: LossSpec
     optimization: Optimization
     checkpoints: list[int]
@@ -189,7 +192,7 @@ class Align(Step):
         def after(step: int) -> None:
             policy.key = f"{self.name}@step{step}"
             if step in measured:
-                with trainer.spread.whole() as writes:
+                with trainer.layout.gather_weights() as writes:
                     if writes:
                         policy.save(job.work / "checkpoints" / f"step-{step:06d}")
 

@@ -46,7 +46,7 @@ class Job:
         if isinstance(judge, PaidJudge):
             judge.for_step(self.work.name)
             self.paid[judge.key] = judge
-        return self.world.judge(judge)
+        return self.world.share_judge(judge)
 
     def spent(self) -> dict[str, Any]:
         """What judges that are paid for were asked by this step, and cost, by the judge's key."""

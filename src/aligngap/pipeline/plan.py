@@ -13,7 +13,7 @@ from functools import cache
 from typing import Literal
 
 from aligngap.judges.kinds import LearningKind
-from aligngap.pipeline.align import Align, Source, Written
+from aligngap.pipeline.align import Align, ArmStream, Written
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.best_of_n import BestOfN
 from aligngap.pipeline.data import Data
@@ -108,23 +108,23 @@ class Pipeline:
     def relabel(self, judge: FitJudge | ReadyJudge | OracleJudge, soft: bool = False) -> Relabel:
         return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
 
-    def source(self, arm: Arm) -> Source:
+    def source(self, arm: Arm) -> ArmStream:
         """The arm's stream, with the artifacts it draws on."""
         judge = self.judges[arm.judge] if arm.judge else None
         if arm.mix is not None:
-            return Source(arm=arm, mixed=[self.source(self.study.arms[part]) for part in arm.mix])
+            return ArmStream(arm=arm, mixed=[self.source(self.study.arms[part]) for part in arm.mix])
         if arm.of is not None:
-            return Source(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
+            return ArmStream(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
         if arm.behavior == "policy" or judge is None:
-            return Source(arm=arm, judge=judge)
+            return ArmStream(arm=arm, judge=judge)
         if arm.writers is not None:
             writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
             written = Written(
                 data=self.data, writers=list(writers), at=list(at), judge=judge, reference=self.sft,
                 soft=arm.soft_labels, temperature=arm.temperature, seed=derive(self.seed, "written"),
             )  # fmt: skip
-            return Source(arm=arm, dataset=written)
-        return Source(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
+            return ArmStream(arm=arm, dataset=written)
+        return ArmStream(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
 
     def writer(self, name: str) -> tuple[Sft | Align, int | None]:
         """The policy that `sft`, `ARM@STEP` or `ARM@last` names, and its checkpoint."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from aligngap.fit import Objective, Step, Stream, Trainer, fit
+from aligngap.fit import Objective, Stream, Trainer, Update, fit
 from aligngap.models.rollout import Following
 from aligngap.storage.files import discard
 from aligngap.storage.pairs import PAIR_SCHEMA, pair_from_row, pair_to_row, read_rows, write_rows
@@ -89,11 +89,11 @@ def train(
     that answers no probability ends the run with that outcome. Raises Stopped, the state saved, if the job is to stop.
     Of several processes, only the first one returns (`world.Released`); what the others write is thrown away.
     """
-    world, spread = trainer.world, trainer.spread
+    world, layout = trainer.world, trainer.layout
     log = Journal(job.work / "log")
     recording = Journal(job.work / "recording", PAIR_SCHEMA)
-    work = world.agreed(job.work)
-    state = world.agreed(newest_state(work))
+    work = world.broadcast(job.work)
+    state = world.broadcast(newest_state(work))
     if state is not None:
         trainer.load(state, stream)
         after(trainer.step)
@@ -118,10 +118,10 @@ def train(
         return world.each(items, prepare) if prepare is not None else items
 
     try:
-        for step in fit(trainer, stream, objective, spread.sampler(sampler), prepared):
+        for step in fit(trainer, stream, objective, layout.sampler(sampler), prepared):
             log.rows.append(log_row(step, stream, sampler))
             if spent is not None:
-                log.rows[-1] |= world.sums({"flops": spent()})
+                log.rows[-1] |= world.sum({"flops": spent()})
             job.track(log.rows[-1], step.number)
             if record_pairs:
                 recording.rows.extend(pair_to_row(p) for p in step.items)
@@ -140,10 +140,10 @@ def train(
                 saved = time.monotonic()
     except JudgeFailed as error:
         outcome = f"stopped at step {trainer.step + 1}: {error}"
-    state = world.agreed(newest_state(work))
+    state = world.broadcast(newest_state(work))
     if outcome == "ok" and state is not None and state.name != f"state-{trainer.step:08d}":
         save()  # a run this long is not trained again for a kill in what follows
-    spread.end()
+    layout.finish()
     log.flush(trainer.step)
     recording.flush(trainer.step)
     rows = log.collect()
@@ -156,7 +156,7 @@ def train(
     return outcome
 
 
-def log_row(step: Step, stream: Any, sampler: Any = None) -> dict[str, Any]:
+def log_row(step: Update, stream: Any, sampler: Any = None) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step.number, "loss": step.loss, "grad_norm": step.grad_norm}
     row |= {"learning_rate": step.learning_rate, "responses_sampled": stream.responses_sampled}
     return row | step.metrics | (sampler.mismatch() if isinstance(sampler, Following) else {})
