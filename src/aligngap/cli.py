@@ -9,7 +9,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     from aligngap.pipeline.plan import Plan
 
 
+#: What a command does with its arguments and its own words; the exit code.
+Action = Callable[[argparse.Namespace, Sequence[str]], int]
+
+
 class Parser(argparse.ArgumentParser):
+    """A parser that complains as every other bad input does: one line, exit code 2."""
+
     def error(self, message: str) -> NoReturn:
         raise AligngapError(f"{message}; see `{self.prog} --help`")
 
@@ -34,9 +40,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
+    def command(name: str, act: Action, what: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=what, description=what)
         made.add_argument("--debug", action="store_true", help="show tracebacks")
+        made.set_defaults(act=act)
         return made
 
     def of_study(sub: argparse.ArgumentParser) -> None:
@@ -77,10 +84,12 @@ def parser() -> argparse.ArgumentParser:
             help="tell tensorboard, wandb or trackio the numbers as they come; may be repeated (default: none)",
         )  # fmt: skip
 
-    run = command("run", "run everything a study needs, then make its report; the same command resumes")
-    of_study(run)
-    of_machine(run)
-    mine = command("compare", "is offline enough for your policy and your pairs? the decision, with its uncertainty")
+    run_words = command("run", run, "run everything a study needs, then make its report; the same command resumes")
+    of_study(run_words)
+    of_machine(run_words)
+    mine = command(
+        "compare", compare, "is offline enough for your policy and your pairs? the decision, with its uncertainty"
+    )
     mine.add_argument("--policy", required=True, help="your SFT model: a local folder or a hub name")
     mine.add_argument("--task", required=True, help="your preference file, or a folder with train.* and test.*")
     mine.add_argument(
@@ -90,32 +99,34 @@ def parser() -> argparse.ArgumentParser:
     mine.add_argument("--plan", action="store_true", help="only say what would run")
     of_settings(mine)
     of_machine(mine)
-    plan = command("plan", "what would run, what is there already, and how long the rest may take")
-    of_study(plan)
-    plan.add_argument("--pilot", type=Path, help="output folder of a finished run: also say what the study would see")
-    plan.add_argument("--detect", type=float, metavar="D", help="difference in win rate to see (default: 0.05)")
-    report = command("report", "rebuild a report from its records")
-    report.add_argument("out", type=Path, help="output folder of a run")
-    show = command("show", "the numbers of a run, in the terminal")
-    show.add_argument("out", type=Path, help="output folder of a run")
-    show.add_argument("--failures", action="store_true", help="only what failed or went wrong, and at which step")
-    diff = command("diff", "in which settings two arms of a study differ")
-    of_study(diff)
-    diff.add_argument("left")
-    diff.add_argument("right")
-    t5x = command("import-t5x", "write a T5X checkpoint of a T5 1.1 model as a Hugging Face folder")
+    plan_words = command("plan", plan, "what would run, what is there already, and how long the rest may take")
+    of_study(plan_words)
+    plan_words.add_argument(
+        "--pilot", type=Path, help="output folder of a finished run: also say what the study would see"
+    )
+    plan_words.add_argument("--detect", type=float, metavar="D", help="difference in win rate to see (default: 0.05)")
+    report_words = command("report", report, "rebuild a report from its records")
+    report_words.add_argument("out", type=Path, help="output folder of a run")
+    show_words = command("show", show, "the numbers of a run, in the terminal")
+    show_words.add_argument("out", type=Path, help="output folder of a run")
+    show_words.add_argument("--failures", action="store_true", help="only what failed or went wrong, and at which step")
+    diff_words = command("diff", diff, "in which settings two arms of a study differ")
+    of_study(diff_words)
+    diff_words.add_argument("left")
+    diff_words.add_argument("right")
+    t5x = command("import-t5x", import_t5x, "write a T5X checkpoint of a T5 1.1 model as a Hugging Face folder")
     t5x.add_argument("checkpoint", type=Path, help="the folder checkpoint_STEP of a T5X run")
     t5x.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     t5x.add_argument("--gin", type=Path, help="gin model configuration, whose sizes are checked against the arrays")
     t5x.add_argument(
         "--tokenizer", help="folder or hub name of the tokenizer to put beside it, e.g. google/t5-v1_1-large"
     )
-    leave = command("export", "a trained policy as a Hugging Face folder with a model card")
+    leave = command("export", export, "a trained policy as a Hugging Face folder with a model card")
     leave.add_argument("out", type=Path, help="output folder of a run")
     leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
     leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
-    listing = command("list", "what can be named in a study")
+    listing = command("list", list_names, "what can be named in a study")
     listing.add_argument(
         "shelf", choices=["losses", "judges", "tasks", "behaviors", "rollouts", "hypotheses", "studies"]
     )
@@ -127,11 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
-        actions = {
-            "run": run, "plan": plan, "report": report, "show": show, "diff": diff, "list": listing,
-            "import-t5x": import_t5x, "compare": compare, "export": export,
-        }  # fmt: skip
-        return int(actions[args.command](args, words))
+        return int(args.act(args, words))
     except AligngapError as error:
         if debug:
             raise
@@ -165,7 +172,7 @@ def complain(line: str) -> None:
         print(f"aligngap: {line}", file=sys.stderr)
 
 
-def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
+def prepare(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
@@ -177,7 +184,7 @@ def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
-    return carry_out(args, words, *prepared(args))
+    return carry_out(args, words, *prepare(args))
 
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -245,7 +252,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_plan
 
-    made, store, out = prepared(args)
+    made, store, out = prepare(args)
     if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
         raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
     print_plan(made, store, out)
@@ -320,7 +327,7 @@ def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
-def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
+def list_names(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_rows
     from aligngap.registry import names
     from aligngap.study.yaml_file import packaged, parse_yaml

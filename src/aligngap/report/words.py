@@ -10,13 +10,9 @@ import pandas as pd
 
 from aligngap.report.analysis import Analysis
 from aligngap.stats.compare import Comparison
+from aligngap.storage.columns import OPPONENTS
 from aligngap.types import Estimate
 
-OPPONENTS = {
-    "golden_policy": "the golden policy",
-    "sft": "the SFT policy",
-    "chosen": "the data's chosen responses",
-}
 SHORT = {"golden_policy": "golden policy", "sft": "SFT policy", "chosen": "chosen responses"}
 
 
