@@ -47,12 +47,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task yields: comparisons split by prompt (no prompt in both splits), and what was left out and why."""
+    """What a task yields: comparisons split by conversation (none in both splits), and what was left out and why.
+
+    Of what is read from files, `rows` says how many rows came in, `layouts` in which layout each was recognised, and
+    `more` how many comparisons they make beyond one each: rows + more = train + test + everything in `dropped`.
+    """
 
     train: Sequence[Comparison]
     test: Sequence[Comparison]
     source: str
     dropped: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    layouts: Mapping[str, int] = field(default_factory=dict)
+    more: int = 0
 
 
 @dataclass(frozen=True)
