@@ -242,8 +242,12 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def one_line(error: object) -> str:
-    """The text on one line, with everything unprintable in it escaped (control characters, right-to-left marks)."""
-    text = " ".join(str(error).split())
+    """The text on one line, with everything unprintable in it escaped, and every run of blanks made one."""
+    return escape(" ".join(str(error).split()))
+
+
+def escape(text: str) -> str:
+    """The text with everything unprintable in it escaped: line ends, control characters, right-to-left marks."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aligngap.types import AligngapError
+from aligngap.types import AligngapError, escape
 
 MAX_FILE_BYTES = 1 << 30  #: of one file, after decompression
 MAX_GZIP_RATIO = 200  #: of decompressed to compressed bytes, once GZIP_GRACE_BYTES are passed (text reaches about 10)
@@ -24,14 +24,9 @@ GZIP_GRACE_BYTES = 16 << 20
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
 
-def one_line(text: str) -> str:
-    """The text with everything unprintable escaped (line ends, control characters, right-to-left marks)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def fail(where: str, what: str, remedy: str) -> AligngapError:
     """The error to raise: one line that says where, what is wrong and the remedy."""
-    return AligngapError(one_line(f"{where}: {what}; {remedy}"))
+    return AligngapError(escape(f"{where}: {what}; {remedy}"))
 
 
 # ---------------------------------------------------------------------------------------------------------- paths

@@ -209,7 +209,7 @@ def make_raw(row: Row, column: str | None, sides: tuple[Side, Side], split: str 
     answers = [side.answer for side in sides]
     context = None if column is None else read_context(row, column, answers)
     chosen, rejected = (place_side(context, side) for side in sides)
-    if not (chosen.holds(rejected) and rejected.holds(chosen)):
+    if chosen is not rejected and not (chosen.holds(rejected) and rejected.holds(chosen)):
         raise Skip(PROMPTS_DIFFER)
     if chosen.turns[-1][0] == "assistant" or (context is not None and context.turns[-1][0] == "assistant"):
         raise Skip(PREFILLED)
