@@ -290,15 +290,17 @@ def test_rows_of_poor_quality_are_counted(tmp_path: Path) -> None:
         {"prompt": "p", "chosen": "", "rejected": "b"},
         GOOD[0],
         {**GOOD[1], "chosen": GOOD[1]["chosen"] + " "},
+        {"prompt": GOOD[1]["prompt"], "chosen": GOOD[1]["rejected"], "rejected": GOOD[1]["chosen"]},
         {"prompt": GOOD[2]["prompt"], "chosen": GOOD[2]["rejected"], "rejected": GOOD[2]["chosen"]},
     ]
     data = load(write(tmp_path, rows))
-    assert len(texts(data)) == len(data.train) + len(data.test) == 6
+    assert len(texts(data)) == len(data.train) + len(data.test) == 5
+    assert ("question 1?", "good 1", "bad 1") in texts(data), "two rows against one"
     assert data.dropped == {
         "identical responses": 1,
         "empty prompt or response": 2,
         "duplicate of an earlier pair": 2,
-        "contradicts an earlier pair": 1,
+        "contradicted by as many or more rows": 3,
     }
 
 

@@ -29,7 +29,7 @@ FORMAT = 2  #: raised when cleaning or splitting changes, so that old artifacts 
 
 IDENTICAL = "identical responses"
 DUPLICATE = "duplicate of an earlier pair"
-CONTRADICTION = "contradicts an earlier pair"
+OUTVOTED = "contradicted by as many or more rows"
 IN_TEST = "prompt is also in test"
 OVER_MAX_ROWS = "beyond max_rows"
 
@@ -202,17 +202,16 @@ Usable = list[tuple[Comparison, str | None]]
 
 def _collect(sources: Sources, layouts: Sequence[Layout], tally: Tally) -> Usable:
     """Every usable comparison with its split ("train", "test" or None: not said); the rest is counted in the tally."""
-    usable: Usable = []
-    seen: set[tuple[str | None, str, str, str]] = set()
+    votes: dict[tuple[str | None, str, str, str], list[tuple[Comparison, str | None]]] = {}
 
     def keep(raw: Raw, split: str | None) -> None:
         try:
             comparison, where = clean(raw), raw.split or split
-            _refuse_repeats(comparison, where, seen)
         except Skip as reason:
             tally.dropped[str(reason)] += 1
         else:
-            usable.append((comparison, where))
+            one, other = sorted((comparison.chosen.strip(), comparison.rejected.strip()))
+            votes.setdefault((where, comparison.prompt, one, other), []).append((comparison, where))
 
     def compare(rated: list[Rated], split: str | None) -> None:
         """Make one comparison of the rated rows of a prompt; the other rows are counted as its parts."""
@@ -239,6 +238,7 @@ def _collect(sources: Sources, layouts: Sequence[Layout], tally: Tally) -> Usabl
             else:
                 tally.dropped[str(found)] += 1
         compare(rated, split)
+    usable = [kept for same in votes.values() for kept in _elect(same, tally.dropped)]
     tally.dropped = +tally.dropped
     return usable
 
@@ -264,13 +264,18 @@ def _read(source: Source, layouts: Sequence[Layout], tally: Tally) -> Iterator[R
         yield from made
 
 
-def _refuse_repeats(c: Comparison, split: str | None, seen: set[tuple[str | None, str, str, str]]) -> None:
-    chosen, rejected = c.chosen.strip(), c.rejected.strip()
-    if (split, c.prompt, chosen, rejected) in seen:
-        raise Skip(DUPLICATE)
-    if (split, c.prompt, rejected, chosen) in seen:
-        raise Skip(CONTRADICTION)
-    seen.add((split, c.prompt, chosen, rejected))
+def _elect(same: Usable, dropped: Counter[str]) -> Usable:
+    """Of rows that compare the same two responses to the same prompt one that most of them agree with, if most do."""
+    first = same[0][0].chosen.strip()
+    agree = [row for row in same if row[0].chosen.strip() == first]
+    differ = [row for row in same if row[0].chosen.strip() != first]
+    if len(agree) == len(differ):
+        dropped[OUTVOTED] += len(same)
+        return []
+    most, least = sorted((agree, differ), key=len, reverse=True)
+    dropped[DUPLICATE] += len(most) - 1
+    dropped[OUTVOTED] += len(least)
+    return most[:1]
 
 
 def _without_conversations_of(
