@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from aligngap.tasks._hub import NamedTask
 from aligngap.tasks.arena import ArenaTask
 from aligngap.tasks.hh import HarmlessTask, HelpfulTask
+from aligngap.tasks.pairs import PairsTask
 from aligngap.tasks.tldr import TldrTask
 from aligngap.types import AligngapError, TaskData
 
@@ -286,11 +287,21 @@ def test_the_hub_and_a_local_copy_give_the_same(tmp_path: Path, monkeypatch: pyt
     there, here = TldrTask(revision="abc"), TldrTask(path=str(tmp_path))
     assert (there.load(0).train, there.load(0).test) == (here.load(0).train, here.load(0).test)
     assert hub.asked[0] == ("openai/summarize_from_feedback", {"name": "comparisons", "revision": "abc"})
-    assert there.load(0).source == "openai/summarize_from_feedback (train), openai/summarize_from_feedback (validation)"
+    name = "openai/summarize_from_feedback@abc"
+    assert there.load(0).source == f"{name} (train), {name} (validation)", "which revision it was is in the records"
     before = there.fingerprint()
     assert before == there.fingerprint()
     test[0]["choice"] = 1
     assert before != there.fingerprint(), "what the hub holds is part of the key"
+
+
+def test_a_hub_data_set_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = use_hub(monkeypatch, {"train": [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(40)]})
+    data = PairsTask(hub="me/mine", revision="v2").load(0)
+    assert hub.asked == [("me/mine", {"revision": "v2"})]
+    assert len(data.train) + len(data.test) == data.rows == 40
+    with pytest.raises(ValidationError, match="give path"):
+        PairsTask()
 
 
 def test_hub_subsets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from pydantic import Field, model_validator
 
-from aligngap.tasks._common import FileTask, Sources, file_sources
-from aligngap.tasks._files import expand
+from aligngap.tasks._hub import NamedTask
 from aligngap.tasks._layouts import GENERAL, Layout, PairColumns
 from aligngap.tasks.arena import Votes
 from aligngap.tasks.tldr import COMPARISONS
@@ -20,26 +19,31 @@ LAYOUTS = (*Votes().layouts(), COMPARISONS, *GENERAL)  #: the first that fits a 
 NAMED = ("prompt_field", "chosen_field", "rejected_field")
 
 
-class PairsTask(FileTask):
-    """Comparisons out of your own file, or out of a folder that holds `train.*` and, if you have one, `test.*`.
+class PairsTask(NamedTask):
+    """Comparisons of your own: a file, a folder with `train.*` and, if you have one, `test.*`, or a hub data set.
 
-    `path` may hold `${NAME}`, taken from the environment. Without a test file, `test_share` of the conversations is
+    `path` may hold `${NAME}`, taken from the environment. Without test rows given, `test_share` of the conversations is
     held out. Without names of columns the layout of each row is recognised; with them, they alone are read.
     """
 
-    path: str = Field(description="a data file, or a folder with train.* and optionally test.*")
+    path: str | None = Field(
+        default=None, description="a data file, or a folder with train.* and optionally test.*; this or `hub` is needed"
+    )
     prompt_field: str = Field(default="prompt", min_length=1, description="the column of the prompt")
     chosen_field: str = Field(default="chosen", min_length=1, description="the column of the preferred response")
     rejected_field: str = Field(default="rejected", min_length=1, description="the column of the other response")
+
+    @model_validator(mode="after")
+    def _some_place(self) -> PairsTask:
+        if self.path is None and not self.hub:
+            raise ValueError("give path (a data file or a folder) or hub (the name of a data set)")
+        return self
 
     @model_validator(mode="after")
     def _fields_differ(self) -> PairsTask:
         if len({self.prompt_field, self.chosen_field, self.rejected_field}) < 3:
             raise ValueError("prompt_field, chosen_field and rejected_field must be three different names")
         return self
-
-    def sources(self) -> Sources:
-        return file_sources(expand(self.path))
 
     def layouts(self) -> Sequence[Layout]:
         if not self.model_fields_set & set(NAMED):
