@@ -74,7 +74,7 @@ def print_plan(plan: Plan, store: Store, out: Path) -> None:
 def print_data(read: Sequence[TaskData]) -> None:
     """Say a line about each task whose files were read: rows by layout, comparisons by split, what was left out."""
     for found in read:
-        known = ", ".join(f"{name}: {count}" for name, count in found.layouts.items())
+        known = "; ".join(f"{count} laid out as {name}" for name, count in found.layouts.items())
         left_out = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items()) or "nothing"
         kept = f"{len(found.train)} comparisons in train, {len(found.test)} in test"
         print(f"{found.source}: {found.rows} rows ({known}); {kept}; left out: {left_out}")

@@ -80,11 +80,11 @@ def print_inspection(found: Inspection) -> None:
     print_rows([found.source, "count"], [(name, str(n)) for name, n in counts])
     for row in found.kept[:SHOWN_ROWS]:
         print(f"\n{row['split']}, prompt {row['prompt_id']}")
-        for name in ("prompt", *SIDES):
-            print(f"  {name:9}{shorten(row[name])}")
-        if found.tokenizer is not None:
-            for side in SIDES:
-                print(f"  tokens   {mark_boundary(found.tokenizer, row['prompt_ids'], row[f'{side}_ids'])}")
+        print(f"  prompt   {shorten(row['prompt'])}")
+        for side in SIDES:
+            print(f"  {side:9}{shorten(row[side])}")
+            if found.tokenizer is not None:
+                print(f"    tokens {mark_boundary(found.tokenizer, row['prompt_ids'], row[f'{side}_ids'])}")
 
 
 def shorten(text: str) -> str:
