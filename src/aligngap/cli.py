@@ -272,9 +272,9 @@ def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.inspect import inspect_texts, inspect_tokens, print_inspection
-    from aligngap.own import own_study
-    from aligngap.steps import build_task
-    from aligngap.study import load
+    from aligngap.study.build import build_task
+    from aligngap.study.load import load
+    from aligngap.study.own import own_study
 
     if args.policy is not None and args.study is not None:
         raise AligngapError("--policy and --study both say how text becomes tokens; leave one of them out")

@@ -13,7 +13,7 @@ from instruct_model import chat_tokenizer, write_instruct
 
 from aligngap.cli import main
 from aligngap.execute.inspect import inspect_tokens
-from aligngap.study import validate
+from aligngap.study.load import validate
 
 
 def chat(question: str, answer: str) -> list[dict[str, str]]:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from aligngap.execute.console import print_rows
@@ -56,17 +55,19 @@ def inspect_texts(data: TaskData) -> Inspection:
 def inspect_tokens(study: Study) -> Inspection:
     """What came of a study's files, as text and as the tokens that its data step makes of it."""
     from aligngap.models.loading import load_tokenizer, quiet
-    from aligngap.plan import expand
-    from aligngap.steps import Data
+    from aligngap.pipeline.context import Context, Job
+    from aligngap.pipeline.data import Data
+    from aligngap.pipeline.plan import expand
     from aligngap.storage.pairs import read_rows
+    from aligngap.storage.store import Store
 
     quiet()
     step = next(s for s in expand(study).steps() if isinstance(s, Data))
     with tempfile.TemporaryDirectory() as folder:
-        context: Any = SimpleNamespace(work=Path(folder))
-        found = step.run(context)
-        kept = read_rows(context.work / "data.parquet")
-        tokenizer = load_tokenizer(context.work / "tokenizer")
+        work = Path(folder)
+        found = step.run(Context(Store(work / "store")), Job(work))
+        kept = read_rows(work / "data.parquet")
+        tokenizer = load_tokenizer(work / "tokenizer")
     read = found.get("read", {"rows": len(kept) + sum(found["dropped"].values()), "more": 0, "layouts": {}})
     return Inspection(found["source"], **read, dropped=found["dropped"], kept=kept, tokenizer=tokenizer)
 
