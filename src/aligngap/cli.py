@@ -211,6 +211,10 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
     from aligngap.execute import checks
+
+    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
+        raise AligngapError("--workers, --threads and --save-seconds must be positive")
+    checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
@@ -219,9 +223,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
 
-    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
-        raise AligngapError("--workers, --threads and --save-seconds must be positive")
-    checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     processes = checks.pick_processes(args, made)
     if processes > 1 and not in_world():
         return launch(words, processes, args.threads)
@@ -252,6 +253,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from aligngap.execute.checks import check_data
     from aligngap.execute.console import print_data, print_plan
 
     made, store, out = prepared(args)
