@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from aligngap.tasks._dialogue import (
@@ -296,10 +297,16 @@ class PairColumns:
         return self.remedy or f"add it, or name the right one in task.{role}_field"
 
 
+@cache
+def score_columns(chosen: str, rejected: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of columns in which the two responses may have scores."""
+    forms = ("score_{}", "{}_score", "{}_rating", "{}-rating", "rating_{}")
+    return tuple((form.format(chosen), form.format(rejected)) for form in forms)
+
+
 def check_scores(row: Row, chosen: str, rejected: str) -> None:
     """Leave out a row whose own scores say that its responses are equal, or that they stand the wrong way round."""
-    for form in ("score_{}", "{}_score", "{}_rating", "{}-rating", "rating_{}"):
-        names = form.format(chosen), form.format(rejected)
+    for names in score_columns(chosen, rejected):
         if all(name in row.values for name in names):
             better, worse = (number_of(row.values[name]) for name in names)
             if better is not None and worse is not None and better <= worse:
