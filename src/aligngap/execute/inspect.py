@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ class Inspection:
     """What came of a file: its rows by layout, what was left out and why, and the comparisons that are kept.
 
     `kept` has a mapping for each comparison: `split`, `prompt_id`, the three texts and, if a `tokenizer` is given, the
-    ids of each. rows + more = kept + everything in `dropped`.
+    ids of each. rows + more = kept + everything in `dropped`. `noted` is what else the data step counts of what is kept.
     """
 
     source: str
@@ -40,6 +40,7 @@ class Inspection:
     dropped: Mapping[str, int]
     kept: Sequence[Mapping[str, Any]]
     tokenizer: Any = None
+    noted: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_texts(data: TaskData) -> Inspection:
@@ -69,7 +70,8 @@ def inspect_tokens(study: Study) -> Inspection:
         kept = read_rows(work / "data.parquet")
         tokenizer = load_tokenizer(work / "tokenizer")
     read = found.get("read", {"rows": len(kept) + sum(found["dropped"].values()), "more": 0, "layouts": {}})
-    return Inspection(found["source"], **read, dropped=found["dropped"], kept=kept, tokenizer=tokenizer)
+    noted = {what: n for what, n in found.items() if isinstance(n, int)}
+    return Inspection(found["source"], **read, dropped=found["dropped"], kept=kept, tokenizer=tokenizer, noted=noted)
 
 
 def print_inspection(found: Inspection) -> None:
@@ -78,6 +80,7 @@ def print_inspection(found: Inspection) -> None:
     counts += [("comparisons beyond one a row", found.more)] if found.more else []
     counts += [(f"kept in {split}", n) for split, n in Counter(row["split"] for row in found.kept).items()]
     counts += [(f"left out: {reason}", n) for reason, n in found.dropped.items()]
+    counts += list(found.noted.items())
     print_rows([found.source, "count"], [(name, str(n)) for name, n in counts])
     for row in found.kept[:SHOWN_ROWS]:
         print(f"\n{row['split']}, prompt {row['prompt_id']}")
