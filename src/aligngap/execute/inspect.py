@@ -30,7 +30,7 @@ class Inspection:
     """What came of a file: its rows by layout, what was left out and why, and the comparisons that are kept.
 
     `kept` has a mapping for each comparison: `split`, `prompt_id`, the three texts and, if a `tokenizer` is given, the
-    ids of each. rows + more = kept + everything in `dropped`. `noted` is what else the data step counts of what is kept.
+    ids of each. rows + more = kept + everything in `dropped`. `noted` is what else the data step counted.
     """
 
     source: str
@@ -70,7 +70,7 @@ def inspect_tokens(study: Study) -> Inspection:
         kept = read_rows(work / "data.parquet")
         tokenizer = load_tokenizer(work / "tokenizer")
     read = found.get("read", {"rows": len(kept) + sum(found["dropped"].values()), "more": 0, "layouts": {}})
-    noted = {what: n for what, n in found.items() if isinstance(n, int)}
+    noted = {what: n for what, n in found.items() if isinstance(n, int) and what != "vocabulary"}
     return Inspection(found["source"], **read, dropped=found["dropped"], kept=kept, tokenizer=tokenizer, noted=noted)
 
 
