@@ -6,6 +6,7 @@ Exit code 2 for bad input, 1 for a failed run; a traceback only with --debug.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -105,6 +106,13 @@ def parser() -> argparse.ArgumentParser:
         "--pilot", type=Path, help="output folder of a finished run: also say what the study would see"
     )
     plan_words.add_argument("--detect", type=float, metavar="D", help="difference in win rate to see (default: 0.05)")
+    look = command("inspect", inspect, "how a preference file is read: counts, and three rows as text and as tokens")
+    look.add_argument("file", help="a preference file, or a folder with train.* and test.*")
+    look.add_argument("--policy", help="also show tokens, as `compare` would give them to this model")
+    look.add_argument("--study", help="also show tokens, as this study would make them (its task reads the file)")
+    look.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="override a setting of the study"
+    )
     report_words = command("report", report, "rebuild a report from its records")
     report_words.add_argument("out", type=Path, help="output folder of a run")
     show_words = command("show", show, "the numbers of a run, in the terminal")
@@ -188,7 +196,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.execute.console import print_plan
+    from aligngap.execute.console import print_data, print_plan
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
     from aligngap.study.own import check_pairs, own_study
@@ -198,8 +206,9 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:
-        from aligngap.execute.checks import check_models
+        from aligngap.execute.checks import check_data, check_models
 
+        print_data(check_data(made, store))
         check_models(study)
         print_plan(made, store, out)
         return 0
@@ -209,6 +218,10 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
     from aligngap.execute import checks
+
+    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
+        raise AligngapError("--workers, --threads and --save-seconds must be positive")
+    checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
@@ -217,8 +230,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
 
-    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
-        raise AligngapError("--workers, --threads and --save-seconds must be positive")
     processes = checks.pick_processes(args, made)
     if processes > 1 and not in_world():
         return launch(words, processes, args.threads)
@@ -228,7 +239,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
         return 0
     checks.check_models(made.study)
     checks.check_judges(made, store)
-    checks.check_data(made, store)
     store.prepare()
     check_writable(out)
     outcome = watch(executor, made)
@@ -250,18 +260,43 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.execute.console import print_plan
+    from aligngap.execute.checks import check_data
+    from aligngap.execute.console import print_data, print_plan
 
     made, store, out = prepare(args)
     if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
         raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
+    read = check_data(made, store)
     print_plan(made, store, out)
+    print_data(read)
+    print("models and judges were not looked at; `run` does that first")
     if args.pilot is not None:
         from aligngap.report import planned_power
 
         first, second = made.study.compare
         seeds, prompts = len(made.study.seed_list), made.study.measurement.prompts
         print(planned_power(args.pilot, (first, second), seeds, prompts, args.detect))
+    return 0
+
+
+def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from aligngap.execute.inspect import inspect_texts, inspect_tokens, print_inspection
+    from aligngap.study.build import build_task
+    from aligngap.study.load import load
+    from aligngap.study.own import own_study
+
+    if args.policy is not None and args.study is not None:
+        raise AligngapError("--policy and --study both say how text becomes tokens; leave one of them out")
+    if args.policy is not None:
+        study = own_study(args.policy, args.file, sets=args.sets)
+    elif args.study is not None:
+        study = load(args.study, [*args.sets, f"task.path={json.dumps(args.file)}"])
+    else:
+        if args.sets:
+            raise AligngapError("--set changes a study; add --study or --policy")
+        print_inspection(inspect_texts(build_task({"name": "pairs", "path": args.file}).load(0)))
+        return 0
+    print_inspection(inspect_tokens(study))
     return 0
 
 

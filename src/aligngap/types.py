@@ -47,12 +47,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task yields: comparisons split by prompt (no prompt in both splits), and what was left out and why."""
+    """What a task yields: comparisons split by conversation (none in both splits), and what was left out and why.
+
+    Of what is read from files, `rows` says how many rows came in, `layouts` in which layout each was recognised, and
+    `more` how many comparisons they make beyond one each: rows + more = train + test + everything in `dropped`.
+    """
 
     train: Sequence[Comparison]
     test: Sequence[Comparison]
     source: str
     dropped: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    layouts: Mapping[str, int] = field(default_factory=dict)
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -235,8 +242,12 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def one_line(error: object) -> str:
-    """The text on one line, with everything unprintable in it escaped (control characters, right-to-left marks)."""
-    text = " ".join(str(error).split())
+    """The text on one line, with everything unprintable in it escaped, and every run of blanks made one."""
+    return escape(" ".join(str(error).split()))
+
+
+def escape(text: str) -> str:
+    """The text with everything unprintable in it escaped: line ends, control characters, right-to-left marks."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

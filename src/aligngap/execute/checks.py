@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     from aligngap.settings import Study
     from aligngap.storage.store import Store
     from aligngap.storage.tracking import Tracking
+    from aligngap.types import TaskData
 
 
-def check_data(made: Plan, store: Store) -> None:
-    """Read every data file that no earlier run has read: a broken row, or too few, costs a line and nothing more."""
+def check_data(made: Plan, store: Store) -> list[TaskData]:
+    """What the data files hold that no earlier run has read: a broken row, or too few, costs a line and nothing more.
+
+    A file is read once however many seeds there are, since the seed only draws rows under a limit.
+    """
     from aligngap.pipeline.data import Data
     from aligngap.study.build import build_task
 
+    read: dict[str, TaskData] = {}
     for step in made.steps():
-        if isinstance(step, Data) and not store.has(step.name):
+        if isinstance(step, Data) and not store.has(step.name) and step.fingerprint not in read:
             task = build_task(step.task)
             if isinstance(task, FileTask):
-                found = task.load(step.seed)
+                found = read[step.fingerprint] = task.load(step.seed)
                 step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
+    return list(read.values())
 
 
 def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,15 +73,17 @@ class Data(Step):
                     continue
                 dropped[reason] = dropped.get(reason, 0) + 1
         if self.judge_share:
-            apart = kept_for_judges(
-                [r["prompt_id"] for r in rows if r["split"] == "train"], self.judge_share, self.seed
-            )
+            prompts = {r["prompt_id"]: r["prompt"] for r in rows if r["split"] == "train"}
+            apart = kept_for_judges(prompts, self.judge_share, self.seed)
             for row in rows:
                 row["split"] = "judge" if row["prompt_id"] in apart and row["split"] == "train" else row["split"]
         counts = {split: sum(r["split"] == split for r in rows) for split in self.splits}
         self.check_rows(loaded.source, counts, dropped)
         write_rows(job.work / "data.parquet", rows)
-        return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+        found = {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+        if loaded.rows:
+            found["read"] = {"rows": loaded.rows, "layouts": dict(loaded.layouts), "more": loaded.more}
+        return found
 
     def check_rows(self, source: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
         """Refuse a task of which a split has no two rows."""
@@ -133,7 +135,14 @@ class Data(Step):
         return [distinct[int(i)] for i in order[:n]]
 
 
-def kept_for_judges(prompt_ids: Iterable[str], share: float, seed: int) -> set[str]:
-    """The prompts that only the judges learn from: `share` of the distinct ones, drawn by the seed, at least one."""
-    ids = sorted(set(prompt_ids), key=lambda i: (derive(seed, "judges' prompts", i), i))
-    return set(ids[: max(1, round(share * len(ids)))])
+def kept_for_judges(prompts: Mapping[str, str], share: float, seed: int) -> set[str]:
+    """The ids of the prompts (text by id) that only the judges learn from: `share` of the conversations that they are
+    cut out of, drawn by the seed, at least one."""
+    from aligngap.tasks._dialogue import conversation_keys
+
+    together: dict[str, list[str]] = {}
+    for prompt_id, key in zip(prompts, conversation_keys(list(prompts.values())), strict=True):
+        together.setdefault(key, []).append(prompt_id)
+    first = {min(ids): ids for ids in together.values()}
+    drawn = sorted(first, key=lambda i: (derive(seed, "judges' prompts", i), i))[: max(1, round(share * len(first)))]
+    return {prompt_id for i in drawn for prompt_id in first[i]}
