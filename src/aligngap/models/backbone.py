@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aligngap.models import lora
 from aligngap.models.batch import Batch, Ids, pad, positions
-from aligngap.models.encoding import encode_prompt, encode_response
+from aligngap.models.encoding import encode_prompt, encode_response, end_ids
 from aligngap.models.loading import PLAIN, seeded
 from aligngap.settings import LoraSpec, ModelSpec
 from aligngap.types import AligngapError
@@ -49,6 +49,7 @@ class Backbone:
         self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
         self.eos_id: int = tokenizer.eos_token_id
+        self.end_ids: tuple[int, ...] = end_ids(model, tokenizer)  # any of them ends a response
         self.encoder_decoder: bool = bool(model.config.is_encoder_decoder)
 
     @property

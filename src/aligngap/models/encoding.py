@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from aligngap.models import chat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MARK = re.compile("\ue000(\\d+)\ue001")  # stands for the text of message number n while a template is filled in
 
@@ -34,6 +34,23 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The BOS token, where the tokenizer begins every text of a decoder with it by itself, as Llama's does."""
     begin: list[int] = tokenizer("", add_special_tokens=True).input_ids[:1]
     return begin if begin == [tokenizer.bos_token_id] and begin != [tokenizer.eos_token_id] else []
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a response, distinct: the tokenizer's EOS first, then those of the model's own generation.
+
+    A checkpoint says them in `generation_config.json`, for instance `<end_of_turn>` beside `<eos>`. Where it does not,
+    transformers copies what the configuration of the family has by default, which counts only if it is a token that
+    the tokenizer keeps apart from text and has no other use for.
+    """
+    said = model.generation_config
+    given = getattr(said, "eos_token_id", None)
+    every = [given] if isinstance(given, int) else list(given or ())
+    if getattr(said, "_from_model_config", False):
+        used = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, tokenizer.sep_token_id}
+        apart = set(tokenizer.added_tokens_decoder) - used
+        every = [i for i in every if i in apart]
+    return tuple(dict.fromkeys([int(tokenizer.eos_token_id), *(i for i in every if i < len(tokenizer))]))
 
 
 def encode_prompt(

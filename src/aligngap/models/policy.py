@@ -56,7 +56,7 @@ class Policy(Backbone):
         # study is KL of the policy itself, not of a truncated version of it.
         self.model.generation_config = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_beams=1, repetition_penalty=1.0,
-            pad_token_id=self.pad_id, eos_token_id=self.eos_id,
+            pad_token_id=self.pad_id, eos_token_id=list(self.end_ids),
             decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         )  # fmt: skip
 
@@ -178,12 +178,12 @@ class Policy(Backbone):
         return out
 
     def response(self, ids: Sequence[int]) -> Response:
-        """Cut generated ids after the first EOS; a row without EOS did not end."""
+        """Cut generated ids after the first token that ends a response (`end_ids`); a row without one did not end."""
         row = tuple(ids[: self.response_tokens])
-        ended = self.eos_id in row
-        if ended:
-            row = row[: row.index(self.eos_id) + 1]
-        return Response(row, ended, str(self.tokenizer.decode(list(row), skip_special_tokens=True)))
+        end = next((i for i, token in enumerate(row) if token in self.end_ids), None)
+        if end is not None:
+            row = row[: end + 1]
+        return Response(row, end is not None, str(self.tokenizer.decode(list(row), skip_special_tokens=True)))
 
     @torch.no_grad()
     def check_head(self) -> None:
