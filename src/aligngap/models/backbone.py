@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aligngap.models import lora
 from aligngap.models.batch import Batch, Ids, pad, positions
-from aligngap.models.encoding import encode_prompt, encode_response, end_ids
+from aligngap.models.encoding import Encoding, generation_ends
 from aligngap.models.loading import PLAIN, seeded
 from aligngap.settings import LoraSpec, ModelSpec
 from aligngap.types import AligngapError
@@ -49,8 +49,10 @@ class Backbone:
         self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
         self.eos_id: int = tokenizer.eos_token_id
-        self.end_ids: tuple[int, ...] = end_ids(model, tokenizer)  # any of them ends a response
         self.encoder_decoder: bool = bool(model.config.is_encoder_decoder)
+        self.encoding = Encoding(tokenizer, self.encoder_decoder, spec)
+        ends = [self.eos_id, self.encoding.close_id, *generation_ends(model, tokenizer)]
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))  # any of them ends a response
 
     @property
     def device(self) -> torch.device:
@@ -82,10 +84,11 @@ class Backbone:
         return self
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
-        return encode_prompt(self.tokenizer, self.encoder_decoder, text, self.spec.chat)
+        return self.encoding.prompt(text)
 
-    def encode_response(self, text: str, ended: bool = True) -> tuple[int, ...]:
-        return encode_response(self.tokenizer, text, ended)
+    def encode_response(self, text: str, ended: bool = True, prompt: str = "") -> tuple[int, ...]:
+        """Ids of a response to a prompt, whose text can decide how the response begins (`encoding.py`)."""
+        return self.encoding.response(text, ended, prompt)
 
     def hidden(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
         """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""

@@ -56,7 +56,7 @@ class Policy(Backbone):
         # study is KL of the policy itself, not of a truncated version of it.
         self.model.generation_config = GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_beams=1, repetition_penalty=1.0,
-            pad_token_id=self.pad_id, eos_token_id=list(self.end_ids),
+            pad_token_id=self.pad_id, eos_token_id=list(self.end_ids) if len(self.end_ids) > 1 else self.eos_id,
             decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
         )  # fmt: skip
 
@@ -171,19 +171,18 @@ class Policy(Backbone):
                 with seeded(drawn, self.device), self.precision():
                     ids = [p.ids for p in own]
                     found = generate(self, ids, n, self.response_tokens, mixture, temperature, share)
-                rows = [self.response(row) for row in found]
+                rows = [self.response(row, own[i // n].text) for i, row in enumerate(found)]
                 return [rows[i : i + n] for i in range(0, len(rows), n)]
 
             out.extend(world.each(part, write))
         return out
 
-    def response(self, ids: Sequence[int]) -> Response:
+    def response(self, ids: Sequence[int], prompt: str = "") -> Response:
         """Cut generated ids after the first token that ends a response (`end_ids`); a row without one did not end."""
         row = tuple(ids[: self.response_tokens])
         end = next((i for i, token in enumerate(row) if token in self.end_ids), None)
-        if end is not None:
-            row = row[: end + 1]
-        return Response(row, end is not None, str(self.tokenizer.decode(list(row), skip_special_tokens=True)))
+        row = row if end is None else row[: end + 1]
+        return Response(row, end is not None, self.encoding.text(row if end is None else row[:-1], prompt))
 
     @torch.no_grad()
     def check_head(self) -> None:
