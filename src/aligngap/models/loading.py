@@ -36,9 +36,6 @@ from aligngap.types import AligngapError, first_line
 LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 WRITES_TEXT = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "DoubleHeadsModel")
-DROPOUT_FIELDS = (
-    "dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-)  # fmt: skip
 
 
 @contextmanager
@@ -198,6 +195,15 @@ def is_encoder_decoder(spec: ModelSpec) -> bool:
 
 
 def set_dropout(config: Any, dropout: float) -> None:
-    for name in DROPOUT_FIELDS:
-        if hasattr(config, name):
-            setattr(config, name, dropout)
+    """Set every dropout of a transformers configuration, under whatever name its family has for it.
+
+    Whole layers or paths are never dropped, nor is noise added to a router: that is no dropout and has no other use
+    here. The check that a run starts at a margin of 0 (`pair_logps.check_start`) finds what has yet another name.
+    """
+    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+        for name, value in list(vars(part).items()) if part is not None else []:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                if "layer_drop" in name or "layerdrop" in name or "drop_path" in name or "jitter" in name:
+                    setattr(part, name, 0.0)
+                elif "dropout" in name or "pdrop" in name:
+                    setattr(part, name, dropout)
