@@ -69,11 +69,11 @@ def test_ids_by_a_template_are_those_of_the_whole(kind: str, template: str) -> N
     merged = 0
     for _ in range(EACH):
         prompt, answer = some_prompt(rng), some_text(rng, 8)
-        asked, given = encoding.prompt(prompt), encoding.response(answer, prompt=prompt)
+        asked, (given, merges) = encoding.prompt(prompt), encoding.joined(answer, prompt=prompt)
         assert list(asked) == by_template(tokenizer, prompt)
         assert given[-1] == end
         assert end not in encoding.response(answer, ended=False, prompt=prompt)
-        if encoding.merges(answer, prompt):
+        if merges:
             merged += 1
             continue
         whole = by_template(tokenizer, prompt, answer)
@@ -91,9 +91,9 @@ def test_ids_of_plain_text_are_those_of_the_whole(kind: str) -> None:
     merged = 0
     for _ in range(DIALOGUES):
         prompt, answer = some_prompt(rng), some_text(rng, 8)
-        asked, given = encoding.prompt(prompt), encoding.response(answer, prompt=prompt)
+        asked, (given, merges) = encoding.prompt(prompt), encoding.joined(answer, prompt=prompt)
         joint = prompt + (" " if prompt.endswith("\n\nAssistant:") else "") + answer
-        if encoding.merges(answer, prompt):
+        if merges:
             merged += 1
             assert list(asked) == tokenizer(prompt).input_ids
             continue
@@ -114,8 +114,8 @@ def test_a_response_is_read_from_its_text_in_the_same_tokens(kind: str, template
     for _ in range(EACH):
         prompt, answer = some_prompt(rng), some_text(rng, 8)
         answer = answer.strip() if template in TRIMS else answer
-        ids = encoding.response(answer, ended=False, prompt=prompt)
-        if not encoding.merges(answer, prompt):
+        ids, merges = encoding.joined(answer, ended=False, prompt=prompt)
+        if not merges:
             # Where every text begins with a blank of the tokenizer's own, a first blank of the answer's is the same.
             assert encoding.text(ids, prompt) in (answer, answer.removeprefix(" "))
             assert encoding.response(encoding.text(ids, prompt), ended=False, prompt=prompt) == ids

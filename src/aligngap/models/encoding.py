@@ -3,7 +3,7 @@
 The ids of a prompt followed by those of its response are the ids of the whole text, as the model's own tokenizer or
 chat template writes it. A response therefore has the ids that follow the prompt's when both are encoded together. Where
 a token would cross the boundary, the prompt keeps its ids and the response is encoded as text that goes on after a line
-break; `Encoding.merges` says so, and such rows are counted. An encoder-decoder's response is a text of its own.
+break; `Encoding.joined` says so, and such rows are counted. An encoder-decoder's response is a text of its own.
 
 Nobody's text can write a special token: where a text holds the spelling of one, that is encoded as the plain text it
 is, and in a chat the template alone decides which ones there are.
@@ -134,13 +134,10 @@ class Encoding:
 
     def response(self, text: str, ended: bool = True, prompt: str = "") -> tuple[int, ...]:
         """Response ids after a prompt, closed as the template closes a turn, or by EOS, if it `ended`."""
-        return self._response(text, ended, prompt)[0]
+        return self.joined(text, ended, prompt)[0]
 
-    def merges(self, text: str, prompt: str) -> bool:
-        """Whether a token would cross the boundary, were prompt and response encoded together."""
-        return self._response(text, True, prompt)[1]
-
-    def _response(self, text: str, ended: bool, prompt: str) -> tuple[tuple[int, ...], bool]:
+    def joined(self, text: str, ended: bool = True, prompt: str = "") -> tuple[tuple[int, ...], bool]:
+        """Response ids, and whether a token would cross the boundary, were prompt and response encoded together."""
         close = (self.eos_id,) if ended else ()
         if self.encoder_decoder:
             return (*encode_text(self.tokenizer, text), *close), False
