@@ -43,6 +43,8 @@ class LocalReward:
         self.key, self.batch_size = key, batch
         # Neither policy ever samples, so the longest response is nobody's business here.
         self.policy, self.reference = (Policy(m, tokenizer, response_tokens=1, spec=spec) for m in (model, reference))
+        self.policy.check_head()
+        self.reference.shares = self.policy.shares
         self.loss = DPO(beta)
         self.module = model
 

@@ -245,6 +245,18 @@ class Encoding:
         frame = f"{marked}{self.lead}\ue000{len(messages)}\ue001{close}"
         return self._guarded(before, marked, contents), self._guarded(before + body + close, frame, contents)
 
+    def conversation(self, messages: chat.Messages, answer: str, ended: bool = True) -> list[int]:
+        """Ids of a whole conversation by the template, as it writes one down; up to the answer if that has no end."""
+        assert self.template is not None
+        contents = [*(m["content"] for m in messages), answer]
+        roles = [*(m["role"] for m in messages), "assistant"]
+        marks = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
+        texts = [{"role": role, "content": said} for role, said in zip(roles, contents, strict=True)]
+        text, marked = (self.template.render(turns, reply=False) for turns in (texts, marks))
+        if not ended:
+            text, marked = text.removesuffix(self.trail), marked.removesuffix(self.trail)
+        return self._guarded(text, marked, contents)
+
     def _guarded(self, text: str, marked: str, contents: Sequence[str]) -> list[int]:
         """Ids of a filled-in template whose special tokens are the template's; `marked` has marks for the contents."""
         ids = self._ids(text)

@@ -56,8 +56,8 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from wherever a study's `path` may name; it must have an EOS token."""
+def load_tokenizer(path: str | Path, ends: bool = True) -> PreTrainedTokenizerBase:
+    """A tokenizer from wherever a study's `path` may name; with `ends` it must have an EOS token."""
     place = located(path)
     try:
         about = Path(place) / "tokenizer_config.json"
@@ -69,9 +69,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         raise refusal("tokenizer", path, error) from error
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and ends:
         raise AligngapError(f"tokenizer {path}: has no EOS token; a response could never end")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # responses are masked by length, never by `!= pad`
     tokenizer.split_special_tokens = True  # "</s>" inside data is text, not the end of a response
     return tokenizer
@@ -187,6 +187,17 @@ def check_tokenizer(spec: ModelSpec) -> None:
         raise AligngapError(f"model {spec.path}: {what}; put the tokenizer that belongs to it into its folder")
     if spec.chat:
         chat.check_template(tokenizer, f"model {spec.path}")
+
+
+def window(config: Any) -> int | None:
+    """The most tokens that a model of this transformers configuration reads at once, or None where it has no limit."""
+    config = config.get_text_config()
+    if hasattr(config, "relative_attention_num_buckets"):  # T5 knows distances and no positions
+        return None
+    names = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx")
+    found = next((v for v in (getattr(config, name, None) for name in names) if isinstance(v, int) and v > 0), None)
+    counted_from_padding = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+    return found - config.pad_token_id - 1 if found and counted_from_padding else found
 
 
 def is_encoder_decoder(spec: ModelSpec) -> bool:

@@ -116,7 +116,9 @@ class ReadyJudge(Step):
         return found | {"spec": {"kind": self.spec.kind}}
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        about, right = held_against(self.open(ctx, job), (self.labels or self.data).pairs(ctx, "test"))
+        judge = self.open(ctx, job)
+        about, right = held_against(judge, (self.labels or self.data).pairs(ctx, "test"))
+        about |= judge.about() if hasattr(judge, "about") else {}
         return about | {"held_out_ties": int((right == 0.5).sum())}
 
     def open(self, ctx: Context, job: Job) -> Judge:
