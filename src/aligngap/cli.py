@@ -188,6 +188,9 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name
+    if study.policy.chat:
+        said = "its chat template writes the prompts (--set policy.chat=false: they are plain text)"
+        print(f"aligngap: {args.policy}: {said}", file=sys.stderr)
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:

@@ -215,6 +215,6 @@ def set_dropout(config: Any, dropout: float) -> None:
         for name, value in list(vars(part).items()) if part is not None else []:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 if "layer_drop" in name or "layerdrop" in name or "drop_path" in name or "jitter" in name:
-                    setattr(part, name, 0.0)
+                    setattr(part, name, type(value)(0))
                 elif "dropout" in name or "pdrop" in name:
-                    setattr(part, name, dropout)
+                    setattr(part, name, type(value)(0) if dropout == 0 else dropout)
