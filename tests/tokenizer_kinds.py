@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 TEXTS = [
     "Human: which tea is best in the morning\n\nAssistant: green tea with a slice of lemon",
     "user assistant system model the kettle is hot and the cup is small .",
-    "if x > 0:\n    return x + 1\n\n", "TL;DR: it is so, is it?  (yes!)", "a b c d e f g h i j k l m n o p q r s t u v w",
+    "if x > 0:\n    return x + 1\n\n", "TL;DR: it is so, is it?  (yes!)",
+    "a b c d e f g h i j k l m n o p q r s t u v w",
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 <|>_#/[]{}=+-*'\"&%$@^~`\\;:.,!?",
 ] * 4  # fmt: skip
 MARKS = (
@@ -122,7 +123,12 @@ def tokenizer_of(kind: str, template: str | None = None) -> PreTrainedTokenizerF
         inner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
         if kind == "llama-2":  # words are cut in training only
             inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
-            parts: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+            parts: list[Any] = [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
         else:
             scheme = kind.removeprefix("metaspace ")
             inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=True)

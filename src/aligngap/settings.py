@@ -83,8 +83,9 @@ class ModelSpec(Settings):
     @property
     def family(self) -> ModelSpec:
         """What of the model changes how data are encoded: how it is run, and its sizes, do not."""
-        written = {"template": self.template, "date": self.date} if self.chat else {}
-        return ModelSpec(path=self.path, model_type=self.model_type, chat=self.chat, **written)
+        return ModelSpec(
+            path=self.path, model_type=self.model_type, chat=self.chat, template=self.template, date=self.date
+        )
 
 
 class TokenizerSpec(Settings):

@@ -9,14 +9,14 @@ import pytest
 from tokenizer_kinds import KINDS, TEMPLATES, tokenizer_of
 
 from aligngap.models.chat import messages_of
-from aligngap.models.encoding import Encoding, encode_text
+from aligngap.models.encoding import Encoding
 from aligngap.settings import ModelSpec
 
 DIALOGUES = 200
 EACH = DIALOGUES // len(TEMPLATES) + 5  # of every template, for one kind of tokenizer
 WORDS = (
-    "tea", "Green", "the", "kettle", "is", "hot", "lemon", "return", "x", "12", "so,", "(yes!)", "TL;DR:", "a", "morning",
-    "\n", "\n\n", "  ", "\n    ", "if x > 0:", "it's", ".", "-", "*", "1.", "[", "</", "<",
+    "tea", "Green", "the", "kettle", "is", "hot", "lemon", "return", "x", "12", "so,", "(yes!)", "TL;DR:", "a",
+    "morning", "\n", "\n\n", "  ", "\n    ", "if x > 0:", "it's", ".", "-", "*", "1.", "[", "</", "<",
 )  # fmt: skip
 
 
@@ -129,7 +129,9 @@ def test_an_encoder_decoder_reads_prompt_and_response_as_texts_of_their_own(kind
         rng = random.Random(kind)
         for _ in range(EACH):
             prompt, answer = some_prompt(rng), some_text(rng, 8)
-            asked = by_template(tokenizer, prompt) if template else tokenizer(prompt, add_special_tokens=False).input_ids
+            asked = (
+                by_template(tokenizer, prompt) if template else tokenizer(prompt, add_special_tokens=False).input_ids
+            )
             assert list(encoding.prompt(prompt)) == [*asked, tokenizer.eos_token_id]
             given = encoding.response(answer, prompt=prompt)
             assert list(given) == [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]

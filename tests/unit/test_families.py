@@ -151,7 +151,7 @@ def test_noise_in_training_under_an_unknown_name_stops_a_run() -> None:
     policy = reference.copy("student")
     policy.model.lm_head = torch.nn.Sequential(torch.nn.Dropout(0.5), policy.model.lm_head)
     pairs = [pair(prompt((4, 5)), (4, 6, 1), (5, 5, 1))]
-    with pytest.raises(AligngapError, match="h = .*not 0.*dropout or another noise"):
+    with pytest.raises(AligngapError, match=r"h = .*not 0.*dropout or another noise"):
         check_start(policy, reference, pairs)
     assert not policy.model.training
 

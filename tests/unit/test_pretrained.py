@@ -137,7 +137,9 @@ def test_a_gguf_file_gives_the_model_it_was_written_from(
     ids = torch.arange(3, 40).unsqueeze(0)
     torch.testing.assert_close(policy.model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
     assert policy.encode_response("how do I bake bread?") == (*encode_text(chat_tokenizer(), "how do I bake bread?"), 2)
-    assert Encoding(policy.tokenizer, False, CHAT).prompt(DIALOGUE) == Encoding(chat_tokenizer(), False, CHAT).prompt(DIALOGUE)
+    assert Encoding(policy.tokenizer, False, CHAT).prompt(DIALOGUE) == Encoding(chat_tokenizer(), False, CHAT).prompt(
+        DIALOGUE
+    )
     check_spec(ModelSpec(path=str(file), chat=True))
     [folder] = [f for f in (tmp_path / "cache").iterdir() if f.is_dir()]
     assert (folder / "model.safetensors").is_file()

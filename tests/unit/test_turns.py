@@ -105,7 +105,9 @@ def test_a_judge_is_shown_what_was_written(tmp_path: Path) -> None:
 
 def test_a_template_takes_its_arguments() -> None:
     tokenizer = tokenizer_of("byte-level", "thinking")
-    plain, quiet = (Encoding(tokenizer, False, ModelSpec(chat=True, template=t)) for t in ({}, {"enable_thinking": False}))
+    plain, quiet = (
+        Encoding(tokenizer, False, ModelSpec(chat=True, template=t)) for t in ({}, {"enable_thinking": False})
+    )
     asked = tokenizer.decode(quiet.prompt("tea"))
     assert asked == tokenizer.decode(plain.prompt("tea")) + "<think>\n\n</think>\n\n"
     assert tokenizer.decode(plain.response("green")).startswith("<think>\n\n</think>\n\ngreen")
@@ -124,9 +126,7 @@ def test_a_template_is_told_one_day() -> None:
 
 
 def test_a_template_that_asks_for_the_date_in_another_form_is_refused() -> None:
-    tokenizer = tokenizer_of("byte-level").__class__.from_pretrained  # a copy of its own, below
-    del tokenizer
-    given = tokenizer_of.__wrapped__("byte-level", "llama-3")
+    given = tokenizer_of.__wrapped__("byte-level")  # one of its own
     given.chat_template = "{% set form = '%d' %}{{ strftime_now(form) }}"
     with pytest.raises(AligngapError, match="asks for today's date"):
         chat.check_template(given, "model x")
@@ -191,10 +191,10 @@ def test_responses_that_would_merge_with_the_prompt_are_counted(tmp_path: Path) 
 
 def test_a_template_that_refuses_system_prompts_is_named(tmp_path: Path) -> None:
     folder = instruct(tmp_path / "model")
-    strict = "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% endfor %}"
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(strict + TEMPLATES["gemma"][0])
     rows = [row | {"prompt": f"\n\nSystem: brief\n\nHuman: tea {i}\n\nAssistant:"} for i, row in enumerate(ROWS)]
-    with pytest.raises(AligngapError, match="no system role.*leave policy.chat out"):
+    with pytest.raises(AligngapError, match=r"no system role.*leave policy\.chat out"):
         encoded(tmp_path, rows, chat=True)
 
 

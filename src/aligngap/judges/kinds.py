@@ -110,7 +110,7 @@ class Pairwise(Settings):
     """A preference model that reads both responses in one context and assumes no scale of quality: the paper's."""
 
     def reads(self, prompt: int, response: int) -> int:
-        """The tokens that it reads at once, of the longest prompt and response: prompt, both responses and a separator after each."""
+        """The tokens that it reads at once: the prompt, and both responses with a separator after each."""
         return prompt + 2 * response + 2
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
@@ -129,7 +129,7 @@ class BradleyTerry(Settings):
     """A point-wise reward model: one number per response, and the sigmoid of the difference as its preference."""
 
     def reads(self, prompt: int, response: int) -> int:
-        """The tokens that it reads at once, of the longest prompt and response: prompt, response and a separator."""
+        """The tokens that it reads at once: the prompt, and the response with a separator after it."""
         return prompt + response + 1
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
@@ -150,7 +150,7 @@ class Local(Settings):
     beta: float = Field(default=0.1, gt=0, description="scale of its reward, and the beta of its DPO loss")
 
     def reads(self, prompt: int, response: int) -> int:
-        """The tokens that it reads at once, of the longest prompt and response: prompt and response."""
+        """The tokens that it reads at once: the prompt and the response."""
         return prompt + response
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
@@ -171,9 +171,10 @@ class RewardModel(Settings):
 
     path: str = Field(description="a local folder or a hub name")
     template: str = Field(
-        default="{prompt}\n\n{response}", description="how both are joined, if its tokenizer has no chat template; as it "
-        "is by default, a model with CLS and SEP reads both as a pair"
-    )  # fmt: skip
+        default="{prompt}\n\n{response}",
+        description="how both are joined, if its tokenizer has no chat template; as it is by default, a model with CLS "
+        "and SEP reads both as a pair",
+    )
     max_tokens: int | None = Field(
         default=None, ge=8, description="longer texts are cut at the front of the prompt; null: what the model reads"
     )

@@ -207,7 +207,7 @@ class RewardModelJudge:
         )
 
     def _own_call(self, prompt: str, response: str) -> dict[str, Tensor]:
-        """One text as its model card would have it read: by the template or the tokenizer's own call, without padding."""
+        """One text as its model card has it read: by the template or the tokenizer's own call, without padding."""
         if self.encoding is not None:
             turns = [*chat.messages_of(prompt), {"role": "assistant", "content": response}]
             assert self.encoding.template is not None

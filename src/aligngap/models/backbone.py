@@ -133,7 +133,13 @@ class Backbone:
         repeated = len(batch.completions) > len(batch.prompts) and min(map(len, batch.prompts)) > 1
         kept = not self.spec.gradient_checkpointing and not getattr(self.model, "_is_stateful", False)
         dropped = self.model.training and self.spec.dropout > 0
-        return self.shares and repeated and kept and not dropped and not any(hasattr(m, "unshard") for m in self.model.modules())
+        return (
+            self.shares
+            and repeated
+            and kept
+            and not dropped
+            and not any(hasattr(m, "unshard") for m in self.model.modules())
+        )
 
     def _continue(self, batch: Batch) -> Tensor:
         """`_hidden` of a decoder-only model whose prompts have several completions: [M, d], differentiable."""
@@ -157,7 +163,9 @@ class Backbone:
         """The state [N, d] at the last token of each row of a decoder, every row read from its beginning."""
         ids, mask = pad(rows, self.pad_id)
         given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
-        states: Tensor = self.body(**{n: t.to(self.device) for n, t in given.items()}, use_cache=False).last_hidden_state
+        states: Tensor = self.body(
+            **{n: t.to(self.device) for n, t in given.items()}, use_cache=False
+        ).last_hidden_state
         return states[range(len(rows)), [len(r) - 1 for r in rows]]
 
     @torch.no_grad()

@@ -142,7 +142,7 @@ class Encoding:
         if self.encoder_decoder:
             return (*encode_text(self.tokenizer, text), *close), False
         if self.template is not None:
-            head, whole = self._chat(text, ended, prompt)
+            head, whole = map(tuple, self._chat(text, ended, prompt))
             close = close if not self.close else ()
         elif self._separated:
             return (*(encode_text if self._alone else encode_further)(self.tokenizer, text), *close), False
@@ -150,7 +150,7 @@ class Encoding:
             before, lead = self._plain(prompt)
             text = lead + text
             head, whole = encode_text(self.tokenizer, before), encode_text.__wrapped__(self.tokenizer, before + text)
-        if tuple(whole[: len(head)]) == tuple(head):
+        if whole[: len(head)] == head:
             return (*whole[len(head) :], *close), False
         if self.template is not None:
             found = self._pieces(self.lead + "\ue0000\ue001" + (self.close if ended else ""), [text], first=True)

@@ -94,6 +94,8 @@ def check_start(policy: Policy, reference: Policy, pairs: Sequence[Pair]) -> Non
         policy.model.train(training)
     worst = float(h.abs().max())
     if not worst <= 1e-3:  # nan too
-        what = f"in training its log-probabilities are not its reference's before the first step (h = {worst:.2g}, not 0)"
+        what = (
+            f"in training its log-probabilities are not its reference's before the first step (h = {worst:.2g}, not 0)"
+        )
         remedy = "it has a dropout or another noise of a name that is not known here; choose another family"
         raise AligngapError(f"model family `{policy.model.config.model_type}`: {what}: {remedy}")

@@ -217,7 +217,7 @@ class Policy(Backbone):
         return logits
 
     def _keeps(self, prompts: Sequence[Ids], completions: Sequence[Ids]) -> bool:
-        """Whether a decoder goes on from keys and values that it keeps, each prompt's repeated, as it reads the whole."""
+        """Whether a decoder goes on from the keys and values of each prompt, repeated, as it reads the whole."""
         ids, mask = (t.to(self.device) for t in pad(prompts, self.pad_id, side="left"))
         try:
             cache = self.model(

@@ -90,9 +90,9 @@ class Data(Step):
                 dropped[reason] = dropped.get(reason, 0) + 1
         if self.family.path is not None and noted[MARKED] > MOSTLY * len(rows):
             raise AligngapError(
-                f"task {self.task['name']} ({loaded.source}): {noted[MARKED]} of {len(rows)} prompts are already written "
-                "in a chat template's marks, which would be read as text; give messages or plain prompts, and set "
-                "policy.chat to have the template write them"
+                f"task {self.task['name']} ({loaded.source}): {noted[MARKED]} of {len(rows)} prompts are already "
+                "written in a chat template's marks, which would be read as text; give messages or plain prompts, and "
+                "set policy.chat to have the template write them"
             )
         if self.judge_share:
             apart = kept_for_judges(
