@@ -246,12 +246,13 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from aligngap.execute.checks import check_planned
     from aligngap.execute.console import print_plan
 
     made, store, out = prepared(args)
     if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
         raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
-    check_models(made.study)
+    check_planned(made.study)
     print_plan(made, store, out)
     if args.pilot is not None:
         from aligngap.report import planned_power

@@ -19,11 +19,12 @@ from aligngap.models import chat
 from aligngap.models.encoding import Encoding
 from aligngap.models.loading import load_tokenizer, window
 from aligngap.models.policy import Policy
-from aligngap.own import own_study
-from aligngap.plan import Pipeline
+from aligngap.pipeline.data import Data
+from aligngap.pipeline.plan import Pipeline, expand
+from aligngap.pipeline.sft import Sft
 from aligngap.settings import ModelSpec, Study
-from aligngap.steps import Data, Sft
-from aligngap.study import validate
+from aligngap.study.load import validate
+from aligngap.study.own import own_study
 from aligngap.types import AligngapError, Pair, Prompt, Response, RunFailed
 
 CHAT = ModelSpec(chat=True)
@@ -155,15 +156,13 @@ def test_what_a_template_says_is_in_the_key(tmp_path: Path) -> None:
     assert len({*before, key(chat=True, template={"a": 1}), key(chat=True, date="2025-01-31")}) == 4
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text(template.read_text().replace("model", "assistant"))
-    from aligngap.plan import expand
-
     expand(study_of(tmp_path, ROWS))  # looks at the files anew
     assert key(chat=True) != before[0]
     assert key() == before[1]
 
 
 class Work:
-    """As much of a context as the data step needs."""
+    """As much of a job as the data step needs."""
 
     def __init__(self, folder: Path) -> None:
         self.work = folder
@@ -171,7 +170,7 @@ class Work:
 
 
 def encoded(folder: Path, rows: list[dict[str, str]], **policy: Any) -> dict[str, Any]:
-    return Pipeline(study_of(folder, rows, **policy), 0).data.run(Work(folder / "work"))  # type: ignore[arg-type]
+    return Pipeline(study_of(folder, rows, **policy), 0).data.run(None, Work(folder / "work"))  # type: ignore[arg-type]
 
 
 def test_prompts_in_a_templates_marks_are_counted_and_refused_where_all_are(tmp_path: Path) -> None:
@@ -180,7 +179,7 @@ def test_prompts_in_a_templates_marks_are_counted_and_refused_where_all_are(tmp_
     about = encoded(tmp_path, [*ROWS, *marked[:3]])
     assert about["prompts_with_marks_of_a_template_read_as_text"] == 3
     with pytest.raises(AligngapError, match="12 of 12 prompts are already written in a chat template's marks"):
-        Pipeline(study_of(tmp_path, marked), 0).data.run(Work(tmp_path / "again"))  # type: ignore[arg-type]
+        Pipeline(study_of(tmp_path, marked), 0).data.run(None, Work(tmp_path / "again"))  # type: ignore[arg-type]
 
 
 def test_responses_that_would_merge_with_the_prompt_are_counted(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligngap.judges.kinds import CheckedKind
+from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, FileTask, RunFailed, one_line
 
 if TYPE_CHECKING:
@@ -116,6 +117,21 @@ def check_models(study: Study) -> None:
     for s in every:
         rollout_of(s.recipe.rollouts).check(config_of(s.policy))
         check_windows(s)
+
+
+def check_planned(study: Study) -> None:
+    """Look at a study's models before it is run, unless all are a T5 from scratch, which no limit is too long for.
+
+    Nothing of torch is imported for those.
+    """
+    from aligngap.judges.kinds import LimitedKind
+    from aligngap.study.build import build_judge
+    from aligngap.study.variants import apply_variant
+
+    every = [study, *(apply_variant(study, name) for name in study.variants)]
+    other = any(m.path is not None or m.model_type != ModelSpec().model_type for s in every for m in s.models)
+    if other or any(isinstance(build_judge(j), LimitedKind) for s in every for j in (s.golden, s.proxy)):
+        check_models(study)
 
 
 def check_windows(study: Study) -> None:
