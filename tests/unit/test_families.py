@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from aligngap.models.backbone import alike
 from aligngap.models.batch import collate
-from aligngap.models.loading import set_dropout
+from aligngap.models.loading import TESTED, set_dropout
 from aligngap.models.pair_logps import check_start
-from aligngap.models.policy import Policy
+from aligngap.models.policy import Policy, try_family
 from aligngap.models.sampling import Share, generate
+from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError
 
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -77,7 +78,16 @@ def made(family: str, words: Sequence[str] = ("a", "b", "c", "d", "e", "f", "g")
 
 def test_there_are_twenty_families_and_t5() -> None:
     assert len(FAMILIES) > 20
-    assert "t5" in FAMILIES
+    assert set(FAMILIES) == set(TESTED)
+
+
+def test_a_family_that_no_test_knows_is_tried_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stablelm = ModelSpec(model_type="stablelm", config={**SIZE, "num_key_value_heads": 1})
+    try_family(stablelm)
+    monkeypatch.setattr(Policy, "logits", lambda self, hidden: self.model.get_output_embeddings()(hidden) * 2.0)
+    with pytest.raises(AligngapError, match="model family `stablelm`: log-probabilities differ"):
+        try_family(stablelm)
+    try_family(ModelSpec(model_type="llama", config=HEADS))  # one that they know is not
 
 
 @pytest.mark.parametrize("family", FAMILIES)

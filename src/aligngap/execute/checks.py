@@ -101,6 +101,7 @@ def check_models(study: Study) -> None:
     """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
     from aligngap.models.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
     from aligngap.models.lora import check_peft
+    from aligngap.models.policy import try_family
     from aligngap.models.rollout import rollout_of
     from aligngap.study.variants import apply_variant
 
@@ -114,6 +115,7 @@ def check_models(study: Study) -> None:
     for spec in {m.model_dump_json(): m for s in every for m in s.models}.values():
         check_spec(spec)
         check_tokenizer(spec)
+        try_family(spec)
     for s in every:
         rollout_of(s.recipe.rollouts).check(config_of(s.policy))
         check_windows(s)

@@ -37,6 +37,13 @@ LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "tru
 PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 WRITES_TEXT = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "DoubleHeadsModel")
 
+#: families that the tests hold against their own forward pass; any other is tried before anything is computed
+TESTED = (
+    "bloom", "cohere", "falcon", "falcon_h1", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite",
+    "granitemoehybrid", "lfm2", "llama", "llama4_text", "mamba", "mistral", "mixtral", "mpt", "olmo2", "opt", "phi",
+    "phi3", "qwen2", "qwen3", "qwen3_next", "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "t5",
+)  # fmt: skip
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Any:

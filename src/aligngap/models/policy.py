@@ -23,8 +23,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from aligngap.models import lora
 from aligngap.models.backbone import LOGITS_BUDGET, Backbone, alike, probe_rows
 from aligngap.models.batch import Batch, Ids, collate, pad, positions
-from aligngap.models.loading import PLAIN, load_model, load_tokenizer, seeded
+from aligngap.models.loading import PLAIN, TESTED, build_model, config_of, load_model, load_tokenizer, seeded
 from aligngap.models.sampling import Share, generate
+from aligngap.models.tokenizer import stand_in
 from aligngap.parallel.world import ALONE, World
 from aligngap.seeding import derive
 from aligngap.settings import LoraSpec, ModelSpec
@@ -240,6 +241,20 @@ class Policy(Backbone):
         except Exception:
             return False
         return True
+
+
+def try_family(spec: ModelSpec) -> None:
+    """Make a model of a family that no test knows and hold it against its own forward pass, as a run will.
+
+    Raises AligngapError where its numbers would not be its own. Weights are loaded, or drawn, and thrown away.
+    """
+    if config_of(spec).model_type in TESTED:
+        return
+    if spec.path is not None:
+        Policy.load(spec.path, response_tokens=1, spec=spec)
+        return
+    tokenizer = stand_in()
+    Policy(build_model(spec, tokenizer, 0), tokenizer, response_tokens=1, spec=spec).check_head()
 
 
 @dataclass(frozen=True)
