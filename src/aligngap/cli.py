@@ -203,6 +203,9 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name
+    if study.policy.chat:
+        said = "its chat template writes the prompts (--set policy.chat=false: they are plain text)"
+        print(f"aligngap: {args.policy}: {said}", file=sys.stderr)
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:
@@ -260,16 +263,16 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.execute.checks import check_data
+    from aligngap.execute.checks import check_data, check_planned
     from aligngap.execute.console import print_data, print_plan
 
     made, store, out = prepare(args)
     if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
         raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
     read = check_data(made, store)
+    check_planned(made.study)
     print_plan(made, store, out)
     print_data(read)
-    print("models and judges were not looked at; `run` does that first")
     if args.pilot is not None:
         from aligngap.report import planned_power
 

@@ -5,6 +5,7 @@ YAML and `--set key=value` are two spellings of these classes. Defaults are the 
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: What an arm or a variant may be called: it stands in tables, in files' names and in "ARM[VARIANT]" and "ARM@STEP".
+DAY = "2024-07-26"  #: what Llama's templates say where they are told no date
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,79}")
 
 
@@ -57,17 +59,33 @@ class ModelSpec(Settings):
         default=False, description="compute activations again in the backward pass: less memory, same result"
     )
     chat: bool = Field(default=False, description="write prompts by the tokenizer's chat template")
+    template: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, for instance {enable_thinking: false}"
+    )
+    date: str = Field(default=DAY, description="the day that a chat template is told which asks for today's date")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
         if self.path is not None and self.config:
             raise ValueError("give either `path` (a pretrained model) or `config` (a model from scratch), not both")
+        if not self.chat and (self.template or self.date != DAY):
+            raise ValueError("`template` and `date` are for a chat template: set `chat: true`, or leave them out")
         return self
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, day: object) -> str:
+        try:
+            return datetime.date.fromisoformat(str(day)).isoformat()
+        except ValueError as error:
+            raise ValueError(f"must be a day, written as {DAY}") from error
 
     @property
     def family(self) -> ModelSpec:
         """What of the model changes how data are encoded: how it is run, and its sizes, do not."""
-        return ModelSpec(path=self.path, model_type=self.model_type, chat=self.chat)
+        return ModelSpec(
+            path=self.path, model_type=self.model_type, chat=self.chat, template=self.template, date=self.date
+        )
 
 
 class TokenizerSpec(Settings):

@@ -185,6 +185,15 @@ class PaidJudge(Judge, Protocol):
         ...
 
 
+@runtime_checkable
+class TellingJudge(Judge, Protocol):
+    """A judge that has something to say of how it read what it was asked."""
+
+    def about(self) -> dict[str, Any]:
+        """Counts for the manifest of the step that asked it; empty where there is nothing to say."""
+        ...
+
+
 class PairStream(Protocol):
     """Where the pairs come from: the one thing in which online and offline differ."""
 

@@ -92,7 +92,8 @@ def test_a_model_without_a_padding_token_can_be_used(
     (tmp_path / "padless" / "config.json").write_text(json.dumps(about | {"pad_token_id": None}))
     monkeypatch.chdir(tmp_path)
     task = str(models / "pairs.jsonl")
-    assert main(["compare", "--policy", "./padless", "--task", task, "--plan"]) == 0, capsys.readouterr().err
+    short = ["--set", "limits={prompt_tokens: 16, response_tokens: 12}"]
+    assert main(["compare", "--policy", "./padless", "--task", task, "--plan", *short]) == 0, capsys.readouterr().err
     assert load_tokenizer("./padless").pad_token == "</s>"
 
 

@@ -24,7 +24,7 @@ from aligngap.judges.preference_model import PreferenceModel
 from aligngap.measure import score
 from aligngap.models import policy as policy_module
 from aligngap.models.batch import collate, pad
-from aligngap.models.encoding import encode_prompt, encode_response
+from aligngap.models.encoding import Encoding
 from aligngap.models.loading import build_model, is_encoder_decoder, load_model, load_tokenizer
 from aligngap.models.pair_logps import compare_logps, pair_logps, with_reference
 from aligngap.models.policy import Policy
@@ -407,11 +407,12 @@ def test_special_strings_in_data_stay_text(tmp_path: Path, text: str) -> None:
     tokenizer = word_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     for t in (tokenizer, load_tokenizer(tmp_path)):
-        ids = encode_response(t, text, ended=False)
+        decoder, encoder = (Encoding(t, encoder_decoder, ModelSpec()) for encoder_decoder in (False, True))
+        ids = decoder.response(text, ended=False)
         assert not set(ids) & {t.pad_token_id, t.eos_token_id, t.sep_token_id}
-        assert encode_response(t, text) == (*ids, t.eos_token_id)
-        assert encode_prompt(t, True, text) == (*ids, t.eos_token_id)
-        assert encode_prompt(t, False, text) == (*ids, t.sep_token_id)
+        assert decoder.response(text) == encoder.response(text) == (*ids, t.eos_token_id)
+        assert encoder.prompt(text) == (*ids, t.eos_token_id)
+        assert decoder.prompt(text) == (*ids, t.sep_token_id)
 
 
 def test_text_of_a_response_is_encoded_as_it_was_written(policies: Policies) -> None:

@@ -51,7 +51,7 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Ids], n: int, max_new_tokens: int, seed: int) -> list[list[Generated]]:
         """n responses to each prompt from the whole distribution at temperature 1: a function of weights and arguments.
 
-        A response ends with its first EOS or at `max_new_tokens`, whichever comes first.
+        A response ends with the first of the policy's `end_ids` or at `max_new_tokens`, whichever comes first.
         """
         ...
 
@@ -100,7 +100,7 @@ class Following:
         written = self.engine.generate([p.ids for p in prompts], n, self.policy.response_tokens, seed)
         rows = ((p.ids, g) for p, row in zip(prompts, written, strict=True) for g in row)
         self.gaps.append(gaps(self.policy, list(islice(rows, COMPARED))))
-        return [[self.policy.response(g.ids) for g in row] for row in written]
+        return [[self.policy.response(g.ids, p.text) for g in row] for p, row in zip(prompts, written, strict=True)]
 
     def mismatch(self) -> dict[str, float]:
         """Mean and largest |engine - trainer| log-probability of a token since last asked, nats; nan if none."""

@@ -175,7 +175,7 @@ class Align(Step):
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.fit import Trainer, pair_objective
         from aligngap.models.flops import Flops
-        from aligngap.models.pair_logps import with_reference
+        from aligngap.models.pair_logps import check_start, with_reference
         from aligngap.models.rollout import Following, opened
         from aligngap.pipeline.training import mismatch, train
         from aligngap.streams import Stopwatch
@@ -185,6 +185,7 @@ class Align(Step):
             policy = reference.copy(key)
         else:
             policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
+        check_start(policy, reference, self.data.pairs(ctx, "train")[:4])
         stream = Stopwatch(self.source.stream(ctx, job, self.data, derive(self.seed, "data order"), reference))
         trainer = Trainer(policy.model, self.optimization, self.seed, job.world)
         measured = set(self.measured_steps)

@@ -13,7 +13,7 @@ from aligngap.pipeline.sft import Sft, tokenizer_of
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Optimization, Settings
 from aligngap.study.build import build_judge, build_task
-from aligngap.types import Judge, Pair, RunFailed
+from aligngap.types import Judge, Pair, RunFailed, TellingJudge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,9 @@ class ReadyJudge(Step):
         return found | {"spec": {"kind": self.spec.kind}}
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        about, right = held_against(self.open(ctx, job), (self.labels or self.data).pairs(ctx, "test"))
+        judge = self.open(ctx, job)
+        about, right = held_against(judge, (self.labels or self.data).pairs(ctx, "test"))
+        about |= judge.about() if isinstance(judge, TellingJudge) else {}
         return about | {"held_out_ties": int((right == 0.5).sum())}
 
     def open(self, ctx: Context, job: Job) -> Judge:

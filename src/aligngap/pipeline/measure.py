@@ -48,7 +48,11 @@ class Responses(Step):
             for p, r in zip(prompts, answers, strict=True)
         ]
         write_rows(job.work / "responses.parquet", rows)
-        return {"prompts": len(rows)}
+        others = sum(
+            policy.encode_response(r[0].text, r[0].ended, p.text) != r[0].ids
+            for p, r in zip(prompts, answers, strict=True)
+        )
+        return {"prompts": len(rows), "of_other_tokens_when_read_from_their_text": others}
 
     def read(self, ctx: Context) -> list[Response]:
         from aligngap.storage.pairs import read_rows
