@@ -274,7 +274,7 @@ class Verdict:
     """A hypothesis's outcome by a rule declared before the runs."""
 
     name: str
-    outcome: str  # "supported", "contradicted" or "inconclusive"
+    outcome: str  # "supported", "contradicted", "inconclusive", "censored" or "too few seeds"
     rule: str
     effect: Estimate
     interval: tuple[float, float]
@@ -282,6 +282,9 @@ class Verdict:
     claim: str = ""  # what the paper says, to stand beside it
     share: Estimate | None = None  # the effect as a share of the opening gap, where that is asked
     share_interval: tuple[float, float] = (float("nan"), float("nan"))
+    p: float = float("nan")  # of the rule's test, where it has one
+    p_adjusted: float = float("nan")  # for all tests of its family
+    primary: bool = False  # whether it belongs to the family that was named before the runs
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

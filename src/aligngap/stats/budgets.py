@@ -5,7 +5,7 @@
 then averaged over the configurations in which every one of the arms reached the budget. So no arm has more attempts
 than another, and nothing is averaged over KL.
 *Chosen.* Each arm at its best configuration of the grid that all of them ran, chosen on other seeds than it is scored
-on: on the spent seeds where some are named, else on all seeds but the one scored. The same for an arm's best checkpoint.
+on: on the spent seeds where some are named, else on all seeds but the one scored. So is an arm's best checkpoint.
 
 The interval is Student's t over seeds with as many degrees of freedom as seeds less one, its variance that between
 seeds plus what prompts shared by the seeds add, and never less than the prompts' own noise (`estimate.variance_parts`
@@ -26,6 +26,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from aligngap.stats.clouds import Cloud, Clouds
@@ -41,6 +42,8 @@ LEVEL = 0.95
 EQUIVALENCE_LEVEL = 0.90
 TINY_KL = 1e-9
 
+Mask = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -53,8 +56,8 @@ class Reading:
     prompts: tuple[str, ...]
     influence: FloatArray  # [M, P]
     se: FloatArray  # [M] where wins are not known prompt by prompt
-    short: np.ndarray  # [M] whether the curve ends below
-    passed: np.ndarray  # [M] whether its first checkpoint lies above
+    short: Mask  # [M] whether the curve ends below
+    passed: Mask  # [M] whether its first checkpoint lies above
 
 
 @dataclass(frozen=True)
@@ -188,13 +191,13 @@ def _centred(values: np.ndarray) -> FloatArray:
     known = np.isfinite(v)
     count = np.maximum(known.sum(axis=1, keepdims=True), 1)
     mean = np.where(known, v, 0.0).sum(axis=1, keepdims=True) / count
-    return np.where(known, v - mean, 0.0) * (v.shape[1] / count)
+    return np.asarray(np.where(known, v - mean, 0.0) * (v.shape[1] / count))
 
 
 def _scaled(influence: FloatArray) -> FloatArray:
     """Influences whose squares sum to the variance of the mean (with the n - 1 of a sample variance)."""
     n = influence.shape[1]
-    return influence / np.sqrt(max(n * (n - 1), 1))
+    return np.asarray(influence / np.sqrt(max(n * (n - 1), 1)))
 
 
 #: by arm, seed and configuration
@@ -248,7 +251,7 @@ def at_budgets(
         values = _chosen(table, weights, seeds, configs, tuple(spent), len(places))
     else:
         values = _matched(table, weights, seeds, configs, len(places))
-    judged = np.isfinite(values.value).all(axis=0)
+    judged: Mask = np.asarray(np.isfinite(values.value).all(axis=0))
     together = int(judged.sum())
     out = []
     for k, kl in enumerate(budgets):
@@ -274,6 +277,13 @@ def at_budgets(
     return AtBudgets(tuple(out), seeds, configs, values, why)
 
 
+def _count_short(
+    mine: Mapping[int, Mapping[str, Reading]], seeds: Sequence[int], configs: Sequence[str], place: int
+) -> int:
+    """How many runs of these configurations end below a place."""
+    return sum(bool(mine[s][c].short[place]) for s in seeds for c in configs if c in mine[s])
+
+
 def shared_configs(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> tuple[str, ...]:
     """The configurations that every one of these arms ran, in any of the seeds."""
     ran = [{c for s in seeds for c in table[a].get(s, {})} for a in arms]
@@ -294,7 +304,8 @@ def _matched(
         there = [c for c in configs if all(c in table[a][seed] for a in weights)]
         if not there:
             continue
-        reached = np.array([[np.isfinite(table[a][seed][c].value) for a in weights] for c in there]).all(axis=1)
+        known = np.array([[np.isfinite(table[a][seed][c].value) for a in weights] for c in there])
+        reached: Mask = np.asarray(known.all(axis=1))
         count = np.maximum(reached.sum(axis=0), 1)
         total, spread = np.zeros(m), np.zeros((len(weights), m))
         for c, ok in zip(there, reached, strict=True):
@@ -383,7 +394,7 @@ def _add(
 
 
 def mean_over_seeds(values: Seedwise) -> Mean:
-    """The mean over the seeds that are defined at the one place of `values`, with the standard error of the file's head."""
+    """The mean over the seeds that are defined at the one place of `values`, with the error of this file's head."""
     there = np.isfinite(values.value[:, 0])
     n = int(there.sum())
     if not n:
@@ -540,7 +551,7 @@ def ending_of(clouds: Clouds, arm: str, spent: Collection[int] = ()) -> Ending |
 
 
 def kl_to_reach(clouds: Clouds, arm: str, other: str, spent: Collection[int] = ()) -> tuple[float, ...] | str:
-    """The KL in nats at which each seed's run of `arm` first reaches the other arm's best; infinite where it never does.
+    """The KL in nats at which each seed's run of `arm` first reaches the other arm's best; infinite if it never does.
 
     The run is that of the arm's own best configuration; both bests are chosen on other seeds. An infinite entry is
     censored: the run ended before, or fell short.
