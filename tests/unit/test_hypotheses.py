@@ -45,7 +45,7 @@ SHARP: dict[str, Any] = {"prompts": 1000, "seeds": range(5), "seed_sd": 0.002}
 def world(gaps: Mapping[str, float], parts: Parts | None = None, **more: Any) -> View:
     """A view of records in which each arm's win rate at equal KL is the opening curve plus its gap."""
     truth = {arm: ArmTruth(gap=gap) for arm, gap in gaps.items()}
-    options = {"prompts": 300, "opponents": ("golden_policy",), "seed_sd": 0.005} | more
+    options = {"prompts": 300, "seeds": range(5), "opponents": ("golden_policy",), "seed_sd": 0.005} | more
     records, per_prompt, _ = make(truth, **options)
     return View(records, per_prompt, pipeline=parts or [])
 

@@ -153,8 +153,8 @@ def test_neither_another_arm_nor_more_replicates_move_an_arms_curve() -> None:
 
 def test_the_number_of_an_arms_replicates_is_its_own() -> None:
     clouds = planted_clouds(np.random.default_rng(4), {"a": 0.0, "b": 0.02, "c": 0.1}, {"c": 30}, 2, 60)
-    two = curves_for(Clouds(tuple(c for c in clouds.items if c.arm != "c")), 200, effort=3e6)
-    three = curves_for(clouds, 200, effort=3e6)
+    two = curves_for(Clouds(tuple(c for c in clouds.items if c.arm != "c")), 200, effort=3e7)
+    three = curves_for(clouds, 200, effort=3e7)
     assert 60 <= three["c"].frontier_reps.shape[1] < three["a"].frontier_reps.shape[1]
     assert two["a"].frontier_reps.shape == three["a"].frontier_reps.shape
     with_c, without = compare(three, "a", "b"), compare(two, "a", "b")

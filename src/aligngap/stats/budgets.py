@@ -69,18 +69,34 @@ class Seedwise:
     """
 
     seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
     value: FloatArray
     influence: FloatArray
     extra: FloatArray
 
     def plus(self, other: Seedwise, weight: float = 1.0) -> Seedwise:
-        """The sum of this and `weight` times another over the same seeds, places and prompts."""
+        """The sum of this and `weight` times another over the same seeds and places."""
+        mine, theirs = self, other
+        if self.prompts != other.prompts:
+            prompts = tuple(dict.fromkeys((*self.prompts, *other.prompts)))
+            mine, theirs = self.over(prompts), other.over(prompts)
         return replace(
-            self,
-            value=self.value + weight * other.value,
-            influence=self.influence + weight * other.influence,
-            extra=self.extra + weight**2 * other.extra,
+            mine,
+            value=mine.value + weight * theirs.value,
+            influence=mine.influence + weight * theirs.influence,
+            extra=mine.extra + weight**2 * theirs.extra,
         )
+
+    def over(self, prompts: tuple[str, ...]) -> Seedwise:
+        """The same over these prompts, which hold its own; others add nothing to it."""
+        wider = np.zeros((*self.value.shape, len(prompts)))
+        wider[:, :, _Places(prompts)(self.prompts)] = self.influence
+        return replace(self, prompts=prompts, influence=wider)
+
+    def times(self, weights: FloatArray) -> Seedwise:
+        """The same with each seed multiplied by its weight [S]."""
+        w = np.asarray(weights, dtype=np.float64)[:, None]
+        return replace(self, value=w * self.value, influence=w[:, :, None] * self.influence, extra=w**2 * self.extra)
 
     def at(self, place: int) -> Seedwise:
         """The same at one place alone."""
@@ -366,7 +382,8 @@ def _empty(table: Table, seeds: tuple[int, ...], m: int) -> tuple[Seedwise, _Pla
     known = [r.prompts for of in table.values() for s in seeds for r in of.get(s, {}).values()]
     prompts = tuple(dict.fromkeys(p for ids in dict.fromkeys(known) for p in ids))
     s = len(seeds)
-    return Seedwise(seeds, np.full((s, m), NAN), np.zeros((s, m, len(prompts))), np.zeros((s, m))), _Places(prompts)
+    nothing = Seedwise(seeds, prompts, np.full((s, m), NAN), np.zeros((s, m, len(prompts))), np.zeros((s, m)))
+    return nothing, _Places(prompts)
 
 
 class _Places:
@@ -502,7 +519,7 @@ def _at_checkpoints(rows: Sequence[tuple[Cloud, int]], seeds: tuple[int, ...], i
             extra[row, 0] = cloud.win_se[at] ** 2
         else:
             influence[row, 0, index(cloud.prompt_ids)] = _scaled(_centred(cloud.win_by_prompt[[at]]))[0]
-    return Seedwise(seeds, value, influence, extra)
+    return Seedwise(seeds, tuple(index.place), value, influence, extra)
 
 
 @dataclass(frozen=True)
@@ -543,7 +560,12 @@ def ending_of(clouds: Clouds, arm: str, spent: Collection[int] = ()) -> Ending |
         kl.append(float(cloud.x[last]))
         half.append(read_run(cloud, run, np.log([cloud.x[last] / 2])))
     end = _at_checkpoints(ends, seeds, index)
-    before = Seedwise(seeds, np.array([r.value for r in half]), np.zeros_like(end.influence), np.zeros_like(end.extra))
+    before = replace(
+        end,
+        value=np.array([r.value for r in half]),
+        influence=np.zeros_like(end.influence),
+        extra=np.zeros_like(end.extra),
+    )
     for row, reading in enumerate(half):
         before.influence[row][:, index(reading.prompts)] += reading.influence
         before.extra[row] = reading.se**2

@@ -146,6 +146,35 @@ def make_clouds(
     return Clouds(tuple(clouds), tuple(warnings))
 
 
+def column_clouds(records: pd.DataFrame, column: str) -> Clouds:
+    """The checkpoints with a column of the records (and its standard error) in the place of the win rate.
+
+    Rows of one opponent are expected, as `make_clouds` takes them; a row without a KL or a value is left out. Prompts
+    are not known: the column is over held-out pairs, and its errors are its standard errors.
+    """
+    rows = records.drop_duplicates(["run", "step"], keep="last")
+    rows = rows[rows[column].notna() & np.isfinite(rows["kl_nats"]) & (rows["kl_nats"] > 0)]
+    items = []
+    for _, frame in rows.groupby(["arm", "seed"], sort=False):
+        frame = frame.sort_values(["run", "step"], kind="stable")
+        codes, runs = pd.factorize(frame["run"])
+        items.append(
+            Cloud(
+                arm=str(frame["arm"].iloc[0]),
+                seed=int(frame["seed"].iloc[0]),
+                runs=tuple(map(str, runs)),
+                configs=tuple(map(str, frame["config"][~frame["run"].duplicated()])),
+                run=codes.astype(np.int64),
+                step=frame["step"].to_numpy(np.int64),
+                x=frame["kl_nats"].to_numpy(np.float64),
+                x_se=np.zeros(len(frame)),
+                win=frame[column].to_numpy(np.float64),
+                win_se=_se(frame, f"{column}_se"),
+            )
+        )
+    return Clouds(tuple(items))
+
+
 def on_axis(clouds: Clouds, axis: Axis) -> Clouds:
     """The same checkpoints on another x-axis, with a sentence for arms that have no place on it."""
     items, absent = [], []
