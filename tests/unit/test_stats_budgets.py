@@ -129,7 +129,9 @@ def test_shared_prompts_are_not_counted_as_independent() -> None:
     shared = Seedwise((0, 1, 2, 3, 4), ids[:400], value, np.repeat(influence[:1], 5, axis=0), extra)
     one_seed = float((influence[0] ** 2).sum())
     assert mean_over_seeds(shared).se ** 2 == pytest.approx(one_seed)
-    assert mean_over_seeds(Seedwise(shared.seeds, ids, value, own, extra)).se ** 2 == pytest.approx(one_seed / 5, rel=0.1)
+    assert mean_over_seeds(Seedwise(shared.seeds, ids, value, own, extra)).se ** 2 == pytest.approx(
+        one_seed / 5, rel=0.1
+    )
 
 
 def test_an_arm_that_falls_short_is_counted_and_not_judged() -> None:

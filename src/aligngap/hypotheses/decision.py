@@ -33,13 +33,13 @@ Z = float(special.ndtri(0.975))
 RULE = (
     "G is the win rate of online minus that of offline at the KL that will be deployed (`decision_kl`; where none is "
     "given, that of the best checkpoint of either arm, chosen by its mean over seeds), over the configurations that "
-    "both ran, with t intervals over seeds; m is the margin. Offline is enough if a one-sided test at 5% puts G below m "
-    "(the upper end of its 90% interval). Online is worth it if the 95% interval of G lies above 0 and reaches m; the "
-    "recommendation is then the semi-online arm with the most steps between syncs for which a one-sided test at 5% "
-    "puts (online minus it) below m and whose kept share of G is above one half, or else online. Otherwise it cannot be "
-    "told; so also with one seed, where G is undefined, where the other arm ended below the KL of the best checkpoint "
-    "(then only online can be recommended, from the largest KL that both reached), or where the 95% interval of "
-    "golden's agreement with the user's held-out labels is not above one half."
+    "both ran, with t intervals over seeds; m is the margin. Offline is enough if a one-sided test at 5% puts G below "
+    "m (the upper end of its 90% interval). Online is worth it if the 95% interval of G lies above 0 and reaches m; "
+    "the recommendation is then the semi-online arm with the most steps between syncs for which a one-sided test at 5% "
+    "puts (online minus it) below m and whose kept share of G is above one half, or else online. Otherwise it cannot "
+    "be told; so also with one seed, where G is undefined, where the other arm ended below the KL of the best "
+    "checkpoint (then only online can be recommended, at the largest KL that both reached), or where the 95% interval "
+    "of golden's agreement with the user's held-out labels is not above one half."
 )
 
 

@@ -120,7 +120,7 @@ def same(name: str, a: str, b: str, claim: str = "") -> Rule:
         near = all(x.equivalence[0] > -MARGIN and x.equivalence[1] < MARGIN for x in judged)
         outcome = CONTRADICTED if far else SUPPORTED if near else INCONCLUSIVE
         at = max(judged, key=lambda x: abs(x.mean.value))
-        said = f" The 90% interval at {at.kl:g} nats is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
+        said = f" The 90% interval at {nats(at.kl)} is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
         reason = told(f"{a} − {b}", found.found) + said + one_seed(len(found.seeds))
         p = p_equivalence(found.found, MARGIN)
         return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
@@ -220,7 +220,8 @@ def told(what: str, found: AtBudgets) -> str:
     short = dict.fromkeys(f"{arm}'s runs" for b in lost for arm, n in b.short.items() if n)
     if lost:
         names = " and ".join(f"{b.kl:g}" for b in lost)
-        out += f" Not judged at {names} nats" + (f": {' and '.join(short)} ended below." if short else ".")
+        why = f": {' and '.join(short)} ended below." if short else "."
+        out += f" Not judged at {names} nat{'s' if names != '1' else ''}{why}"
     return out
 
 
@@ -228,4 +229,9 @@ def at(b: Budget) -> str:
     """One budget's difference with its interval."""
     low, high = b.interval
     ends = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else ""
-    return f"{b.mean.value:+.3f}{ends} at {b.kl:g} nats"
+    return f"{b.mean.value:+.3f}{ends} at {nats(b.kl)}"
+
+
+def nats(kl: float) -> str:
+    """A KL budget with its unit."""
+    return f"{kl:g} nat{'' if kl == 1 else 's'}"

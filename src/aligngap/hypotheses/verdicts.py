@@ -162,9 +162,10 @@ def one_seed(n: int) -> str:
 def guarded(verdict: Verdict) -> Verdict:
     """The verdict, or, where its estimate rests on fewer seeds than a verdict takes, the estimate without one.
 
-    A difference that is 0 without any error is an identity and not a sample, and needs no seeds.
+    A difference that is 0 without any error, where that is what the rule asks for, is an identity and needs no seeds.
     """
-    n, exact = verdict.effect.n, verdict.effect.value == 0 and verdict.effect.se == 0
+    n = verdict.effect.n
+    exact = verdict.outcome == SUPPORTED and verdict.effect.value == 0 and verdict.effect.se == 0
     if not np.isfinite(verdict.effect.value) or n >= LEAST_SEEDS or exact:
         return verdict
     return replace(verdict, outcome=TOO_FEW)

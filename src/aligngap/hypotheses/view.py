@@ -120,6 +120,7 @@ class View:
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique() if s not in self.spent))
         self._curves = curves
         self._last: dict[tuple[str, str, str], Ends] = {}
+        self._contrasts: dict[tuple[tuple[str, str], tuple[float, ...]], Contrast] = {}
         self._upper: dict[tuple[str, float], dict[int, tuple[float, FloatArray]]] = {}
 
     @property
@@ -162,7 +163,12 @@ class View:
 
     def contrast(self, weights: Weights, score: str = "win") -> Contrast:
         """The weighted sum of arms at each KL budget, over the configurations that all of them ran, seed by seed."""
-        return Contrast(at_budgets(self.clouds(score), weights, self.budgets, spent=self.spent))
+        named = {a: sorted(w.items()) if isinstance(w, Mapping) else w for a, w in weights.items()}
+        key = (repr(sorted(named.items())), score)
+        if (key, self.budgets) not in self._contrasts:
+            found = at_budgets(self.clouds(score), weights, self.budgets, spent=self.spent)
+            self._contrasts[key, self.budgets] = Contrast(found)
+        return self._contrasts[key, self.budgets]
 
     def share(self, weights: Weights, of: Weights | None = None) -> tuple[Estimate, tuple[float, float], str]:
         """A contrast as a share of the opening gap (or of `of`): estimate, interval, and why it is undefined.

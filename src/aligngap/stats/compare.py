@@ -1,5 +1,9 @@
 """Two arms at equal KL (or another axis): the difference of their frontiers, its error, its band, the doubts in words.
 
+This draws the curve of a difference, and it is the paper's protocol where the arms' sweeps differ: each arm pooled over
+what it ran, averaged over log KL. No verdict rests on it (see `budgets`); what it says where there is nothing is
+`protocol_bias`.
+
 Differences are taken within a seed (the arms share its prompts, judges and SFT policy) and then averaged over seeds;
 the interval is `two_level` (seeds, then prompts), the band simultaneous over the common KL range. Declared choices:
 averages run over ln KL (u of the axis) with equal weight, from 0.1 nats up, where both arms are defined in every
@@ -8,13 +12,13 @@ compared seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from aligngap.stats.axes import KL, Axis
-from aligngap.stats.clouds import Cloud, Clouds
+from aligngap.stats.clouds import Cloud, Clouds, keep
 from aligngap.stats.estimate import NAN, FloatArray, simultaneous_factor, two_level
 from aligngap.stats.frontier import ArmCurves, arm_curves
 from aligngap.types import Estimate
@@ -81,17 +85,21 @@ def curves_for(
     effort: float = EFFORT,
     least: int = 60,
     coarse: bool = False,
+    grid: FloatArray | None = None,
 ) -> dict[str, ArmCurves]:
     """Frontiers of all arms on one grid; an arm's replicates are cut, to `least` at worst, where the arm is large.
 
     `effort` is the number of operations, by the estimate of `_size`, that the replicates of one arm may take. `coarse`
-    takes every fourth position (four an octave): enough for averages, not for budgets or a band.
+    takes every fourth position (four an octave): enough for averages, not for budgets or a band. `grid` gives the
+    positions in the place of those that the clouds span.
     """
     items = [c for c in clouds.items if c.usable.any()]
     if not items:
         return {}
     axis = items[0].axis
-    grid = axis.grid(min(float(c.x[c.usable].min()) for c in items), max(float(c.x[c.usable].max()) for c in items))
+    if grid is None:
+        ends = [(float(c.x[c.usable].min()), float(c.x[c.usable].max())) for c in items]
+        grid = axis.grid(min(low for low, _ in ends), max(high for _, high in ends))
     if coarse:
         grid = grid[np.round(grid / axis.step).astype(np.int64) % 4 == 0]
     work: dict[str, float] = {}
@@ -99,6 +107,40 @@ def curves_for(
         work[c.arm] = work.get(c.arm, 0.0) + _size(c)
     count = {arm: int(np.clip(effort / max(w, 1.0), least, replicates)) for arm, w in work.items()}
     return arm_curves(items, grid, count, rng_seed)
+
+
+def matched(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: str, rng_seed: int = 0) -> dict[str, ArmCurves]:
+    """The frontiers of two arms over the configurations that both ran; {} where they share none."""
+    ran = {arm: {c for cloud in clouds.items if cloud.arm == arm for c in cloud.configs} for arm in (a, b)}
+    shared = ran[a] & ran[b]
+    if not shared or a not in curves or b not in curves:
+        return {}
+    out = {arm: curves[arm] for arm in (a, b) if ran[arm] == shared}
+    rest = [restricted(c, shared) for c in clouds.items if c.arm in (a, b) and c.arm not in out]
+    found = Clouds(tuple(c for c in rest if len(c.x)))
+    return out | curves_for(found, rng_seed=rng_seed, grid=curves[a].grid)
+
+
+def protocol_bias(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: str) -> Comparison | None:
+    """What the pooled comparison of a and b says where there is nothing: b's runs of a's configurations, as if another
+    arm, minus b's whole sweep. None where b ran nothing else, or none of a's."""
+    ran = {arm: {c for cloud in clouds.items if cloud.arm == arm for c in cloud.configs} for arm in (a, b)}
+    shared = ran[a] & ran[b]
+    if b not in curves or not shared or shared == ran[b]:
+        return None
+    name = f"{b}, {a}'s configurations"
+    few = Clouds(tuple(replace(restricted(c, shared), arm=name) for c in clouds.items if c.arm == b))
+    return compare({**curves, **curves_for(few, grid=curves[b].grid)}, name, b, band=False)
+
+
+def restricted(cloud: Cloud, configs: Collection[str]) -> Cloud:
+    """A cloud of the runs of these configurations."""
+    wanted = np.array([c in configs for c in cloud.configs])
+    mine = np.flatnonzero(wanted)
+    place = np.cumsum(wanted) - 1
+    kept = keep(cloud, wanted[cloud.run])
+    runs, names = (tuple(of[i] for i in mine) for of in (cloud.runs, cloud.configs))
+    return replace(kept, run=place[kept.run], runs=runs, configs=names)
 
 
 def _size(c: Cloud) -> float:
