@@ -97,6 +97,10 @@ def parser() -> argparse.ArgumentParser:
         "--budget", choices=["small", "medium"], default="small", help="how long, how many (default: small)"
     )
     mine.add_argument("--seeds", type=int, help="how often all is repeated (default: as the budget says)")
+    mine.add_argument(
+        "--kl", type=float, metavar="NATS", help="KL from your model of the policy you will deploy, at which it is "
+        "decided (default: where the best checkpoint of either arm lies)"
+    )  # fmt: skip
     mine.add_argument("--plan", action="store_true", help="only say what would run")
     of_settings(mine)
     of_machine(mine)
@@ -201,7 +205,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.storage.store import Store
     from aligngap.study.own import check_pairs, own_study
 
-    study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
+    study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets, args.kl)
     out = args.out or Path("out") / study.name
     if study.policy.chat:
         said = "its chat template writes the prompts (--set policy.chat=false: they are plain text)"

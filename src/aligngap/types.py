@@ -140,6 +140,21 @@ class Judgement:
         return p
 
     @property
+    def soft(self) -> np.ndarray:
+        """Label [B]: the probability that a beats b, the antisymmetric part of the answers taken in logits.
+
+        A judge that adds a bias for the first place to its logit is undone by (logit(forward) - logit(backward)) / 2,
+        as it is not by a mean of probabilities, which shrinks near 0 and 1. Answers of exactly 0 or 1 have no logit:
+        a pair with such a one has `p_win`.
+        """
+        ahead = self.forward * (1.0 - self.backward)
+        behind = (1.0 - self.forward) * self.backward
+        inside = (ahead > 0) & (behind > 0)
+        one, other = (np.sqrt(np.where(inside, x, 1.0)) for x in (ahead, behind))
+        p: np.ndarray = np.where(inside, one / (one + other), self.p_win)
+        return p
+
+    @property
     def hard(self) -> np.ndarray:
         """Label [B]: 1 if a wins, 0 if b wins, 0.5 for a tie. The sign rule of arXiv 2405.08448, App. A.2."""
         label: np.ndarray = (np.sign(self.forward - self.backward) + 1.0) / 2.0
@@ -294,7 +309,7 @@ class Verdict:
     """A hypothesis's outcome by a rule declared before the runs."""
 
     name: str
-    outcome: str  # "supported", "contradicted" or "inconclusive"
+    outcome: str  # "supported", "contradicted", "inconclusive", "censored" or "too few seeds"
     rule: str
     effect: Estimate
     interval: tuple[float, float]
@@ -302,6 +317,9 @@ class Verdict:
     claim: str = ""  # what the paper says, to stand beside it
     share: Estimate | None = None  # the effect as a share of the opening gap, where that is asked
     share_interval: tuple[float, float] = (float("nan"), float("nan"))
+    p: float = float("nan")  # of the rule's test, where it has one
+    p_adjusted: float = float("nan")  # for all tests of its family
+    primary: bool = False  # whether it belongs to the family that was named before the runs
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

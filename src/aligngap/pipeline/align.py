@@ -37,6 +37,10 @@ class Written(Step):
     temperature: float = 1.0
     seed: int
 
+    @property
+    def revision(self) -> int:
+        return 2 if self.soft else self.version  # soft labels were a mean of probabilities, not of logits
+
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference
         from aligngap.storage.pairs import write_pairs
@@ -124,6 +128,11 @@ class ArmStream(Settings):
         return max((s.sampled for s in self.mixed), default=2.0 * arm.unlabelled)
 
     @property
+    def soft(self) -> bool:
+        """Whether the run itself labels some of its pairs softly; stored pairs have a key of their own."""
+        return (self.judge is not None and self.arm.soft_labels) or any(s.soft for s in self.mixed)
+
+    @property
     def unlabelled(self) -> bool:
         """Whether some of the pairs may be unlabelled."""
         replayed = self.recording is not None and self.recording.source.unlabelled
@@ -150,6 +159,10 @@ class Align(Step):
     start_at: int | None = None
     on_policy_kl: float = 0.0
     rollouts: RolloutSpec = Field(default_factory=RolloutSpec)
+
+    @property
+    def revision(self) -> int:
+        return 2 if self.source.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     @cached_property
     def configuration(self) -> Any:

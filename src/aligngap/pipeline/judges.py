@@ -152,6 +152,10 @@ class Relabel(Step):
     reference: Sft
     soft: bool = False
 
+    @property
+    def revision(self) -> int:
+        return 2 if self.soft else self.version  # soft labels were a mean of probabilities, not of logits
+
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference
         from aligngap.storage.pairs import write_pairs
