@@ -205,7 +205,7 @@ def test_an_encoder_runs_once_per_prompt(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_decoder_prefills_a_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With equal-length prompts the prompt's tokens are read by P rows, then one token a step by 2 P rows."""
+    """P rows read the prompt's tokens, then the rows that are left one token a step."""
     policy = tiny_policy("llama")
     shapes: list[tuple[int, ...]] = []
     original = policy.model.model.forward
@@ -216,8 +216,9 @@ def test_a_decoder_prefills_a_prompt_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(policy.model.model, "forward", forward)
     policy.sample([prompt((4, 5, 6, 7)), prompt((8, 9, 10, 11))], 2, seed=0)
-    assert shapes[0] == (2, 3)
-    assert set(shapes[1:]) == {(4, 1)}
+    assert shapes[0] == (2, 4)
+    assert set(shapes[1:]) <= {(rows, 1) for rows in (1, 2, 3, 4)}
+    assert shapes[1] == (4, 1)
 
 
 def test_a_decoder_reads_the_prompt_of_a_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +296,7 @@ def test_samples_are_a_function_of_weights_prompts_and_seed(policies: Policies, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_responses_end_at_the_first_eos_or_at_the_limit(policies: Policies, family: str) -> None:
     policy = policies(family, spread=1.0)
-    drawn = [r for rs in policy.sample(RAGGED * 40, 2, seed=0) for r in rs]
+    drawn = [r for rs in policy.sample(RAGGED * 40, 2, seed=0, temperature=2.0) for r in rs]  # EOS is rare at 1
     for r in drawn:
         assert 1 <= len(r.ids) <= policy.response_tokens
         assert r.ended == (r.ids[-1] == policy.eos_id)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models import lora
+from aligngap.models import attention, lora
 from aligngap.models.batch import Batch, Ids, pad, positions
 from aligngap.models.encoding import encode_prompt, encode_response
 from aligngap.models.loading import PLAIN, seeded
@@ -45,6 +45,7 @@ class Backbone:
         adapter: PeftModel | None = None,
     ) -> None:
         self.model = model.eval()
+        attention.use(model)
         self.tokenizer = tokenizer
         self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
