@@ -150,8 +150,8 @@ class Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         query, key, value, bias, mask, out, *kept = ctx.saved_tensors
         d_out = grads[0].contiguous()
-        d_query, d_key, d_value = (torch.empty(x.shape) for x in (query, key, value))
-        d_bias = torch.zeros(bias.shape) if bias is not None and ctx.needs_input_grad[3] else None
+        d_query, d_key, d_value = (x.new_empty(x.shape) for x in (query, key, value))
+        d_bias = bias.new_zeros(bias.shape) if bias is not None and ctx.needs_input_grad[3] else None
         inner = (d_out * out).sum(-1)
         for number, part in enumerate(parts(query, key)):
             weights = kept[number] if kept else _weights(query, key, bias, mask, ctx.scale, part)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Written(Step):
     """A fixed set of pairs written once: to each training prompt one response by each of two writers, judged."""
 
-    version: ClassVar[int] = 2  # 1 was sampled by transformers alone
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["written"] = "written"
     data: Data
     writers: list[Sft | Align]
@@ -134,7 +134,7 @@ class Align(Step):
     With `start` it begins at that run's checkpoint `start_at` instead, which is then also the reference of its loss.
     """
 
-    version: ClassVar[int] = 2  # 1 was sampled by transformers alone
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Responses(Step):
     """One response to each measured prompt by a finished policy: an opponent, sampled once for the whole study."""
 
-    version: ClassVar[int] = 2  # 1 was sampled by transformers alone
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["responses"] = "responses"
     data: Data
     policy: Sft | Align
@@ -61,7 +61,7 @@ class Responses(Step):
 class Measure(Step):
     """Measure a run's checkpoints (or the SFT policy: `run=None`, step 0) against every opponent."""
 
-    version: ClassVar[int] = 2  # 1 was sampled by transformers alone
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["measure"] = "measure"
     data: Data
     sft: Sft
