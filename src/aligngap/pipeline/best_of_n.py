@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.measure import Opponent, wins
 from aligngap.pipeline.base import Step, configuration_of
@@ -84,6 +84,7 @@ def sizes(n: int) -> list[int]:
 class BestOfN(Step):
     """The reference that needs no training: best-of-n of the SFT policy as the proxy ranks it."""
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["best-of-n"] = "best-of-n"
     data: Data
     sft: Sft

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.data import Data
@@ -22,6 +22,7 @@ class Sft(Step):
     With no steps it is the given model as it is; `split` says whose prompts it learns from.
     """
 
+    version: ClassVar[int] = 2  # 1 attended by transformers
     kind: Literal["sft"] = "sft"
     data: Data
     model: ModelSpec
