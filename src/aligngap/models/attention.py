@@ -132,14 +132,8 @@ class Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float
     ) -> Tensor:
-        out = query.new_empty(query.shape[:3] + value.shape[3:])
         needed = any(ctx.needs_input_grad)
-        weights = []
-        for part in parts(query, key):
-            found = _weights(query, key, bias, mask, scale, part)
-            torch.bmm(found, value[part].flatten(0, 1), out=out[part].view(len(found), -1, value.shape[3]))
-            if needed:
-                weights.append(found)
+        out, weights = attend(query, key, value, bias, mask, scale, keep=needed)
         if needed:
             keep = sum(map(torch.numel, weights)) <= KEPT
             ctx.save_for_backward(query, key, value, bias, mask, out, *(weights if keep else ()))
@@ -175,6 +169,26 @@ class Attention(torch.autograd.Function):
         return d_query, d_key, d_value, d_bias, None, None
 
 
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    scale: float,
+    keep: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """softmax(scale q k' + bias + mask) v [N, H, T, D], and where `keep` the weights of each part."""
+    out = query.new_empty(query.shape[:3] + value.shape[3:])
+    weights = []
+    for part in parts(query, key):
+        found = _weights(query, key, bias, mask, scale, part)
+        torch.bmm(found, value[part].flatten(0, 1), out=out[part].view(len(found), -1, value.shape[3]))
+        if keep:
+            weights.append(found)
+    return out, weights
+
+
 def parts(query: Tensor, key: Tensor) -> list[slice]:
     """Texts whose scores are computed at once."""
     texts, heads, length, _ = query.shape
@@ -194,7 +208,7 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | Non
         by_head += bias
     if mask is not None:
         by_head += mask if len(mask) == 1 else mask[part]
-    return torch.softmax(scores, -1)
+    return torch.softmax(scores, -1).to(scores.dtype)  # autocast makes it float32
 
 
 def position_bias(

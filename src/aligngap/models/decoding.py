@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from aligngap.models.attention import ATTENTION, Slots
+from aligngap.models.attention import ATTENTION, Slots, added, attend
 from aligngap.models.backbone import Backbone
 from aligngap.models.batch import Ids, pad, positions
 from aligngap.seeding import derive
@@ -145,12 +145,12 @@ class EncoderReader:
     def __init__(self, policy: Any, prompts: Sequence[Ids], n: int, room: int) -> None:
         self.policy, self.decoder = policy, policy.model.get_decoder()
         self.states, mask = policy.encode(prompts)
-        self.mask = None if bool(mask.all()) else mask.bool()[:, None, None]
+        self.mask = None if bool(mask.all()) else added(mask.bool()[:, None, None], False, 1, 1, self.states)
         self.owners = torch.arange(len(prompts), device=policy.device).repeat_interleave(n)
         self.slots = Slots.of(self.owners, len(prompts))
         self.read = [self._kept(block.layer[1].EncDecAttention) for block in self.decoder.block]
         self.written = [Room(room) for _ in self.read]
-        self.cache = EncoderDecoderCache(Cache(layers=[*self.written]), Cache(layers=[*self.read]))
+        self.bias = self.decoder.block[0].layer[0].SelfAttention.compute_bias(room, room)
 
     def _kept(self, reads: Any) -> Room:
         shape = (*self.states.shape[:2], -1, reads.key_value_proj_dim)
@@ -163,11 +163,25 @@ class EncoderReader:
         return self.next(torch.full_like(self.owners, self.policy.model.config.decoder_start_token_id))
 
     def next(self, new: Tensor) -> Tensor:
-        out = self.decoder(
-            input_ids=new[:, None], encoder_hidden_states=self.states, encoder_attention_mask=self.mask,
-            past_key_values=self.cache, use_cache=True, slots=self.slots,
-        )  # fmt: skip
-        logits: Tensor = self.policy.logits(out.last_hidden_state[:, 0])
+        """One token through the decoder's own modules; what surrounds them in its forward pass costs as much again."""
+        count(self.decoder, new[:, None])
+        state = self.decoder.embed_tokens(new)
+        seen = self.written[0].seen
+        bias = self.bias[:, :, seen : seen + 1, : seen + 1]
+        for block, written, read in zip(self.decoder.block, self.written, self.read, strict=True):
+            itself, encoder, forward = block.layer
+            own = itself.SelfAttention
+            normed = norm(itself.layer_norm, state)
+            asked, key, value = (
+                by(normed).view(len(new), -1, 1, own.key_value_proj_dim) for by in (own.q, own.k, own.v)
+            )
+            found, _ = attend(asked, *written.update(key, value), bias, None, 1.0)
+            state = state + own.o(found.flatten(1))
+            asked = encoder.EncDecAttention.q(norm(encoder.layer_norm, state)).view(asked.shape)
+            by_text, _ = attend(self.slots.asked(asked), read.keys, read.values, None, self.mask, 1.0)
+            state = state + encoder.EncDecAttention.o(self.slots.answered(by_text).flatten(1))
+            state = state + forward.DenseReluDense(norm(forward.layer_norm, state))
+        logits: Tensor = self.policy.logits(norm(self.decoder.final_layer_norm, state))
         return logits
 
     def leave(self, gone: Tensor, last: Tensor, left: int) -> None:
@@ -181,6 +195,17 @@ class EncoderReader:
             for read in self.read:
                 read.keys, read.values = read.keys[asked], read.values[asked]
         self.slots = Slots.of(self.owners, len(asked))
+
+
+def norm(module: Any, state: Tensor) -> Tensor:
+    """What T5's layer norm computes, in one call."""
+    return torch.nn.functional.rms_norm(state, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def count(stack: torch.nn.Module, ids: Tensor) -> None:
+    """Tell who counts the tokens that enter a stack (`flops.py`) of tokens that enter its parts."""
+    for hook in stack._forward_pre_hooks.values():
+        hook(stack, (), {"input_ids": ids})
 
 
 def moved(kept: Tensor, gone: Tensor, last: Tensor, left: int) -> Tensor:
