@@ -11,6 +11,7 @@ import torch
 from conftest import DECODER, FAMILIES, SPECS, T5, prompt, tiny_policy
 from scipy import stats
 
+from aligngap.execute.checks import check_models
 from aligngap.models import decoding
 from aligngap.models import policy as policy_module
 from aligngap.models.attention import Slots
@@ -18,6 +19,7 @@ from aligngap.models.batch import Ids, collate
 from aligngap.models.loading import config_of
 from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec
+from aligngap.study.load import load
 
 GPT_NEOX = {k: v for k, v in DECODER.items() if k != "num_key_value_heads"}
 SPECS_BY_FAMILY = {
@@ -142,6 +144,17 @@ def test_a_family_that_is_not_known_is_sampled_by_transformers(monkeypatch: pyte
     assert len(answers[0]) == 2
     tiny_policy(SPECS["llama"]).sample([prompt((4, 5, 6))], 2, 0)
     assert asked == ["generate"]
+
+
+@pytest.mark.parametrize(("family", "told"), [("gemma2", True), ("llama", False)])
+def test_who_samples_a_family_that_is_not_known_is_said_before_training(
+    family: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "{hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1, num_attention_heads: 2, head_dim: 8}"
+    check_models(load("opening", [f"policy.model_type={family}", f"policy.config={config}"]))
+    said = capsys.readouterr().err
+    assert ("`gemma2`" in said and "transformers' generate" in said) == told
+    assert said.count("\n") == told
 
 
 def test_families_of_the_other_tests_are_known() -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from aligngap.models.attention import ATTENTION, Slots, added, attend
 from aligngap.models.backbone import Backbone
@@ -25,6 +26,9 @@ from aligngap.seeding import derive
 
 #: families whose samples are held against their own log-probabilities by the tests
 KNOWN = ("t5", "llama", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "olmo2", "phi", "phi3", "granite", "smollm3")
+
+#: of these, decoders whose layers are built alike, module by module
+ALIKE = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def knows(config: Any) -> bool:
@@ -122,7 +126,30 @@ class DecoderReader:
     def next(self, new: Tensor) -> Tensor:
         self.places = self.places + 1
         seen = self.layers[0].seen + 1
-        return self._read(new[:, None], self.places, None if self.hidden is None else self.hidden[..., :seen])
+        mask = None if self.hidden is None else self.hidden[..., :seen]
+        if self.policy.model.config.model_type in ALIKE:
+            return self._step(new, mask)
+        return self._read(new[:, None], self.places, mask)
+
+    def _step(self, new: Tensor, mask: Tensor | None) -> Tensor:
+        """One token through the layers' own modules; what surrounds them in the forward pass costs as much again."""
+        stack = self.policy.model.base_model
+        count(stack, new[:, None])
+        state = stack.embed_tokens(new)
+        angles = stack.rotary_emb(state, position_ids=self.places)
+        for layer, kept in zip(stack.layers, self.layers, strict=True):
+            reads, normed = layer.self_attn, norm(layer.input_layernorm, state)
+            query, key, value = (
+                by(normed).view(len(new), -1, 1, reads.head_dim) for by in (reads.q_proj, reads.k_proj, reads.v_proj)
+            )
+            if hasattr(reads, "q_norm"):
+                query, key = norm(reads.q_norm, query), norm(reads.k_norm, key)
+            query, key = apply_rotary_pos_emb(query, key, *angles)
+            found, _ = attend(query.to(value.dtype), *kept.update(key, value), None, mask, reads.scaling)
+            state = state + reads.o_proj(found.flatten(1))
+            state = state + layer.mlp(norm(layer.post_attention_layernorm, state))
+        logits: Tensor = self.policy.logits(norm(stack.norm, state))
+        return logits
 
     def _read(self, ids: Tensor, places: Tensor, mask: Tensor | None) -> Tensor:
         out = self.policy.model.base_model(
@@ -198,7 +225,7 @@ class EncoderReader:
 
 
 def norm(module: Any, state: Tensor) -> Tensor:
-    """What T5's layer norm computes, in one call."""
+    """What the norms of T5 and of `ALIKE` compute, in one call."""
     return torch.nn.functional.rms_norm(state, module.weight.shape, module.weight, module.variance_epsilon)
 
 
