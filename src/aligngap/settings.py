@@ -173,7 +173,7 @@ class RolloutSpec(Settings):
 
     An engine other than `transformers` holds a copy of the weights, refreshed with the policy (`sync_every`). Its
     log-probabilities are held against the trainer's, which training reads; a mean difference above `tolerance_nats` is
-    told in the report. Measurement, opponents and fixed sets are always sampled by transformers.
+    told in the report. Measurement, opponents and fixed sets are always sampled by the policy's own model.
     """
 
     engine: str = Field(default="transformers", description="a registered rollout: `transformers` or `vllm`")

@@ -204,20 +204,16 @@ def test_an_encoder_runs_once_per_prompt(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rows == [3]
 
 
-def test_a_decoder_prefills_a_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With equal-length prompts the prompt's tokens are read by P rows, then one token a step by 2 P rows."""
+def test_a_decoder_prefills_a_prompt_once() -> None:
+    """P rows read the prompt's tokens, then the rows that are left one token a step."""
     policy = tiny_policy("llama")
     shapes: list[tuple[int, ...]] = []
-    original = policy.model.model.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        shapes.append(tuple(kwargs["input_ids"].shape))
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(policy.model.model, "forward", forward)
+    policy.model.model.register_forward_pre_hook(
+        lambda module, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
     policy.sample([prompt((4, 5, 6, 7)), prompt((8, 9, 10, 11))], 2, seed=0)
-    assert shapes[0] == (2, 3)
-    assert set(shapes[1:]) == {(4, 1)}
+    assert shapes[:2] == [(2, 4), (4, 1)]
+    assert set(shapes[1:]) <= {(rows, 1) for rows in (1, 2, 3, 4)}
 
 
 def test_a_decoder_reads_the_prompt_of_a_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +291,7 @@ def test_samples_are_a_function_of_weights_prompts_and_seed(policies: Policies, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_responses_end_at_the_first_eos_or_at_the_limit(policies: Policies, family: str) -> None:
     policy = policies(family, spread=1.0)
-    drawn = [r for rs in policy.sample(RAGGED * 40, 2, seed=0) for r in rs]
+    drawn = [r for rs in policy.sample(RAGGED * 40, 2, seed=0, temperature=2.0) for r in rs]  # EOS is rare at 1
     for r in drawn:
         assert 1 <= len(r.ids) <= policy.response_tokens
         assert r.ended == (r.ids[-1] == policy.eos_id)

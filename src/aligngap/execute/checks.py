@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,7 +105,11 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 
 
 def check_models(study: Study) -> None:
-    """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
+    """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour.
+
+    A line on stderr says which policy families transformers' `generate` samples.
+    """
+    from aligngap.models.decoding import knows
     from aligngap.models.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
     from aligngap.models.lora import check_peft
     from aligngap.models.policy import try_family
@@ -122,9 +127,13 @@ def check_models(study: Study) -> None:
         check_spec(spec)
         check_tokenizer(spec)
         try_family(spec)
-    for s in every:
-        rollout_of(s.recipe.rollouts).check(config_of(s.policy))
+    configs = [config_of(s.policy) for s in every]
+    for s, config in zip(every, configs, strict=True):
+        rollout_of(s.recipe.rollouts).check(config)
         check_windows(s)
+    for family in dict.fromkeys(c.model_type for c in configs if not knows(c)):
+        what = "is none that our own sampling loop knows: transformers' generate samples it, which is slower"
+        print(f"aligngap: policy family `{family}` {what}", file=sys.stderr)
 
 
 def check_planned(study: Study) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models import lora
+from aligngap.models import attention, lora
 from aligngap.models.batch import Batch, Ids, collate, pad, positions
 from aligngap.models.encoding import Encoding, generation_ends
 from aligngap.models.loading import PLAIN, seeded
@@ -45,6 +45,7 @@ class Backbone:
         adapter: PeftModel | None = None,
     ) -> None:
         self.model = model.eval()
+        attention.use(model)
         self.tokenizer = tokenizer
         self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
@@ -75,6 +76,12 @@ class Backbone:
         if self.spec.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @property
+    def alike_without_gradient(self) -> bool:
+        """Whether a forward pass gives the same bits with gradient and without: our own attention does, on a CPU."""
+        own = self.model.config._attn_implementation == attention.ATTENTION
+        return own and self.device.type == "cpu" and self.spec.dtype == "float32" and self.spec.dropout == 0.0
 
     def attach(self, spec: LoraSpec, seed: int) -> Self:
         """Put a fresh adapter into this very model: its weights are frozen, and only the adapter trains."""
@@ -155,7 +162,12 @@ class Backbone:
             return self.body(**moved, past_key_values=cache, use_cache=True)
 
         cache = forward(ids, read).past_key_values
-        cache.reorder_cache(batch.prompt_of)
+        slots = attention.Slots.of(batch.prompt_of, len(batch.prompts))
+        if slots.tiled:  # to repeat is much cheaper than to select, in the backward pass above all
+            for layer in cache.layers:
+                layer.keys, layer.values = (x.repeat(slots.width, 1, 1, 1) for x in (layer.keys, layer.values))
+        else:
+            cache.reorder_cache(batch.prompt_of)
         out: Tensor = forward(inputs, torch.cat([read[owners], real], -1), cache).last_hidden_state
         return out[batch.rows, batch.columns]
 
@@ -212,12 +224,16 @@ class Backbone:
     def _decode(self, batch: Batch, states: Tensor, mask: Tensor) -> Tensor:
         start = self.model.config.decoder_start_token_id
         inputs, _ = pad([(start, *c[:-1]) for c in batch.completions], self.pad_id)
-        out: Tensor = self.model.get_decoder()(
-            input_ids=inputs.to(self.device),
-            encoder_hidden_states=states[batch.prompt_of],
-            encoder_attention_mask=mask[batch.prompt_of],
-            use_cache=False,
-        ).last_hidden_state
+        given: dict[str, Any] = {"input_ids": inputs.to(self.device), "use_cache": False}
+        slots = attention.Slots.of(batch.prompt_of, len(states)) if attention.shares_texts(self.model) else None
+        if slots is not None and slots.width * len(states) < 2 * len(inputs):
+            read = None if bool(mask.all()) else mask.bool()[:, None, None]
+            given |= {"encoder_hidden_states": states, "encoder_attention_mask": read, "slots": slots}
+        else:
+            given |= {
+                "encoder_hidden_states": states[batch.prompt_of], "encoder_attention_mask": mask[batch.prompt_of]
+            }  # fmt: skip
+        out: Tensor = self.model.get_decoder()(**given).last_hidden_state
         return out
 
 

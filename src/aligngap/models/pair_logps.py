@@ -37,8 +37,8 @@ def with_reference(reference: Policy, pairs: Sequence[Pair], anew: bool = False)
         pairs = [replace(p, ref_chosen=None, ref_rejected=None) for p in pairs]
     if all(p.ref_chosen is not None and p.ref_rejected is not None for p in pairs):
         return list(pairs)
-    # With gradient, as the policy's forward is: T5's attention takes another kernel without, and h would not be 0.
-    with torch.enable_grad():
+    # Where kernels differ with gradient and without, as the policy's forward is: else h would not be 0 at the start.
+    with torch.set_grad_enabled(not reference.alike_without_gradient):
         chosen, rejected = (logps.detach() for logps in pair_logps(reference, pairs))
     return [
         p if p.ref_chosen is not None else replace(p, ref_chosen=float(c), ref_rejected=float(r))

@@ -3,8 +3,8 @@
 A `Policy` is a `Backbone` with the language-model head and a sampler. Only completion positions reach the vocabulary
 projection, in chunks, in float32.
 
-What this module leaves out: the forward pass (`backbone.py`), how models are built and loaded (`loading.py`), the loop
-that samples (`sampling.py`), other engines (`rollout.py`), and training (`fit.py`).
+What this module leaves out: the forward pass (`backbone.py`), how models are built and loaded (`loading.py`), the loops
+that sample (`decoding.py`, `sampling.py`), other engines (`rollout.py`), and training (`fit.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models import lora
+from aligngap.models import decoding, lora
 from aligngap.models.backbone import LOGITS_BUDGET, Backbone, alike, probe_rows
 from aligngap.models.batch import Batch, Ids, collate, pad, positions
 from aligngap.models.loading import PLAIN, TESTED, build_model, config_of, load_model, load_tokenizer, seeded
@@ -163,21 +163,31 @@ class Policy(Backbone):
     ) -> list[list[Response]]:
         """n responses to each prompt from the untruncated distribution at a temperature: a function of its arguments.
 
-        `batch_size` bounds the responses generated at once; the result depends on it through the random numbers only.
-        With `mixture=(other, m)` each token is drawn in proportion to self^(1-m) other^m (see `Mixed`). The processes
-        of a `world` write a share each of the responses that one process would write, up to rounding.
+        `batch_size` bounds the responses generated at once; the result depends on it through the random numbers only:
+        the token of row r at a position is drawn with noise of its own, from the seed `derive(seed, "chunk", number of
+        the batch)`, r and the position. With `mixture=(other, m)` each token is drawn in proportion to
+        self^(1-m) other^m (see `Mixed`). The processes of a `world` write a share each of the responses that one
+        process would write, up to rounding. Families that our own loop does not know are sampled by transformers.
         """
         out: list[list[Response]] = []
+        how: dict[str, Any] = {"mixture": mixture, "temperature": temperature}
+        own = all(decoding.knows(p.model.config) for p in (self, *(mixture or ())[:1]))
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
             drawn = derive(seed, "chunk", number)
             first, of = world.share_of(len(part))[0] * n, len(part) * n
-            share = Share(drawn, first, of, temperature, self.device) if world.size > 1 else None
 
-            def write(own: Sequence[Prompt], drawn: int = drawn, share: Any = share) -> list[list[Response]]:
-                with seeded(drawn, self.device), self.precision():
-                    ids = [p.ids for p in own]
-                    found = generate(self, ids, n, self.response_tokens, mixture, temperature, share)
-                rows = [self.response(row, own[i // n].text) for i, row in enumerate(found)]
+            def write(
+                mine: Sequence[Prompt], drawn: int = drawn, first: int = first, of: int = of
+            ) -> list[list[Response]]:
+                asked = [p.ids for p in mine], n, self.response_tokens
+                with self.precision():
+                    if own:
+                        found = decoding.sample(self, *asked, drawn, self.end_ids, first=first, of=of, **how)
+                    else:
+                        share = Share(drawn, first, of, temperature, self.device) if world.size > 1 else None
+                        with seeded(drawn, self.device):
+                            found = generate(self, *asked, share=share, **how)
+                rows = [self.response(row, mine[i // n].text) for i, row in enumerate(found)]
                 return [rows[i : i + n] for i in range(0, len(rows), n)]
 
             out.extend(world.each(part, write))

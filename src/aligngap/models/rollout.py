@@ -5,7 +5,8 @@ the policy itself, `vllm.Vllm` an engine that holds a copy of the weights. Such 
 weights over whenever the policy's key says that they are others, and holds the engine's log-probabilities of what it
 wrote against the trainer's. Training reads the trainer's only; the difference is measured, logged and reported.
 
-What this module leaves out: measurement, opponents and fixed sets, which are always sampled by transformers.
+What this module leaves out: measurement, opponents and fixed sets, which the policy's own model always samples, and how
+it does so (`decoding.py`, `sampling.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Generation by transformers: KV cache on, the prompt encoded once for all of its responses, nothing truncated."""
+"""Generation by transformers, for families that `decoding.py` does not know.
+
+With a KV cache, the prompt read once for all of its responses, and nothing truncated.
+"""
 
 from __future__ import annotations
 

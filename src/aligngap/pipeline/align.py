@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class Written(Step):
     """A fixed set of pairs written once: to each training prompt one response by each of two writers, judged."""
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["written"] = "written"
     data: Data
     writers: list[Sft | Align]
@@ -145,6 +146,7 @@ class Align(Step):
     With `start` it begins at that run's checkpoint `start_at` instead, which is then also the reference of its loss.
     """
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft

@@ -119,7 +119,7 @@ def sizes(n: int) -> list[int]:
 class BestOfN(Step):
     """The reference that needs no training: best-of-n of the SFT policy as the proxy ranks it."""
 
-    version: ClassVar[int] = 2  # 1 ranked the members of a subset by all n responses
+    version: ClassVar[int] = 2  # 1 ranked the members of a subset by all n responses, which transformers sampled
     kind: Literal["best-of-n"] = "best-of-n"
     data: Data
     sft: Sft

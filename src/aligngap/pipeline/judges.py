@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.judges.kinds import OpenedKind
 from aligngap.pipeline.base import Step, configuration_of
@@ -40,6 +40,7 @@ class OracleJudge(Settings):
 class FitJudge(Step):
     """Train a judge that learns on the rater's labels (golden) or on a relabelled set (proxy)."""
 
+    version: ClassVar[int] = 2  # 1 attended by transformers
     kind: Literal["judge"] = "judge"
     data: Data
     labels: Relabel | None = None
@@ -146,6 +147,7 @@ def held_against(judge: Judge, pairs: Sequence[Pair]) -> tuple[dict[str, Any], N
 class Relabel(Step):
     """The task's pairs as a judge orders them (both orders, ties kept), with the reference's log-probabilities."""
 
+    version: ClassVar[int] = 2  # 1 attended by transformers
     kind: Literal["relabel"] = "relabel"
     data: Data
     judge: FitJudge | ReadyJudge | OracleJudge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data, encoded_by
@@ -26,6 +26,7 @@ class Sft(Step):
     With no steps it is the given model as it is; `split` says whose prompts it learns from.
     """
 
+    version: ClassVar[int] = 2  # 1 attended by transformers
     kind: Literal["sft"] = "sft"
     data: Data
     model: ModelSpec
