@@ -38,10 +38,11 @@ class Grid:
 
     labels: tuple[float, ...] = (250, 1000, 4000, 16000, UNLIMITED)
     sees: tuple[int, ...] = (8, 6, 4, 2, TABLE)
-    betas: tuple[float, ...] = (0.3, 0.22, 0.16, 0.12, 0.09, 0.065, 0.045, 0.03)  # in falling order
+    betas: tuple[float, ...] = (0.3, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025, 0.015)  # in falling order
     budgets: tuple[float, ...] = (0.5, 1.0, 2.0)
-    steps: int = 600
-    warmup: int = 60
+    linear_sees: tuple[int, ...] = (8, 4)  # of `sees`, those for which linear policies are trained as well
+    steps: int = 400
+    warmup: int = 50
     prompts: int = 24
     responses: int = 12
 
@@ -105,12 +106,13 @@ def families(case: Case, grid: Grid) -> Iterator[Family]:
     offline = [(TABLE, case.data[n], [(n, s) for s in grid.sees]) for n in grid.labels]
     online = [(TABLE, ONLINE, case.judged[cell], [cell]) for cell in cells]
     yield Family("table", {TABLE: None}, offline, [*online, (TABLE, ONLINE_GOLDEN, truth, cells)])
-    some = [s for s in grid.sees if s != TABLE]
+    some = [s for s in grid.sees if s in grid.linear_sees]
+    if not some:
+        return
     cells = [(n, s) for n in grid.labels for s in some]
-    widest = np.zeros_like(case.world.features)
     designs: dict[int, Floats | None] = {}
     for s in some:
-        designs[s] = np.where(np.arange(widest.shape[-1]) < s, case.world.features, 0.0)
+        designs[s] = np.where(np.arange(case.world.features.shape[-1]) < s, case.world.features, 0.0)
     golden = [(s, ONLINE_GOLDEN, truth, [(n, s) for n in grid.labels]) for s in some]
     yield Family(
         "linear",
@@ -255,7 +257,10 @@ def end_wins(runs: pd.DataFrame, budgets: Sequence[float]) -> pd.DataFrame:
     """Each arm's win rate [seed, cell, arm, kl] over the ends of its runs, monotone cubic interpolation in KL."""
     out = []
     for key, frame in runs[runs["arm"] != CEILING].groupby(["seed", *CELL, "arm"]):
-        line = frame.dropna(subset="kl_end").sort_values("kl_end").drop_duplicates("kl_end")
+        moved = frame[frame["kl_end"] > 1e-9]  # a judge that learned nothing moves no policy
+        line = moved.sort_values("kl_end").drop_duplicates("kl_end")
+        if not len(line):
+            continue
         kl, win = (np.append(0.0, line["kl_end"].to_numpy()), np.append(0.5, line["win_end"].to_numpy()))
         curve = PchipInterpolator(np.sqrt(kl), win, extrapolate=False)
         about = dict(zip(["seed", *CELL, "arm"], key, strict=True))

@@ -146,7 +146,7 @@ class Path:
     theta: Floats
 
 
-def step_sizes(steps: int, curvature: float, warmup: int, fraction: float = 0.25) -> Floats:
+def step_sizes(steps: int, curvature: float, warmup: int, fraction: float = 0.4) -> Floats:
     """Step sizes [T]: linear warm-up to `fraction` of the inverse curvature of the loss of form "target"."""
     ramp = np.minimum(1.0, np.arange(1, steps + 1) / max(1, warmup))
     return np.asarray(fraction * ramp / curvature, dtype=np.float64)

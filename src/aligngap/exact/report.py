@@ -128,7 +128,7 @@ def phase_table(found: pd.DataFrame, policy: str, kl: float, grid: Grid) -> pd.D
     for labels in grid.labels:
         row: dict[str, Any] = {"labels": label_name(labels)}
         for sees in grid.sees:
-            if policy == "linear" and sees == 0:
+            if policy == "linear" and sees not in grid.linear_sees:
                 continue
             name = f"sees {sees}" if sees else "a table"
             text = "{:+.3f} ({:+.3f})".format(*numbers[labels, sees]) if (labels, sees) in numbers else ""
