@@ -71,6 +71,8 @@ def calibration(measured: pd.DataFrame, predicted: pd.DataFrame) -> pd.DataFrame
     rows = []
     for kl, frame in both.groupby("kl"):
         x, y = frame["gap_predicted"].to_numpy(np.float64), frame["gap"].to_numpy(np.float64)
+        if len(x) < 3:
+            continue
         fit = stats.linregress(x, y)
         clear = np.abs(x) > FAINT
         agree = float((np.sign(x[clear]) == np.sign(y[clear])).mean()) if clear.any() else math.nan
