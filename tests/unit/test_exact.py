@@ -21,6 +21,7 @@ from aligngap.exact.capacity import OFFLINE, ONLINE, Grid
 from aligngap.exact.claims import Claim, holm, judge, p_value
 from aligngap.exact.judge import TABLE, fit_judge, seen
 from aligngap.exact.learn import Fixed, OnPolicy, PolicyClass, Recorded, Recording, step_sizes, train
+from aligngap.exact.report import read_runs
 from aligngap.exact.worlds import (
     Pairs,
     World,
@@ -33,7 +34,6 @@ from aligngap.exact.worlds import (
 )
 from aligngap.losses import DPO, IPO
 from aligngap.stats.ceiling import tilted_to
-from aligngap.storage.records import read_table
 
 Array = np.ndarray
 
@@ -444,8 +444,9 @@ def test_the_command_predicts_first_and_then_trains(tmp_path: Path, capsys: pyte
     assert about["sha256"] == hashlib.sha256((out / "predictions.parquet").read_bytes()).hexdigest()
     assert (out / "predictions.json").stat().st_mtime_ns <= (out / "runs.parquet").stat().st_mtime_ns
     columns = capacity.run_columns([0.3, 1.0])
-    runs, predictions = (read_table(out / f"{name}.parquet", columns) for name in ("runs", "predictions"))
+    runs, predictions = (read_runs(out / f"{name}.parquet", columns) for name in ("runs", "predictions"))
     assert len(runs) == len(predictions)
+    assert set(runs["labels"]) == {200.0, math.inf}
     keys = ["seed", "policy", "labels", "sees", "arm", "beta"]
     both = runs.merge(predictions, on=keys, suffixes=("", "_said"))
     assert len(both) == len(runs)
@@ -461,7 +462,7 @@ def test_the_command_predicts_first_and_then_trains(tmp_path: Path, capsys: pyte
     assert 0.3 in set(pd.read_csv(out / "calibration.csv")["kl"])
     again = tmp_path / "again"
     assert main(["exact", "capacity", *MINI, "--out", str(again)]) == 0
-    pd.testing.assert_frame_equal(runs, read_table(again / "runs.parquet", columns))
+    pd.testing.assert_frame_equal(runs, read_runs(again / "runs.parquet", columns))
 
 
 def test_the_skewed_command(tmp_path: Path) -> None:

@@ -20,9 +20,19 @@ from aligngap.exact.capacity import CEILING, CELL, OFFLINE, ONLINE, ONLINE_GOLDE
 from aligngap.exact.claims import judge
 from aligngap.exact.skewed import SkewedGrid
 from aligngap.storage.files import write_text
+from aligngap.storage.records import Columns, read_table
+
+#: a run of less KL than this has not left the reference, and is on neither side of it
+STILL = 1e-12
 
 #: predicted gaps below this have no sign worth counting
 FAINT = 0.01
+
+
+def read_runs(path: Path, columns: Columns) -> pd.DataFrame:
+    """A table of runs or predictions; the records' reader takes infinity for undefined, so it is put back here."""
+    table = read_table(path, columns)
+    return table.assign(labels=table["labels"].fillna(UNLIMITED))
 
 
 def compared(runs: pd.DataFrame, choices: pd.DataFrame, grid: Grid) -> dict[str, pd.DataFrame]:
@@ -272,6 +282,9 @@ def write_skewed(
         "",
         markdown(drawn),
         "",
+        "`still`: runs that did not leave the reference (labels that balance exactly, a judge that learned nothing); "
+        "they are on neither side and count in no share.",
+        "",
     ]
     write_text(out / "summary.md", "\n".join(lines))
 
@@ -301,9 +314,11 @@ def skewed_tables(runs: pd.DataFrame, predictions: pd.DataFrame, grid: SkewedGri
         forecast = skewed.wrong_share(float(share), float(labels))
         row: dict[str, float] = {"labels": labels, "share": share, "offline, forecast": forecast}
         for arm in (OFFLINE, ONLINE):
-            wrong = 1.0 - frame[frame["arm"] == arm].set_index("seed")["right"].astype(float)
-            expected = 1.0 - there[there["arm"] == arm].set_index("seed")["right"].astype(float)
+            both = [t[t["arm"] == arm].set_index("seed") for t in (frame, there)]
+            moved = both[0]["kl_end"] > STILL
+            wrong, expected = (~t.loc[moved, "right"].astype(bool) for t in both)
             row |= {f"{arm}, wrong": wrong.mean(), f"{arm}, as predicted": (wrong == expected).mean()}
+            row |= {f"{arm}, still": float((~moved).sum())}
         rows.append(row)
     return exact, pd.DataFrame(rows)
 
@@ -320,7 +335,10 @@ def skewed_figure(name: Path, exact: pd.DataFrame, drawn: pd.DataFrame, grid: Sk
         world = worlds.skewed(0.0)
         jump = world.win_rate(away[1]).item() - world.win_rate(away[0]).item()
         axes[0].plot([0, point, point, 1], [0, 0, jump, jump], "-", color=colour, lw=1, label=f"predicted, {kind}")
-        axes[0].plot(here["share"], here["measured"], marker, color=colour, ms=5, label=f"measured, {kind}")
+        size, face = (5, colour) if hard else (9, "none")
+        axes[0].plot(
+            here["share"], here["measured"], marker, color=colour, ms=size, mfc=face, label=f"measured, {kind}"
+        )
     axes[0].set(xlabel="share of pairs (3, 1)", ylabel="online − offline win rate, 0.25 nats")
     axes[0].legend(fontsize=8)
     shares = np.linspace(0.4, 0.9, 101)
@@ -330,8 +348,10 @@ def skewed_figure(name: Path, exact: pd.DataFrame, drawn: pd.DataFrame, grid: Sk
         here = drawn[drawn["labels"] == labels]
         forecast = [skewed.wrong_share(float(s), labels) for s in shares]
         axes[1].plot(shares, forecast, "-", color=colour, lw=1, label=f"forecast, {labels:g} labels")
-        axes[1].plot(here["share"], here["offline, wrong"], marker, color=colour, ms=5, label="offline")
-        axes[1].plot(here["share"], here["online, wrong"], marker, mfc="none", color=colour, ms=5, label="online")
+        axes[1].plot(here["share"], here["offline, wrong"], marker, color=colour, ms=5, label=f"offline, {labels:g}")
+        axes[1].plot(
+            here["share"], here["online, wrong"], marker, mfc="none", color=colour, ms=5, label=f"online, {labels:g}"
+        )
     axes[1].set(xlabel="share of pairs (3, 1)", ylabel="share of seeds on the wrong side")
     axes[1].legend(fontsize=7)
     _save(figure, name)
