@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from aligngap import training
-from aligngap.context import Context
 from aligngap.execute.worker import make
 from aligngap.fit import Trainer
-from aligngap.plan import expand
+from aligngap.pipeline import training
+from aligngap.pipeline.context import Context, Job
+from aligngap.pipeline.plan import expand
 from aligngap.storage.runlog import RunLog
 from aligngap.storage.store import Store
-from aligngap.study import load
+from aligngap.study.load import load
 
 DEFAULT_SECONDS = 30.0
 SHORT = [
@@ -56,17 +56,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
         store.prepare()
-        ctx = Context(store, "cpu", save_seconds=1.0)
+        ctx = Context(store, "cpu")
         needed = {s.name: s for s in run.walk()}
         for step in needed.values():
             if step.name != run.name:
-                make(step, store, ctx)
+                make(step, ctx)
         timed(Trainer, "save", "state")
         timed(training.Journal, "flush", "journals")
         timed(training, "discard", "old states")
         timed(RunLog, "step", "log")
         started = time.perf_counter()
-        make(run, store, ctx)
+        make(run, ctx, Job(save_seconds=1.0))
         seconds = time.perf_counter() - started
     saves = calls["state"]
     a_save = (spent["state"] + spent["journals"] + spent["old states"]) / saves

@@ -138,7 +138,7 @@ def steps_table(mfu: float, decode: float) -> list[str]:
 
 
 def study_table(mfu: float, decode: float) -> list[str]:
-    """One online run against the paper's pooled offline sweep, runs spread over cards; three seeds."""
+    """One online run against the paper's pooled offline sweep, runs layout over cards; three seeds."""
     out = [
         "| policy | card-hours, one online run | one offline run | study, three seeds | on 1 card | 8 | 64 |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -18,10 +18,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from aligngap import registry, settings, types
+from aligngap import registry, settings
 from aligngap.exact.capacity import RUN_COLUMNS
 from aligngap.exact.skewed import SKEWED_COLUMNS
 from aligngap.hypotheses.base import Hypothesis
+from aligngap.storage import columns as stored
 from aligngap.storage import pairs as tables
 
 DOCS = Path(__file__).resolve().parent
@@ -153,11 +154,11 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "loss-settings": loss_settings,
     "task-settings": task_settings,
     "judge-settings": judge_settings,
-    "records": lambda: columns(types.RECORD_COLUMNS),
-    "per-prompt": lambda: columns(types.PER_PROMPT_COLUMNS),
-    "samples": lambda: columns(types.SAMPLE_COLUMNS),
-    "best-of-n": lambda: columns(types.BEST_OF_N_COLUMNS),
-    "probe": lambda: columns(types.PROBE_COLUMNS),
+    "records": lambda: columns(stored.RECORD_COLUMNS),
+    "per-prompt": lambda: columns(stored.PER_PROMPT_COLUMNS),
+    "samples": lambda: columns(stored.SAMPLE_COLUMNS),
+    "best-of-n": lambda: columns(stored.BEST_OF_N_COLUMNS),
+    "probe": lambda: columns(stored.PROBE_COLUMNS),
     "pairs": pair_columns,
     "exact-runs": lambda: columns(RUN_COLUMNS),
     "exact-skewed": lambda: columns(SKEWED_COLUMNS),

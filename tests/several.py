@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from conftest import TableJudge, pair, prompt, tiny_policy
 
-from aligngap.context import Context
 from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
 from aligngap.models.batch import collate
@@ -27,11 +26,11 @@ from aligngap.models.pair_logps import with_reference
 from aligngap.models.policy import Mixed, Policy
 from aligngap.parallel.distributed import Processes
 from aligngap.parallel.world import ALONE, Released, World
+from aligngap.pipeline.context import Job
+from aligngap.pipeline.training import train
 from aligngap.settings import Optimization
 from aligngap.storage.pairs import read_rows
-from aligngap.storage.store import Store
 from aligngap.streams import Dataset, Epochs, OnPolicy
-from aligngap.training import train
 from aligngap.types import AligngapError, Stopped
 
 rng = np.random.default_rng(0)
@@ -56,10 +55,10 @@ class Case:
     """A tiny policy trained in a work folder of its own by the processes of a world."""
 
     def __init__(self, folder: Path, world: World, family: str, stream: str, **options: Any) -> None:
-        self.ctx = Context(Store(folder), save_seconds=1e6)
         # As for a real step: all but the first process work in a folder that is thrown away.
-        self.ctx.work = folder if world.rank == 0 else folder / f"thrown-away-{world.rank}"
-        self.ctx.work.mkdir(parents=True, exist_ok=True)
+        work = folder if world.rank == 0 else folder / f"thrown-away-{world.rank}"
+        work.mkdir(parents=True, exist_ok=True)
+        self.job = Job(work, world, save_seconds=1e6)
         self.reference = tiny_policy(family, spread=1.0)
         self.policy = self.reference.copy("student")
         how = Optimization(**{"steps": STEPS, "batch": 8, "learning_rate": 3e-3, **options})
@@ -69,7 +68,7 @@ class Case:
     def train(self, stop_at: int = -1) -> dict[str, Any]:
         """Losses, recorded pairs and final weights: what the first process returns with, empty in the others."""
         policy, trainer, world = self.policy, self.trainer, self.world
-        self.ctx.stopping = lambda: trainer.step == stop_at
+        self.job.stopping = lambda: trainer.step == stop_at
         prepare: Callable[[Any], Any] | None = lambda pairs: with_reference(self.reference, pairs)  # noqa: E731
         objective: Any = pair_objective(policy, IPO(0.1))
         stream: Any
@@ -83,20 +82,20 @@ class Case:
             stream = Dataset(PAIRS, 3)
         else:
             through = (lambda p: Mixed(p, self.reference, 0.5)) if self.name == "mixed" else None
-            stream = OnPolicy(PROMPTS, world.judge(judge()), seed=3, soft_labels=True, through=through)
-        checkpoint, last = self.ctx.work / "checkpoint", self.ctx.work / "last"
+            stream = OnPolicy(PROMPTS, world.share_judge(judge()), seed=3, soft_labels=True, through=through)
+        checkpoint, last = self.job.work / "checkpoint", self.job.work / "last"
 
         def after(step: int) -> None:
             policy.key = f"step{step}"
             if step == 2:
-                with trainer.spread.whole() as writes:
+                with trainer.layout.gather_weights() as writes:
                     if writes:
                         policy.save(checkpoint)
 
         try:
             record = self.name != "sft"
             outcome = train(
-                self.ctx, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=record
+                self.job, trainer, stream, objective, sampler=policy, prepare=prepare, after=after, record_pairs=record
             )
         except Stopped:
             return {"outcome": "stopped"}
@@ -104,8 +103,8 @@ class Case:
             return {}
         policy.save(last)
         saved = [weights(Policy.load(f, response_tokens=4)) for f in (checkpoint, last)]
-        rows = read_rows(self.ctx.work / "log.parquet")
-        pairs = read_rows(self.ctx.work / "recording.parquet") if record else []
+        rows = read_rows(self.job.work / "log.parquet")
+        pairs = read_rows(self.job.work / "recording.parquet") if record else []
         again = Policy(policy.model, policy.tokenizer, response_tokens=4)  # an ordinary model once more
         said = [r.ids for row in again.sample(PROMPTS[:3], 1, 0) for r in row]
         assert weights(policy) == saved[1]

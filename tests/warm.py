@@ -20,9 +20,9 @@ from typing import Any
 SERVER = """
 import json, mmap, multiprocessing, os, resource, signal, sys, time
 import torch, transformers, matplotlib.figure, matplotlib.backends.backend_agg, plotly.graph_objects
-import aligngap.cli, aligngap.execute.collect, aligngap.context, aligngap.execute.console, aligngap.execute.local
-import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.measure, aligngap.report
-import aligngap.report.figures, aligngap.report.page, aligngap.report.summary, aligngap.plan, aligngap.training
+import aligngap.cli, aligngap.execute.collect, aligngap.execute.console, aligngap.execute.local, aligngap.measure
+import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.report.figures, aligngap.report.page
+import aligngap.report.summary, aligngap.pipeline.context, aligngap.pipeline.plan, aligngap.pipeline.training
 import aligngap.models.policy, aligngap.models.tokenizer
 
 def watch_changes(folder, at):

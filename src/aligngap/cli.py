@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
 from aligngap.exact.arguments import add_arguments as add_exact
-from aligngap.execute.checks import check_data, check_judges, check_models, pick_executor, pick_processes, pick_tracking
 from aligngap.types import AligngapError, RunFailed, one_line
 
 if TYPE_CHECKING:
-    from aligngap.plan import Plan
+    from aligngap.pipeline.plan import Plan
 
 
 class Parser(argparse.ArgumentParser):
@@ -172,9 +171,9 @@ def complain(line: str) -> None:
 
 def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
-    from aligngap.plan import expand
+    from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
-    from aligngap.study import load
+    from aligngap.study.load import load
 
     study = load(args.study, args.sets)
     out = args.out or Path("out") / study.name
@@ -187,15 +186,17 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_plan
-    from aligngap.own import check_pairs, own_study
-    from aligngap.plan import expand
+    from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
+    from aligngap.study.own import check_pairs, own_study
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
     out = args.out or Path("out") / study.name
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:
+        from aligngap.execute.checks import check_models
+
         check_models(study)
         print_plan(made, store, out)
         return 0
@@ -204,6 +205,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
+    from aligngap.execute import checks
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
@@ -214,16 +216,16 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
-    processes = pick_processes(args, made)
+    processes = checks.pick_processes(args, made)
     if processes > 1 and not in_world():
         return launch(words, processes, args.threads)
-    executor = pick_executor(args, store, pick_tracking(args, made, out))
+    executor = checks.pick_executor(args, store, checks.pick_tracking(args, made, out))
     if isinstance(executor, Together) and executor.world.rank > 0:
         follow(executor, made)
         return 0
-    check_models(made.study)
-    check_judges(made, store)
-    check_data(made, store)
+    checks.check_models(made.study)
+    checks.check_judges(made, store)
+    checks.check_data(made, store)
     store.prepare()
     check_writable(out)
     outcome = watch(executor, made)
@@ -302,9 +304,10 @@ def exact(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_rows
-    from aligngap.study import arm_diff, load
+    from aligngap.study.load import load
+    from aligngap.study.variants import diff_arms
 
-    rows = arm_diff(load(args.study, args.sets), args.left, args.right)
+    rows = diff_arms(load(args.study, args.sets), args.left, args.right)
     if not rows:
         print(f"{args.left} and {args.right} are the same stream")
         return 0
@@ -330,7 +333,7 @@ def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
 def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_rows
     from aligngap.registry import names
-    from aligngap.study import packaged, parse_yaml
+    from aligngap.study.yaml_file import packaged, parse_yaml
 
     if args.shelf == "studies":
         questions = {n: str(parse_yaml(f.read_text(), n).get("question", "")) for n, f in packaged().items()}

@@ -29,18 +29,20 @@ from aligngap.seeding import derive
 from aligngap.settings import Optimization
 from aligngap.types import AligngapError, Pair, Sampler
 
-#: Per-item losses [B] of a batch of items, and per-item metrics [B] to report.
+#: Per-item losses [B] of a batch of items, and per-item metrics [B] to report, none of them named "loss".
 Objective = Callable[[Sequence[Any]], tuple[Tensor, dict[str, Tensor]]]
 
 
 class Stream(Protocol):
+    """What the trainer draws items from, in the state of which nothing is hidden from a checkpoint."""
+
     def draw(self, n: int, sampler: Any) -> Sequence[Any]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
-class Step:
+class Update:
     """What happened in one optimiser step; `items` are those trained on, as the objective saw them."""
 
     number: int
@@ -63,7 +65,7 @@ class Trainer:
 
     def __init__(self, model: nn.Module, how: Optimization, seed: int, world: World = ALONE) -> None:
         self.model, self.how, self.seed, self.step = model, how, seed, 0
-        self.world, self.spread = world, world.spread(model)
+        self.world, self.layout = world, world.lay_out(model)
         self.optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], how)
 
     def learning_rate(self, step: int) -> float:
@@ -75,7 +77,7 @@ class Trainer:
         factor = {"constant": 1.0, "linear": 1.0 - left, "cosine": 0.5 * (1.0 + math.cos(math.pi * left))}
         return how.learning_rate * factor[how.schedule]
 
-    def advance(self, items: Sequence[Any], objective: Objective) -> Step:
+    def advance(self, items: Sequence[Any], objective: Objective) -> Update:
         """One optimiser step on the mean loss of `items`, in micro-batches that do not change the mean."""
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
@@ -83,27 +85,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.train()
         device = next(self.model.parameters()).device
-        first, end = self.world.bounds(len(items))
+        first, end = self.world.share_of(len(items))
         width = self.how.micro_batch or end - first
-        sums = {"": 0.0}
-        with seeded(self.world.seed(derive(self.seed, "dropout", self.step)), device):
+        sums = {"loss": 0.0}
+        with seeded(self.world.own_seed(derive(self.seed, "dropout", self.step)), device):
             for start in range(first, end, width):
-                with self.spread.passing(last=start + width >= end):
-                    losses, metrics = self.spread(objective, items[start : min(start + width, end)])
+                with self.layout.microbatch(last=start + width >= end):
+                    losses, metrics = self.layout(objective, items[start : min(start + width, end)])
                     loss = losses.sum() / len(items)
                     (loss * self.world.size).backward()  # the processes' gradients are averaged
-                sums[""] += float(loss.detach())
+                sums["loss"] += float(loss.detach())
                 for name, values in metrics.items():
                     sums[name] = sums.get(name, 0.0) + float(values.detach().sum())
         self.model.eval()
-        sums = self.world.sums(sums)
-        total = sums.pop("")
+        sums = self.world.sum(sums)
+        total = sums.pop("loss")
         clip = self.how.grad_clip or math.inf
-        norm = self.spread.number(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+        norm = self.layout.scalar(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         if math.isfinite(total) and math.isfinite(norm):
             self.optimizer.step()
         self.step += 1
-        return Step(self.step, total, {k: v / len(items) for k, v in sums.items()}, norm, rate, items)
+        return Update(self.step, total, {k: v / len(items) for k, v in sums.items()}, norm, rate, items)
 
     # ------------------------------------------------------------------------------------------- saving, exactly
 
@@ -111,11 +113,11 @@ class Trainer:
         """The parameters saved one by one: those that move beside frozen ones, or shards; empty for a whole model."""
         every = dict(self.model.named_parameters())
         trained = {name: p for name, p in every.items() if p.requires_grad}
-        return {} if len(trained) == len(every) and self.spread.shards == 1 else dict(trained)
+        return {} if len(trained) == len(every) and self.layout.shards == 1 else dict(trained)
 
     def _save_weights(self, file: Path) -> None:
         if trained := self._trained():
-            local = self.spread.local
+            local = self.layout.local_part
             save_file({name: local(p.detach()).contiguous() for name, p in trained.items()}, str(file))
         else:
             save_model(self.model, str(file))
@@ -127,52 +129,50 @@ class Trainer:
                 raise ValueError(f"{file}: holds other parameters than those that are trained")
             with torch.no_grad():
                 for name, p in trained.items():
-                    self.spread.local(p).copy_(saved[name])
+                    self.layout.local_part(p).copy_(saved[name])
         else:
             load_model(self.model, str(file))
 
-    def save(self, folder: Path, stream: Stream, extra: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: Path, stream: Stream) -> None:
         """Write the whole state into `folder`, atomically: beside it first, then renamed."""
-        spread = self.spread
-        with writing(folder, self.world, everyone=spread.shards > 1) as beside:
+        layout = self.layout
+        with writing(folder, self.world, everyone=layout.shards > 1) as beside:
             if beside is None:
                 return
-            self._save_weights(beside / spread.file("model.safetensors"))
+            self._save_weights(beside / layout.file_name("model.safetensors"))
             state = self.optimizer.state_dict()
             tensors, scalars = dict[str, Tensor](), dict[str, Any]()
             for index, slots in state["state"].items():
                 for name, value in slots.items():
                     if isinstance(value, Tensor):
-                        tensors[f"{index}/{name}"] = spread.local(value).contiguous()
+                        tensors[f"{index}/{name}"] = layout.local_part(value).contiguous()
                     else:
                         scalars[f"{index}/{name}"] = value
-            save_file(tensors, str(beside / spread.file("optimizer.safetensors")))
+            save_file(tensors, str(beside / layout.file_name("optimizer.safetensors")))
             if self.world.rank == 0:
                 about = {"step": self.step, "stream": stream.state_dict(), "scalars": scalars}
-                about |= {"extra": dict(extra or {}), "shards": spread.shards}
+                about["shards"] = layout.shards
                 (beside / "state.json").write_text(json.dumps(about))
 
-    def load(self, folder: Path, stream: Stream) -> dict[str, Any]:
-        """Go on exactly from `folder`; returns what was saved as `extra`. AligngapError if it is split otherwise."""
+    def load(self, folder: Path, stream: Stream) -> None:
+        """Go on exactly from `folder`; AligngapError if its state is split among another number of processes."""
         about: dict[str, Any] = json.loads((folder / "state.json").read_text())
-        spread, shards = self.spread, about.get("shards", 1)
-        if shards != spread.shards:
+        layout, shards = self.layout, about.get("shards", 1)
+        if shards != layout.shards:
             of = f"{shards} processes with --parallel fsdp" if shards > 1 else "a run without --parallel fsdp"
             raise AligngapError(f"{folder}: a state of {of}; go on as it began, or remove the folder to train anew")
-        self._load_weights(folder / spread.file("model.safetensors"))
+        self._load_weights(folder / layout.file_name("model.safetensors"))
         moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
-        for source in (load_file(str(folder / spread.file("optimizer.safetensors"))), about["scalars"]):
+        for source in (load_file(str(folder / layout.file_name("optimizer.safetensors"))), about["scalars"]):
             for name, value in source.items():
                 index, _, slot = name.partition("/")
-                laid = spread.joined(value, moved[int(index)]) if isinstance(value, Tensor) else value
+                laid = layout.join_part(value, moved[int(index)]) if isinstance(value, Tensor) else value
                 slots.setdefault(int(index), {})[slot] = laid
         state = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
         stream.load_state_dict(about["stream"])
         self.step = int(about["step"])
-        extra: dict[str, Any] = about["extra"]
-        return extra
 
 
 def fit(
@@ -181,7 +181,7 @@ def fit(
     objective: Objective,
     sampler: Sampler | None = None,
     prepare: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Update]:
     """Draw, prepare, step; yield after each of the `how.steps` steps. The whole of training, for every arm."""
     while trainer.step < trainer.how.steps:
         items = stream.draw(trainer.how.batch, sampler)

@@ -4,8 +4,8 @@ Let h = [log pi(y_w|x) - log pi_ref(y_w|x)] - [log pi(y_l|x) - log pi_ref(y_l|x)
 A soft label p mixes `p * l(h) + (1 - p) * l(-h)`, so ties (p = 1/2), label smoothing and soft labels are properties
 of the label and not options of each loss. Losses are per pair and unreduced; their hyper-parameters are frozen.
 
-What this module leaves out: how log-probabilities are computed (`policy.py`) and how they are averaged over a batch
-(`fit.py`). To add a loss, write a frozen dataclass with `__call__` and name it in `registry.py`.
+What this module leaves out: how log-probabilities are computed (`models/policy.py`) and how they are averaged over a
+batch (`fit.py`). To add a loss, write a frozen dataclass with `__call__` and name it in `registry.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from aligngap.types import AligngapError
+
+if TYPE_CHECKING:  # a study is read and checked without torch
+    from torch import Tensor
 
 Reduction = Literal["sum", "mean"]
 
@@ -53,6 +52,23 @@ class PairLogps:
         if reduction == "mean":
             return chosen / self.chosen_length - rejected / self.rejected_length
         return chosen - rejected
+
+
+@runtime_checkable
+class ReadsProbabilities(Protocol):
+    """A loss that may read the judge's probabilities, so that hard labels would mislead it."""
+
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether it does, at its settings: a study then refuses arms without `soft_labels`."""
+        ...
+
+
+def logsigmoid(z: Tensor) -> Tensor:
+    """log(1 / (1 + exp(-z))), elementwise, without overflow."""
+    from torch.nn import functional
+
+    return functional.logsigmoid(z)
 
 
 class Loss(Protocol):
@@ -109,7 +125,7 @@ class DPO:
 
     def __call__(self, x: PairLogps) -> Tensor:
         z = self.beta * x.margin(self.reduction)
-        return -x.p_chosen * F.logsigmoid(z) - (1 - x.p_chosen) * F.logsigmoid(-z)
+        return -x.p_chosen * logsigmoid(z) - (1 - x.p_chosen) * logsigmoid(-z)
 
 
 @dataclass(frozen=True)
@@ -132,12 +148,12 @@ class SLiC:
 
 #: the functions of GPO's table: Tang et al. 2024, arXiv 2402.05749
 GPO_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "logistic": lambda z: -F.logsigmoid(z),
+    "logistic": lambda z: -logsigmoid(z),
     "squared": lambda z: (z - 1) ** 2,
-    "hinge": lambda z: F.relu(1 - z),
-    "exponential": lambda z: torch.exp(-z),
-    "truncated-quadratic": lambda z: F.relu(1 - z) ** 2,
-    "savage": lambda z: torch.sigmoid(-z) ** 2,  # 1/(1 + e^z)^2, the one that is not convex
+    "hinge": lambda z: (1 - z).relu(),
+    "exponential": lambda z: (-z).exp(),
+    "truncated-quadratic": lambda z: (1 - z).relu() ** 2,
+    "savage": lambda z: (-z).sigmoid() ** 2,  # 1/(1 + e^z)^2, the one that is not convex
 }
 
 
@@ -248,7 +264,7 @@ class RLOO:
         return self.reward == "logit"
 
     def __call__(self, x: PairLogps) -> Tensor:
-        d = torch.logit(x.p_chosen, SURE) if self.reward == "logit" else x.p_chosen - 0.5
+        d = x.p_chosen.logit(SURE) if self.reward == "logit" else x.p_chosen - 0.5
         return (d - self.beta * x.margin()) ** 2 / (4 * self.beta)
 
 
@@ -291,9 +307,9 @@ class UnlabelledKL:
     def __call__(self, x: PairLogps) -> Tensor:
         if x.labelled is None:
             return self.loss(x)
-        return torch.where(x.labelled, self.loss(x), self.weight * x.margin() ** 2 / 4)
+        return self.loss(x).where(x.labelled, self.weight * x.margin() ** 2 / 4)
 
 
 def classified_right(x: PairLogps) -> Tensor:
     """[B] 1 where the policy, as a classifier by the sign of h, prefers the chosen response; ties count one half."""
-    return (torch.sign(x.margin()) + 1) / 2
+    return (x.margin().sign() + 1) / 2

@@ -43,6 +43,8 @@ SHELVES: dict[str, dict[str, str]] = {
         "policy": "aligngap.streams:OnPolicy",
         "dataset": "aligngap.streams:Dataset",
         "recording": "aligngap.streams:Replay",
+        "responses": "aligngap.streams:Dataset",
+        "mixture": "aligngap.streams:Mixture",
     },
     "rollouts": {
         "transformers": "aligngap.models.rollout:Transformers",

@@ -450,3 +450,18 @@ class Study(Settings):
         if self.measurement.kl_prompts > self.measurement.prompts:
             raise ValueError("`measurement.kl_prompts` is larger than `measurement.prompts`")
         return self
+
+
+def explain(error: Any, prefix: str = "") -> str:
+    """The first complaint of a pydantic ValidationError as one line: key, what is wrong, what was given."""
+    first = error.errors(include_url=False)[0]
+    where = prefix + ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key; remove it or correct its name"
+    elif first["type"] == "missing":
+        message = "missing; add it"
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    more = f" [and {error.error_count() - 1} more]" if error.error_count() > 1 else ""
+    return f"{where.rstrip('.') or 'study'}: {message}{shown}{more}"

@@ -53,10 +53,13 @@ def order_of(name: str, n: int, seed: int, batch: int) -> list[int]:
 class Epochs(Generic[Item]):
     """A fixed list served forever, each epoch in a fresh order drawn from the seed: SFT, judges and data-set arms."""
 
+    responses_sampled = 0
+
     def __init__(self, items: Sequence[Item], seed: int) -> None:
         if not items:
             raise AligngapError("a stream over an empty data set: nothing to draw from")
         self.items, self.seed, self.drawn = items, seed, 0
+        self._epoch, self._permutation = -1, list[int]()
 
     def draw(self, n: int, sampler: Sampler | None = None) -> list[Item]:
         out = []
@@ -67,10 +70,10 @@ class Epochs(Generic[Item]):
         return out
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_cached", (-1, []))[0] != epoch:
+        if self._epoch != epoch:
             rng = np.random.default_rng(derive(self.seed, "epoch", epoch))
-            self._cached = (epoch, [int(i) for i in rng.permutation(len(self.items))])
-        return self._cached[1]
+            self._epoch, self._permutation = epoch, [int(i) for i in rng.permutation(len(self.items))]
+        return self._permutation
 
     def state_dict(self) -> dict[str, Any]:
         return {"drawn": self.drawn}
@@ -193,7 +196,7 @@ class Mixture:
 
     @property
     def responses_sampled(self) -> int:
-        return int(getattr(self.first, "responses_sampled", 0) + getattr(self.second, "responses_sampled", 0))
+        return self.first.responses_sampled + self.second.responses_sampled
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         rng = np.random.default_rng(derive(self.seed, "mixture", self.draws))
@@ -225,7 +228,7 @@ class Stopwatch:
 
     @property
     def responses_sampled(self) -> int:
-        return int(getattr(self.source, "responses_sampled", 0))
+        return self.source.responses_sampled
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         started = time.perf_counter()
@@ -252,7 +255,7 @@ class Relabelled:
 
     @property
     def responses_sampled(self) -> int:
-        return int(getattr(self.source, "responses_sampled", 0))
+        return self.source.responses_sampled
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         given = self.source.draw(n, sampler)

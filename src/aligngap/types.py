@@ -165,10 +165,30 @@ class Judge(Protocol):
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement: ...
 
 
+@runtime_checkable
+class PaidJudge(Judge, Protocol):
+    """A judge whose answers are paid for, and counted step by step."""
+
+    def for_step(self, step: str) -> None:
+        """Count what is asked from now on for the step of this name."""
+        ...
+
+    def spent(self, step: str) -> dict[str, Any]:
+        """What was asked for a step, and what it cost; empty where nothing was."""
+        ...
+
+
 class PairStream(Protocol):
     """Where the pairs come from: the one thing in which online and offline differ."""
 
-    def draw(self, n: int, sampler: Sampler) -> list[Pair]: ...
+    @property
+    def responses_sampled(self) -> int:
+        """How many responses were generated so far for the pairs that were drawn."""
+        ...
+
+    def draw(self, n: int, sampler: Sampler) -> list[Pair]:
+        """The next n pairs, written by the sampler's policy or not."""
+        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly: counters, and what was written ahead. JSON values only."""
@@ -185,6 +205,22 @@ class Task(Protocol):
         ...
 
     def load(self, seed: int) -> TaskData: ...
+
+
+@runtime_checkable
+class OracleTask(Task, Protocol):
+    """A task with a true preference of its own, as the sandbox: its `world` says which response is better."""
+
+    def world(self, seed: int) -> Any:
+        """The world of a seed, of which the task's judge knows the truth."""
+        ...
+
+
+@runtime_checkable
+class FileTask(Task, Protocol):
+    """A task that reads the user's files, which can be looked at before anything is computed."""
+
+    path: Any
 
 
 class Progress(Protocol):

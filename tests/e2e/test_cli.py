@@ -19,11 +19,11 @@ import yaml
 from conftest import TINY_STUDY, tiny_policy
 
 from aligngap.cli import main
-from aligngap.context import Context
 from aligngap.execute.worker import make
-from aligngap.plan import expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import expand
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import AligngapError
 
 COMMAND = str(Path(sys.executable).with_name("aligngap"))
@@ -266,7 +266,7 @@ def first_step_refuses(raw: dict[str, Any], *names: str) -> None:
     def read() -> None:
         data = expand(validate(raw, "bad.yaml")).steps()[0]
         assert data.kind == "data"
-        make(data, store, Context(store))
+        make(data, Context(store))
 
     with pytest.raises(AligngapError) as caught:
         read()

@@ -25,7 +25,7 @@ from aligngap.models.loading import build_model
 from aligngap.models.policy import Policy
 from aligngap.models.tokenizer import make_tokenizer
 from aligngap.settings import TokenizerSpec
-from aligngap.steps import build_task
+from aligngap.study.build import build_task
 
 __all__ = ["refused"]  # a fixture
 

@@ -15,15 +15,15 @@ from instruct_model import chat_tokenizer, write_gguf, write_instruct
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from aligngap.cli import main
-from aligngap.context import Context
 from aligngap.exchange.export import find_run, write_policy
 from aligngap.execute.collect import collect
 from aligngap.execute.worker import make
 from aligngap.models.policy import Policy
-from aligngap.plan import expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import expand
 from aligngap.settings import LoraSpec
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import AligngapError
 
 
@@ -146,7 +146,7 @@ def test_an_adapter_on_a_gguf_model_leaves_as_an_ordinary_folder(
     store.prepare()
     ctx = Context(store)
     for step in made.steps():
-        make(step, store, ctx)
+        make(step, ctx)
     out.mkdir()
     assert collect(made, store, out) == 2
     assert main(["export", str(out), "online", "--to", str(tmp_path / "policy")]) == 0

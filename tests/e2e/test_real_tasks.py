@@ -15,7 +15,8 @@ import pytest
 import yaml
 from conftest import COMMAND, COMMAND_ENV
 
-from aligngap.study import load, packaged
+from aligngap.study.load import load
+from aligngap.study.yaml_file import packaged
 
 STUDIES = {
     "real/helpful-tiny": "helpfulness",

@@ -16,17 +16,18 @@ from plain_engine import Plain, PlainRollout
 
 from aligngap import registry
 from aligngap.cli import main
-from aligngap.context import Context
 from aligngap.execute.collect import collect
 from aligngap.execute.worker import make
 from aligngap.models.rollout import installed
-from aligngap.plan import Plan, expand
+from aligngap.pipeline.align import Align
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.context import Context, Job
+from aligngap.pipeline.plan import Plan, expand
 from aligngap.report import headline
 from aligngap.report.words import apart
-from aligngap.steps import Align, Step
 from aligngap.storage.pairs import read_rows
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import Stopped
 
 LLAMA = {"model_type": "llama", "config": DECODER}
@@ -92,9 +93,8 @@ def planned(tolerance: float = 0.05) -> Plan:
 
 def done(steps: list[Step], store: Store, stopping: Callable[[], bool] = lambda: False) -> None:
     ctx = Context(store)
-    ctx.stopping = stopping
     for step in steps:
-        make(step, store, ctx)
+        make(step, ctx, Job(stopping=stopping))
 
 
 def test_a_run_says_how_far_its_engine_was_from_the_trainer(plain: None, tmp_path: Path) -> None:

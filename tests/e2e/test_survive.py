@@ -17,11 +17,11 @@ import yaml
 from conftest import TINY_STUDY
 from warm import Warm
 
-from aligngap.context import Context
 from aligngap.execute.worker import make
-from aligngap.plan import expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import expand
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 
 WORDS = ["run", "tiny.yaml", "--device", "cpu", "--workers", "1", "--out"]
 TABLES = ("records", "per_prompt", "samples")
@@ -155,7 +155,7 @@ def test_the_order_of_execution_changes_nothing(whole: Path, tmp_path: Path, see
     while waiting:
         ready = [s for s in waiting if all(ctx.store.has(n.name) for n in s.inputs.values())]
         step = rng.choice(ready)
-        make(step, ctx.store, ctx)
+        make(step, ctx)
         waiting.remove(step)
     for artifact in (tmp_path / "store").glob("*-*"):
         for file in artifact.rglob("*"):

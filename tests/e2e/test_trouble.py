@@ -16,14 +16,15 @@ import yaml
 from conftest import TINY_STUDY
 
 from aligngap.cli import main
-from aligngap.context import Context
 from aligngap.execute.collect import collect, noticed
 from aligngap.execute.worker import make
-from aligngap.plan import Plan, expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.judges import FitJudge
+from aligngap.pipeline.plan import Plan, expand
 from aligngap.report.words import failed, stopped
 from aligngap.storage.records import read_folder, read_records, write_failures
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import Judgement, Prompt, Response, RunFailed
 
 
@@ -50,7 +51,7 @@ def carry_out(plan: Plan, folder: Path, ctx: Context | None = None) -> dict[str,
     for step in plan.steps():
         if not any(need.name in failures for need in step.inputs.values()):
             try:
-                make(step, ctx.store, ctx)
+                make(step, ctx)
             except RunFailed as error:
                 failures[step.name] = str(error)
         else:
@@ -69,7 +70,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ctx.store.prepare()
     for step in plan.steps():
         if step.kind != "align" and getattr(step, "run_", None) is None:
-            make(step, ctx.store, ctx)
+            make(step, ctx)
     return folder
 
 
@@ -85,12 +86,15 @@ class Wish:
         return Judgement(forward, backward)
 
 
-def with_proxy(folder: Path, wish: Callable[[Response, Response], float]) -> Context:
-    """A context in which the proxy is a wish of ours."""
-    ctx = Context(Store(folder / "store"))
-    trained = ctx.judge
-    ctx.judge = lambda step: Wish(wish) if getattr(step, "labels", None) else trained(step)  # type: ignore[method-assign]
-    return ctx
+@pytest.fixture
+def wish_as_proxy(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Response, Response], float]], None]:
+    """Makes the proxy, which learns from relabelled pairs, a wish of ours."""
+    trained = FitJudge.open
+
+    def put(wish: Callable[[Response, Response], float]) -> None:
+        monkeypatch.setattr(FitJudge, "open", lambda self, *about: Wish(wish) if self.labels else trained(self, *about))
+
+    return put
 
 
 def outcomes(folder: Path) -> dict[str, str]:
@@ -136,7 +140,7 @@ def test_an_exploding_kl(started: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ids=["empty", "endless"],
 )
 def test_a_collapse_to_empty_or_endless_responses(
-    started: Path, wish: Callable[[Response, Response], float], words: str
+    started: Path, wish: Callable[[Response, Response], float], words: str, wish_as_proxy: Callable[..., None]
 ) -> None:
     """A proxy that looks at nothing but length is obeyed, and the record says what came of it."""
     loss = {"recipe__loss": {"name": "dpo", "beta": 0.01}}
@@ -145,13 +149,16 @@ def test_a_collapse_to_empty_or_endless_responses(
         recipe__optimization__steps=80 + ("empty" in words), recipe__optimization__learning_rate=5e-3,
         measurement__checkpoints=[20, 40, 60], measurement__prompts=48, **loss,
     )  # fmt: skip
-    assert not carry_out(plan, started, with_proxy(started, wish))
+    wish_as_proxy(wish)
+    assert not carry_out(plan, started)
     assert outcomes(started)["online"].startswith("by step ")
     assert words in outcomes(started)["online"]
     assert outcomes(started)["offline"] == "ok"
 
 
-def test_a_judge_that_answers_nan(started: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_that_answers_nan(
+    started: Path, capsys: pytest.CaptureFixture[str], wish_as_proxy: Callable[..., None]
+) -> None:
     """In training it ends the run at that step; the other arm's run and the SFT policy's measurement are there."""
     asked = [0]
 
@@ -161,12 +168,13 @@ def test_a_judge_that_answers_nan(started: Path, capsys: pytest.CaptureFixture[s
 
     plan = study(recipe__optimization__batch=8, recipe__optimization__warmup_steps=1)
     align = {run.arm: run.align for run in plan.runs}
-    failures = carry_out(plan, started, with_proxy(started, wish))
+    wish_as_proxy(wish)
+    failures = carry_out(plan, started)
     ctx = Context(Store(started / "store"))
     result = ctx.store.manifest(align["online"].name)["result"]
     assert result["outcome"].startswith("stopped at step 6: judge wish answered nan")
     assert result["last_step"] == 5
-    assert len(pd.read_parquet(ctx.path(align["online"]) / "recording.parquet")) == 5 * 8
+    assert len(pd.read_parquet(align["online"].folder(ctx) / "recording.parquet")) == 5 * 8
     assert ctx.store.manifest(align["offline"].name)["result"]["outcome"] == "ok"
     # Measuring asks the same judge: that fails, and says why.
     assert {why.partition(" answered")[0] for why in failures.values()} == {"judge wish"}

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from aligngap.storage.records import read_records
-from aligngap.study import extended, parse_yaml, validate
+from aligngap.study.load import validate
+from aligngap.study.yaml_file import parse_yaml, resolve_extends
 from aligngap.tasks.pairs import PairsTask
 from aligngap.types import AligngapError
 
@@ -19,7 +20,7 @@ def study(raw: bytes) -> None:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         return  # `study.read` refuses it by the same exception
-    _allowed(lambda: validate(extended(parse_yaml(text, "fuzz.yaml"), "fuzz.yaml"), "fuzz.yaml"))
+    _allowed(lambda: validate(resolve_extends(parse_yaml(text, "fuzz.yaml"), "fuzz.yaml"), "fuzz.yaml"))
 
 
 def data(raw: bytes) -> None:

@@ -17,7 +17,7 @@ from aligngap.models.policy import Policy
 from aligngap.storage.pairs import read_pairs, read_rows
 from aligngap.storage.records import read_folder
 from aligngap.storage.store import Store
-from aligngap.study import load
+from aligngap.study.load import load
 
 FORMATS = sorted(p for p in Path(__file__).parent.glob("format-*"))
 

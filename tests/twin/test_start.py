@@ -15,15 +15,16 @@ import torch
 import yaml
 from conftest import TINY_STUDY
 
-from aligngap.context import Context
 from aligngap.execute.collect import collect
 from aligngap.execute.worker import make
 from aligngap.models.pair_logps import pair_logps
-from aligngap.plan import Plan, expand
-from aligngap.steps import Align
+from aligngap.pipeline.align import Align
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import Plan, expand
 from aligngap.storage.records import read_folder
 from aligngap.storage.store import Store
-from aligngap.study import arm_diff, validate
+from aligngap.study.load import validate
+from aligngap.study.variants import diff_arms
 from aligngap.types import AligngapError, Pair
 
 ARMS = {
@@ -50,7 +51,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     store.prepare()
     ctx = Context(store)
     for step in plan.steps():
-        make(step, store, ctx)
+        make(step, ctx)
     collect(plan, store, out)
     return Done(plan, ctx, out)
 
@@ -72,14 +73,14 @@ def stored(pairs: list[Pair]) -> np.ndarray:
 def test_the_reference_is_the_start(done: Done, arm: str) -> None:
     run = done.runs[f"{arm}[moved]"]
     pairs = run.recorded(done.ctx)[: run.optimization.batch]
-    start, sft = done.ctx.policy(done.runs["online"], 8), done.ctx.policy(run.sft)
+    start, sft = done.runs["online"].policy(done.ctx, 8), run.sft.policy(done.ctx)
     by = {}
     for name, policy in (("start", start), ("sft", sft)):
         with torch.no_grad():
             by[name] = torch.stack(pair_logps(policy, pairs), 1).numpy()
     assert stored(pairs) == pytest.approx(by["start"], abs=1e-4)
     assert np.abs(stored(pairs) - by["sft"]).max() > 0.01
-    log = pd.read_parquet(done.ctx.path(run) / "log.parquet")
+    log = pd.read_parquet(run.folder(done.ctx) / "log.parquet")
     assert log["margin"].iloc[0] == pytest.approx(0, abs=1e-5)  # policy and reference are one at the first step
 
 
@@ -88,7 +89,7 @@ def test_from_the_sft_policy_stored_log_probabilities_are_kept(done: Done) -> No
     pairs = run.recorded(done.ctx)[: run.optimization.batch]
     with torch.no_grad():
         assert stored(pairs) == pytest.approx(
-            torch.stack(pair_logps(done.ctx.policy(run.sft), pairs), 1).numpy(), abs=1e-4
+            torch.stack(pair_logps(run.sft.policy(done.ctx), pairs), 1).numpy(), abs=1e-4
         )
 
 
@@ -113,16 +114,16 @@ def test_a_higher_temperature_spreads_wider(done: Done) -> None:
 
 def test_diff_says_what_a_variant_moves(done: Done) -> None:
     study = done.plan.study
-    assert arm_diff(study, "final", "final[moved]") == [("recipe.start", "sft", "online@last")]
-    assert [row[0] for row in arm_diff(study, "final[moved]", "offline[moved]")] == ["behavior", "writers"]
-    assert [row[0] for row in arm_diff(study, "final", "hot")] == ["temperature"]
+    assert diff_arms(study, "final", "final[moved]") == [("recipe.start", "sft", "online@last")]
+    assert [row[0] for row in diff_arms(study, "final[moved]", "offline[moved]")] == ["behavior", "writers"]
+    assert [row[0] for row in diff_arms(study, "final", "hot")] == ["temperature"]
     for wrong, message in (
         ("final[mved]", "did you mean `moved`"),
         ("hot[moved]", "is not run under"),
         ("x", "no arm"),
     ):
         with pytest.raises(AligngapError, match=message):
-            arm_diff(study, "final", wrong)
+            diff_arms(study, "final", wrong)
 
 
 @pytest.mark.parametrize(

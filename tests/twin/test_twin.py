@@ -14,11 +14,11 @@ import yaml
 from conftest import TINY_STUDY
 from safetensors.torch import load_file
 
-from aligngap.context import Context
 from aligngap.execute.worker import make
-from aligngap.plan import Plan, Run, expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import Plan, Run, expand
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 
 ARMS = {
     "online": {"behavior": "policy", "judge": "proxy"},
@@ -61,10 +61,10 @@ class Finished:
         return load_file(self.runs[arm].align.checkpoint(self.ctx, step) / "model.safetensors")
 
     def table(self, arm: str, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.ctx.path(self.runs[arm].measure) / f"{name}.parquet")
+        return pd.read_parquet(self.runs[arm].measure.folder(self.ctx) / f"{name}.parquet")
 
     def log(self, arm: str) -> pd.DataFrame:
-        return pd.read_parquet(self.ctx.path(self.runs[arm].align) / "log.parquet")
+        return pd.read_parquet(self.runs[arm].align.folder(self.ctx) / "log.parquet")
 
 
 @pytest.fixture(
@@ -80,7 +80,7 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     store.prepare()
     ctx = Context(store)
     for step in plan.steps():
-        make(step, store, ctx)
+        make(step, ctx)
     return Finished(plan, ctx)
 
 
@@ -119,7 +119,7 @@ def test_replay_in_order_gives_the_same_training_log(study: Finished, arm: str, 
 
 
 def test_training_moved_the_policy_and_dropout_was_on(study: Finished) -> None:
-    start = load_file(study.ctx.path(study.runs["online"].align.sft) / "policy" / "model.safetensors")
+    start = load_file(study.runs["online"].align.sft.folder(study.ctx) / "policy" / "model.safetensors")
     end = study.weights("online", 8)
     assert any(not torch.equal(start[name], end[name]) for name in end)
     # With dropout on in training, step 1's margin is not exactly 0 although policy and reference are equal.
@@ -152,7 +152,7 @@ def test_shuffled_replay_trains_on_the_same_pairs(study: Finished) -> None:
 def test_a_recording_holds_what_the_run_saw(study: Finished) -> None:
     """Which weights wrote each pair, labels in both orders, and the reference's log-probabilities as they are."""
     online = study.runs["online"].align
-    reference = study.ctx.policy(online.sft)
+    reference = online.sft.policy(study.ctx)
     pairs = online.recorded(study.ctx)
     assert len(pairs) == 8 * 8
     assert [p.writer for p in pairs] == [f"{online.name}@step{n // 8}" for n in range(64)]

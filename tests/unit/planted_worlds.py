@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aligngap.context import Context
 from aligngap.execute.collect import collect
 from aligngap.execute.worker import make
-from aligngap.plan import expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import expand
 from aligngap.storage.records import read_folder
 from aligngap.storage.store import Store
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import Comparison, TaskData
 
 WORDS = ("best", "fair", "poor")  # from good to bad
@@ -103,7 +103,7 @@ def train(
     store.prepare()
     ctx = Context(store)
     for step in plan.steps():
-        make(step, store, ctx)
+        make(step, ctx)
     collect(plan, store, folder)
     tables = read_folder(folder)
     records, wins = tables.records, tables.per_prompt

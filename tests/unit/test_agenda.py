@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from aligngap.execute.agenda import Agenda, Event
-from aligngap.steps.base import Step
+from aligngap.pipeline.base import Step
 
 
 class Fake(Step):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from conftest import TableJudge, prompt, response
 
-from aligngap.best_of_n import best_of_n, sizes
 from aligngap.measure import Opponent
 from aligngap.models.policy import Policy
+from aligngap.pipeline.best_of_n import best_of_n, sizes
 from aligngap.stats.reference import gain_per_nat
 from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.storage.columns import BEST_OF_N_COLUMNS

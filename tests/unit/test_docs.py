@@ -9,14 +9,15 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from aligngap import registry, settings
-from aligngap.steps import build_loss, build_task
-from aligngap.study import parse_yaml, validate
+from aligngap.study.build import build_loss, build_task
+from aligngap.study.load import validate
+from aligngap.study.yaml_file import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -122,3 +123,7 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_behavior_of_an_arm_has_its_stream_in_the_registry() -> None:
+    assert set(get_args(settings.Arm.model_fields["behavior"].annotation)) == set(registry.SHELVES["behaviors"])

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from aligngap import study
-from aligngap.plan import expand
-from aligngap.study import load
+from aligngap.pipeline.plan import expand
+from aligngap.study import yaml_file
+from aligngap.study.load import load
+from aligngap.study.yaml_file import resolve_extends
 from aligngap.types import AligngapError
 
 HYPOTHESES = [
@@ -73,10 +74,10 @@ def test_an_arm_of_the_same_name_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_hypothesis_on_other_data() -> None:
     """A task of another name comes without the settings of the one it replaces; of the same name it keeps them."""
     raw = {"extends": "coverage", "name": "mine", "question": "q", "task": {"name": "pairs", "path": "mine.jsonl"}}
-    found = study.extended(raw, "mine.yaml")
+    found = resolve_extends(raw, "mine.yaml")
     assert found["task"] == {"name": "pairs", "path": "mine.jsonl"}
     assert {"online", "offline", "shuffled", "window-2"} <= set(found["arms"])
-    named = study.extended(raw | {"task": {"name": "sandbox", "test_pairs": 9}}, "mine.yaml")
+    named = resolve_extends(raw | {"task": {"name": "sandbox", "test_pairs": 9}}, "mine.yaml")
     assert named["task"] == {"name": "sandbox", "train_pairs": 32000, "test_pairs": 9}
 
 
@@ -108,7 +109,7 @@ def test_bad_extends(tmp_path: Path, text: str, named: list[str]) -> None:
 
 def test_a_circle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"a": Text({"extends": "b", "name": "a"}), "b": Text({"extends": ["a"], "name": "b"})}
-    monkeypatch.setattr(study, "packaged", lambda: files)
+    monkeypatch.setattr(yaml_file, "packaged", lambda: files)
     with pytest.raises(AligngapError, match="a circle, a -> b -> a"):
         load("a")
 

@@ -15,15 +15,15 @@ import pytest
 import torch
 from conftest import BOTH, TableJudge, pair, prompt, tiny_policy
 
-from aligngap.context import Context
 from aligngap.fit import Trainer, fit, pair_objective
 from aligngap.losses import DPO, IPO, BestOfTwo
 from aligngap.models.pair_logps import compare_logps, with_reference
 from aligngap.models.policy import Policy
+from aligngap.pipeline.context import Job
+from aligngap.pipeline.training import train
 from aligngap.settings import Optimization
-from aligngap.storage.store import Store, tidy
+from aligngap.storage.store import tidy
 from aligngap.streams import Dataset, OnPolicy
-from aligngap.training import train
 from aligngap.types import Pair
 
 rng = np.random.default_rng(0)
@@ -175,10 +175,10 @@ def test_a_saved_run_goes_on_bit_for_bit(tmp_path: Path, family: str, optimizer:
     for step in steps(reference, policy, trainer, stream):
         losses.append(step.loss)
         if step.number == 3:
-            trainer.save(tmp_path / "state", stream, {"note": 1})
+            trainer.save(tmp_path / "state", stream)
     reference, again, trainer, stream = make()
     torch.manual_seed(99)
-    assert trainer.load(tmp_path / "state", stream) == {"note": 1}
+    trainer.load(tmp_path / "state", stream)
     assert trainer.step == 3
     rest = [s.loss for s in steps(reference, again, trainer, stream)]
     assert rest == losses[3:]
@@ -248,22 +248,19 @@ def test_reference_log_probabilities_are_kept_where_stored() -> None:
 # ------------------------------------------------------------------------------------------------------------ driver
 
 
-def driver(tmp_path: Path, save_seconds: float = 1e9) -> Context:
-    store = Store(tmp_path / "store")
-    store.prepare()
-    ctx = Context(store, save_seconds=save_seconds)
-    ctx.work = tmp_path / "work"
-    ctx.work.mkdir(exist_ok=True)
-    return ctx
+def driver(tmp_path: Path, save_seconds: float = 1e9) -> Job:
+    work = tmp_path / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    return Job(work, save_seconds=save_seconds)
 
 
 def run(
-    ctx: Context, objective: Callable[[Policy], Any] | None = None, after: Callable[[int], None] = lambda step: None
+    job: Job, objective: Callable[[Policy], Any] | None = None, after: Callable[[int], None] = lambda step: None
 ) -> tuple[str, Policy, Trainer]:
     reference, policy, trainer = setting(dropout=True)
     stream = OnPolicy(PROMPTS, judge(), seed=1, sync_every=2)
     outcome = train(
-        ctx, trainer, stream, (objective or (lambda p: pair_objective(p, IPO(0.1))))(policy), sampler=policy,
+        job, trainer, stream, (objective or (lambda p: pair_objective(p, IPO(0.1))))(policy), sampler=policy,
         prepare=lambda pairs: with_reference(reference, pairs), after=after, record_pairs=True,
     )  # fmt: skip
     return outcome, policy, trainer
@@ -337,9 +334,9 @@ def test_a_kill_while_tidying_up_loses_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
-    ctx = driver(tmp_path)
-    run(ctx)
-    log, recording = (pd.read_parquet(ctx.work / f"{n}.parquet") for n in ("log", "recording"))
+    job = driver(tmp_path)
+    run(job)
+    log, recording = (pd.read_parquet(job.work / f"{n}.parquet") for n in ("log", "recording"))
     assert log["step"].tolist() == [1, 2, 3, 4, 5, 6]
     assert log["pairs_seen"].tolist() == [8, 16, 24, 32, 40, 48]
     assert (log["pairs_distinct"] <= log["pairs_seen"]).all()
@@ -350,7 +347,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path: Path, value: float) -> None:
-    ctx = driver(tmp_path)
+    job = driver(tmp_path)
     kept: list[dict[str, torch.Tensor]] = []
 
     def breaking(policy: Policy) -> Any:
@@ -366,10 +363,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_so(tmp_path: Path, val
 
         return call
 
-    outcome, policy, trainer = run(ctx, breaking)
+    outcome, policy, trainer = run(job, breaking)
     assert outcome.startswith("diverged at step 3")
     assert trainer.step == 3
     assert equal(kept[0], weights(policy))  # the broken step changed nothing
-    log = pd.read_parquet(ctx.work / "log.parquet")
+    log = pd.read_parquet(job.work / "log.parquet")
     assert log["step"].tolist() == [1, 2, 3]
-    assert len(pd.read_parquet(ctx.work / "recording.parquet")) == 24
+    assert len(pd.read_parquet(job.work / "recording.parquet")) == 24

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from aligngap.forecast import SANDBOX, products_of, sizes_at
+from aligngap.pipeline.forecast import SANDBOX, products_of, sizes_at
 from aligngap.settings import Limits, ModelSpec
-from aligngap.study import load
+from aligngap.study.load import load
 
 LIMITS = Limits(prompt_tokens=16, response_tokens=16)
 LLAMA = {

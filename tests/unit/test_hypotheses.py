@@ -23,14 +23,14 @@ from aligngap.hypotheses.geometry import heterogeneity
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
 from aligngap.hypotheses.view import View, under
-from aligngap.plan import expand
+from aligngap.pipeline.plan import expand
 from aligngap.report import build_report, headline
 from aligngap.report.charts import dial_figure
 from aligngap.report.figures import dial_table
 from aligngap.stats.ratio import ratio, slope_weights
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import write_table
-from aligngap.study import load
+from aligngap.study.load import load
 from aligngap.types import Verdict
 
 EXTRAS = Path(__file__).resolve().parents[2] / "examples" / "aligngap-extras"

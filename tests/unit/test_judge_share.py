@@ -11,14 +11,16 @@ from conftest import TINY_STUDY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aligngap.context import Context
 from aligngap.execute.worker import make
-from aligngap.plan import Plan, expand
-from aligngap.steps import Align, Data, FitJudge, Relabel, Sft
-from aligngap.steps.data import kept_for_judges
+from aligngap.pipeline.align import Align
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.data import Data, kept_for_judges
+from aligngap.pipeline.judges import FitJudge, Relabel
+from aligngap.pipeline.plan import Plan, expand
+from aligngap.pipeline.sft import Sft
 from aligngap.storage.store import Store
 from aligngap.streams import Stopwatch
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import AligngapError, Pair
 
 
@@ -53,7 +55,7 @@ def test_no_prompt_is_in_two_parts_and_none_is_lost(tmp_path: Path) -> None:
     parts: dict[float, dict[str, set[str]]] = {}
     for share in (0.0, 0.4):
         data = of_kind(planned(judge_share=share), Data)[0]
-        make(data, store, ctx)
+        make(data, ctx)
         parts[share] = {split: {p.prompt.id for p in data.pairs(ctx, split)} for split in data.splits}
     apart = parts[0.4]
     assert set(apart) == {"train", "judge", "test"}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from pydantic_core import PydanticUndefined
 
-from aligngap.plan import expand
+from aligngap.pipeline.align import Align
+from aligngap.pipeline.plan import expand
 from aligngap.settings import (
     Arm,
     JudgeSpec,
@@ -21,8 +22,7 @@ from aligngap.settings import (
     RolloutSpec,
     TokenizerSpec,
 )
-from aligngap.steps import Align
-from aligngap.study import load
+from aligngap.study.load import load
 
 #: The defaults that keys of stored artifacts stand for. Add to it; change nothing in it without raising versions.
 DEFAULTS: dict[type, dict[str, Any]] = {

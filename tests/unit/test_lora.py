@@ -12,18 +12,18 @@ import yaml
 from conftest import BOTH, FAMILIES, TINY_STUDY, pair, prompt, response, tiny_policy
 from safetensors.torch import load_file
 
-from aligngap.context import Context
 from aligngap.execute.worker import make
 from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
 from aligngap.measure import score
 from aligngap.models.pair_logps import compare_logps, with_reference
 from aligngap.models.policy import Policy
-from aligngap.plan import expand
+from aligngap.pipeline.context import Context
+from aligngap.pipeline.plan import expand
 from aligngap.settings import LoraSpec, Optimization
 from aligngap.storage.store import Store
 from aligngap.streams import Dataset
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import AligngapError
 
 peft = pytest.importorskip("peft")
@@ -168,7 +168,7 @@ def study(
     store.prepare()
     ctx = Context(store)
     for step in plan.steps():
-        make(step, store, ctx)
+        make(step, ctx)
     return ctx, {r.arm: r for r in plan.runs}
 
 
@@ -180,7 +180,7 @@ def test_the_twin_holds_with_adapters(study: tuple[Context, dict[str, object]]) 
         )
         assert left.keys() == right.keys()
         assert all(torch.equal(left[n], right[n]) for n in left)
-    rows = [pd.read_parquet(ctx.path(runs[a].measure) / "rows.parquet") for a in ("online", "twin")]
+    rows = [pd.read_parquet(runs[a].measure.folder(ctx) / "rows.parquet") for a in ("online", "twin")]
     pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=True)
     assert (rows[0]["kl_nats"] > 0).all()
 
@@ -191,29 +191,29 @@ def test_artifacts_hold_adapters_for_arms_and_whole_models_elsewhere(study: tupl
     folder = align.checkpoint(ctx, 8)
     assert {f.name for f in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == align.sft.name
-    assert not [n for n in load_file(ctx.path(align.sft) / "policy" / "model.safetensors") if "lora" in n]
+    assert not [n for n in load_file(align.sft.folder(ctx) / "policy" / "model.safetensors") if "lora" in n]
     judge = runs["online"].measure.golden
-    assert not [n for n in load_file(ctx.path(judge) / "model" / "model.safetensors") if "lora" in n]
-    assert (ctx.path(judge) / "model" / "head.safetensors").is_file()
+    assert not [n for n in load_file(judge.folder(ctx) / "model" / "model.safetensors") if "lora" in n]
+    assert (judge.folder(ctx) / "model" / "head.safetensors").is_file()
 
 
 def test_a_run_may_start_from_an_adapted_one(study: tuple[Context, dict[str, object]]) -> None:
     """Which is merged first, on a copy: the SFT policy beneath it stays what it was."""
     ctx, runs = study
     moved = runs["online[moved]"].align
-    start, again = ctx.start(moved), ctx.policy(runs["online"].align)
+    start, again = moved.start_policy(ctx), runs["online"].align.policy(ctx)
     rows = [p.ids for p in ITEMS], [(4, 5, 1), (6, 1), (7, 8, 9)]
     assert start.adapter is None
     torch.testing.assert_close(start.logps_of(*rows), again.logps_of(*rows), atol=1e-5, rtol=1e-5)
-    stored = load_file(ctx.path(moved.sft) / "policy" / "model.safetensors")
-    kept = ctx.policy(moved.sft).model.state_dict()
+    stored = load_file(moved.sft.folder(ctx) / "policy" / "model.safetensors")
+    kept = moved.sft.policy(ctx).model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in stored.items())
-    assert pd.read_parquet(ctx.path(moved) / "log.parquet")["margin"].iloc[0] == 0.0
+    assert pd.read_parquet(moved.folder(ctx) / "log.parquet")["margin"].iloc[0] == 0.0
 
 
 def test_the_first_margin_of_a_study_is_exactly_zero(study: tuple[Context, dict[str, object]]) -> None:
     """Although LoRA's dropout is on: it acts before A, and B is 0."""
     ctx, runs = study
-    log = pd.read_parquet(ctx.path(runs["online"].align) / "log.parquet")
+    log = pd.read_parquet(runs["online"].align.folder(ctx) / "log.parquet")
     assert log["margin"].iloc[0] == 0.0
     assert log["margin"].iloc[-1] != 0.0

@@ -18,12 +18,13 @@ from test_streams import PAIRS, PROMPTS, Writer, ranks
 from torch import Tensor
 
 from aligngap.losses import IPO, RLOO, Loss, UnlabelledKL
-from aligngap.plan import expand
+from aligngap.pipeline.align import Align
+from aligngap.pipeline.plan import expand
 from aligngap.seeding import derive
-from aligngap.steps import Align
 from aligngap.storage.pairs import pair_from_row, pair_to_row
 from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled
-from aligngap.study import parse_yaml, validate
+from aligngap.study.load import validate
+from aligngap.study.yaml_file import parse_yaml
 from aligngap.types import AligngapError
 
 K = 5

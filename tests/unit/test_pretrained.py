@@ -24,7 +24,7 @@ from aligngap.models.encoding import encode_chat, encode_prompt, encode_text
 from aligngap.models.loading import check_spec, check_tokenizer, load_model, load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import AligngapError
 
 STRICT = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import pair, prompt
 
-from aligngap.steps import STEPS
-from aligngap.steps.probe import Probe, agreement, near
+from aligngap.pipeline.kinds import STEPS
+from aligngap.pipeline.probe import Probe, agreement, near
 from aligngap.storage.columns import PROBE_COLUMNS
 from aligngap.storage.records import read_probe, write_table
 from aligngap.types import AligngapError

@@ -16,8 +16,9 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from aligngap import registry
 from aligngap.judges.function import FunctionJudge
 from aligngap.judges.kinds import RewardModel
+from aligngap.pipeline.judges import ReadyJudge
 from aligngap.settings import JudgeSpec, Optimization
-from aligngap.steps import ReadyJudge, build_judge
+from aligngap.study.build import build_judge
 from aligngap.types import AligngapError, Prompt, Response
 
 RULES = """
@@ -144,8 +145,8 @@ def test_a_plug_in_is_named_by_a_study(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_how_an_endpoint_is_asked_is_no_part_of_a_key() -> None:
-    from aligngap.plan import Pipeline
-    from aligngap.study import load
+    from aligngap.pipeline.plan import Pipeline
+    from aligngap.study.load import load
 
     def key(**more: Any) -> str:
         base = load("tabular")

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from conftest import TINY_STUDY
 
-from aligngap.plan import expand
+from aligngap.pipeline.plan import expand
 from aligngap.storage.files import check_writable, write_text
 from aligngap.storage.store import Store, digest
-from aligngap.study import validate
+from aligngap.study.load import validate
 from aligngap.types import AligngapError
 
 

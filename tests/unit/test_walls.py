@@ -1,4 +1,7 @@
-"""The walls of the package, read from its source and from running interpreters: who imports whom is the science."""
+"""The walls of the package that import-linter cannot see: what the trainer's words say, and what an import pulls in.
+
+Who may import whom stands in `pyproject.toml` and is checked by `make check`.
+"""
 
 from __future__ import annotations
 
@@ -18,72 +21,6 @@ MODULES = {
     ".".join(("aligngap", *p.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): p
     for p in ROOT.rglob("*.py")
 }
-
-
-def imported(name: str, *, typing_only: bool = True) -> set[str]:
-    """Every module a module's source imports, anywhere in it; packages of ours are followed to the names imported."""
-    path = MODULES[name]
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    found: set[str] = set()
-    tree = ast.parse(path.read_text())
-    skipped: set[ast.AST] = set()
-    if not typing_only:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-                skipped |= {inner for body in node.body for inner in ast.walk(body)}
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            target = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {f"{target}.{a.name}" if f"{target}.{a.name}" in MODULES else target for a in node.names}
-    return found
-
-
-def reached(name: str) -> set[str]:
-    """Everything a module imports directly or through modules of ours, when it is run (typing aside)."""
-    seen: set[str] = set()
-    todo = [name]
-    while todo:
-        for target in imported(todo.pop(), typing_only=False):
-            if target not in seen:
-                seen.add(target)
-                if target in MODULES:
-                    todo.append(target)
-    return seen
-
-
-def tops(modules: set[str]) -> set[str]:
-    return {m.split(".")[0] for m in modules}
-
-
-def test_the_map_was_read() -> None:
-    assert len(MODULES) > 40
-    assert "aligngap.losses" in imported("aligngap.fit")
-    assert "torch" in tops(reached("aligngap.fit"))
-
-
-def test_fit_knows_no_streams_judges_tasks_or_study() -> None:
-    """Wall (a), directly and through whatever it imports."""
-    rooms = (
-        "streams",
-        "judges",
-        "tasks",
-        "study",
-        "plan",
-        "steps",
-        "execute",
-        "collect",
-        "cli",
-        "training",
-        "hypotheses",
-        "report",
-    )
-    for found in (imported("aligngap.fit"), reached("aligngap.fit")):
-        assert not {m for m in found if m.startswith(tuple(f"aligngap.{r}" for r in rooms))}
 
 
 def code_words(path: Path) -> set[str]:
@@ -109,60 +46,29 @@ def code_words(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["fit", "losses", "training", "divergence", "batch", "loading", "policy", "optimizers"]
+    "module",
+    [
+        "fit",
+        "losses",
+        "measure",
+        "pipeline.training",
+        "models.batch",
+        "models.loading",
+        "models.policy",
+        "models.backbone",
+    ],
 )
 def test_the_trainer_never_asks_which_arm_it_is_in(module: str) -> None:
-    text = " ".join(code_words(ROOT / f"{module}.py")).lower()
+    text = " ".join(code_words(MODULES[f"aligngap.{module}"])).lower()
     for word in ("online", "offline", "on_policy", "onpolicy", "arm ", "behavior", "isinstance(stream"):
         assert word not in text
 
 
 def test_fit_and_training_do_not_look_at_a_streams_class() -> None:
-    for module in ("fit", "training"):
-        for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())):
+    for module in ("fit", "pipeline.training"):
+        for node in ast.walk(ast.parse(MODULES[f"aligngap.{module}"].read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "type"):
                 assert "stream" not in ast.dump(node.args[0]).lower()
-
-
-@pytest.mark.parametrize(
-    "module", sorted(m for m in MODULES if m.startswith(("aligngap.stats", "aligngap.hypotheses", "aligngap.report")))
-)
-def test_the_reading_side_imports_no_torch(module: str) -> None:
-    """Wall (b), also through what it imports."""
-    assert not tops(reached(module)) & {"torch", "transformers", "ray", "safetensors", "tokenizers"}
-
-
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_only_policy_rollout_and_model_judges_import_transformers(module: str) -> None:
-    """Wall (c). The trainer takes one optimiser from there, the tokenizer room its class, T5X's reader a config."""
-    allowed = (
-        "policy", "loading", "rollout", "judges", "optimizers", "tokenizer", "t5x", "pretrained", "chat", "encoding",
-    )  # fmt: skip
-    if "transformers" in tops(imported(module)):
-        assert module.removeprefix("aligngap.").startswith(allowed)
-    if "ray" in tops(imported(module)):
-        assert module.startswith("aligngap.execute")
-    if "vllm" in tops(imported(module)):
-        assert module == "aligngap.models.vllm"
-
-
-def test_types_and_settings_need_no_torch() -> None:
-    for module in (
-        "types",
-        "settings",
-        "registry",
-        "study",
-        "plan",
-        "steps",
-        "seeding",
-        "store",
-        "records",
-        "streams",
-        "tables",
-    ):
-        top = imported(f"aligngap.{module}", typing_only=False)
-        if module in ("types", "settings", "registry", "seeding", "store", "records"):
-            assert not tops(top) & {"torch", "transformers", "matplotlib"}
 
 
 HEAVY = ("torch", "transformers", "ray", "matplotlib", "plotly", "scipy", "safetensors")
@@ -193,10 +99,12 @@ main(["list", "studies"])
 
 
 def test_planning_is_light() -> None:
-    planned = "from aligngap.plan import expand\nfrom aligngap.study import load\nexpand(load('opening')).steps()"
-    assert not modules_after(planned) & {
-        "transformers", "matplotlib", "ray",
-    }  # fmt: skip
+    planned = """
+from aligngap.pipeline.plan import expand
+from aligngap.study.load import load
+expand(load('opening')).steps()
+"""
+    assert not modules_after(planned) & {"torch", "transformers", "matplotlib", "ray"}
 
 
 def test_the_reading_side_runs_without_torch() -> None:
@@ -206,8 +114,7 @@ def test_the_reading_side_runs_without_torch() -> None:
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_nothing_is_unpickled(module: str) -> None:
-    """No pickle and no torch.load anywhere; YAML is read safely."""
-    assert not tops(imported(module)) & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    """No torch.load anywhere; YAML is read safely."""
     tokens = [
         t
         for t in tokenize.generate_tokens(io.StringIO(MODULES[module].read_text()).readline)
@@ -267,7 +174,7 @@ def test_weights_load_from_safetensors_only(tmp_path: Path) -> None:
         load_model(tmp_path)
     assert LOADING["use_safetensors"] is True
     assert LOADING["trust_remote_code"] is False
-    for room in ("loading", "tokenizer", "rollout.hf", "judges.reward_model"):
+    for room in ("models.loading", "models.tokenizer", "models.sampling", "judges.reward_model"):
         for node in ast.walk(ast.parse(MODULES[f"aligngap.{room}"].read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("from_pretrained"):
                 told = ast.unparse(node)

@@ -76,11 +76,11 @@ class Half(Alone):
     def __init__(self, rank: int) -> None:
         self.rank = rank  # type: ignore[misc]
 
-    def bounds(self, n: int) -> tuple[int, int]:
+    def share_of(self, n: int) -> tuple[int, int]:
         return n * self.rank // 2, n * (self.rank + 1) // 2
 
     def each(self, items: Sequence[Any], work: Any) -> list[Any]:
-        start, stop = self.bounds(len(items))
+        start, stop = self.share_of(len(items))
         return list(work(items[start:stop]))
 
 

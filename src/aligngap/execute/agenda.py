@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Protocol
 
-from aligngap.steps import Step
+from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
 
 

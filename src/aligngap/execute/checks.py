@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from aligngap.types import AligngapError, RunFailed, one_line
+from aligngap.judges.kinds import CheckedKind
+from aligngap.types import AligngapError, FileTask, RunFailed, one_line
 
 if TYPE_CHECKING:
     from aligngap.execute.agenda import Executor
-    from aligngap.plan import Plan
+    from aligngap.pipeline.plan import Plan
     from aligngap.settings import Study
     from aligngap.storage.store import Store
     from aligngap.storage.tracking import Tracking
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
 def check_data(made: Plan, store: Store) -> None:
     """Read every data file that no earlier run has read: a broken row, or too few, costs a line and nothing more."""
-    from aligngap.steps import Data, build_task
+    from aligngap.pipeline.data import Data
+    from aligngap.study.build import build_task
 
     for step in made.steps():
         if isinstance(step, Data) and not store.has(step.name):
             task = build_task(step.task)
-            if hasattr(task, "path"):
+            if isinstance(task, FileTask):
                 found = task.load(step.seed)
                 step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
 
@@ -43,7 +45,7 @@ def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
 def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     """How many processes train a model together, refused before any work where they cannot be had."""
     from aligngap.execute.together import check_batches, in_world
-    from aligngap.steps import Align
+    from aligngap.pipeline.align import Align
 
     found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
     processes: int = found if args.processes is None else args.processes
@@ -99,10 +101,10 @@ def check_models(study: Study) -> None:
     from aligngap.models.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
     from aligngap.models.lora import check_peft
     from aligngap.models.rollout import rollout_of
-    from aligngap.study import varied
+    from aligngap.study.variants import apply_variant
 
     quiet()
-    every = [study, *(varied(study, name) for name in study.variants)]
+    every = [study, *(apply_variant(study, name) for name in study.variants)]
     if any(how.lora is not None for s in every for how in s.optimizations):
         check_peft()
     for path in dict.fromkeys(s.tokenizer.path for s in every):
@@ -117,14 +119,15 @@ def check_models(study: Study) -> None:
 
 def check_judges(made: Plan, store: Any) -> None:
     """Ask each judge that can say so whether it can be used, unless everything is done."""
-    from aligngap.steps import ReadyJudge, build_judge
+    from aligngap.pipeline.judges import ReadyJudge
+    from aligngap.study.build import build_judge
 
     steps = made.steps()
     if all(store.has(s.name) for s in steps):
         return
     for judge in (s for s in steps if isinstance(s, ReadyJudge)):
         kind = build_judge(judge.spec)
-        if hasattr(kind, "check"):
+        if isinstance(kind, CheckedKind):
             try:
                 kind.check(store.root)
             except RunFailed as error:

@@ -13,8 +13,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from aligngap.plan import Plan, Run
-from aligngap.steps import Measure, Step
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.measure import Measure
+from aligngap.pipeline.plan import Plan, Run
 from aligngap.storage import records
 from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,

@@ -19,7 +19,7 @@ from aligngap.types import Progress as ProgressRole
 if TYPE_CHECKING:
     import pandas as pd
 
-    from aligngap.plan import Plan
+    from aligngap.pipeline.plan import Plan
     from aligngap.storage.records import Tables
 
 
@@ -51,7 +51,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
-    from aligngap.forecast import seconds_of, unsized
+    from aligngap.pipeline.forecast import seconds_of, unsized
 
     names = labels(plan)
     rows, left, todo = [], 0.0, 0
@@ -64,7 +64,7 @@ def print_plan(plan: Plan, store: Store, out: Path) -> None:
     print_rows(["step", "artifact", "compute"], rows)
     print(
         f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time "
-        f"(a rough guess: `aligngap.forecast`); results go to {out}"
+        f"(a rough guess: `aligngap.pipeline.forecast`); results go to {out}"
     )
     if absent := unsized(plan.steps()):
         print(f"the sizes of {', '.join(absent)} are not known here: their steps take longer than the guess")

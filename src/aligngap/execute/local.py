@@ -23,7 +23,7 @@ from typing import Any
 
 from aligngap.execute.agenda import Agenda, Answer, Event, position
 from aligngap.execute.worker import WorkerSettings, open_worker, work
-from aligngap.steps import Step
+from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Tracking
 from aligngap.types import RunFailed

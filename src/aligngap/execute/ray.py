@@ -21,7 +21,7 @@ from aligngap import __version__
 from aligngap.execute.agenda import Agenda, Answer, Event, position
 from aligngap.execute.local import importance
 from aligngap.execute.worker import WorkerSettings, work
-from aligngap.steps import Step
+from aligngap.pipeline.base import Step
 from aligngap.storage.files import write_text
 from aligngap.storage.store import Store
 from aligngap.types import AligngapError

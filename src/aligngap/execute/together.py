@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +26,16 @@ from typing import TYPE_CHECKING, Any
 from aligngap.execute.agenda import Agenda, Answer, Event, position
 from aligngap.execute.local import importance
 from aligngap.execute.worker import attempt, make, work_on
-from aligngap.parallel.world import ALONE, Released
-from aligngap.steps import Step
-from aligngap.storage.runlog import RunLog
+from aligngap.parallel.world import ALONE, Released, World
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.context import Context, Job, never
 from aligngap.storage.store import Store
-from aligngap.storage.tracking import Track, Tracking
-from aligngap.types import AligngapError, RunFailed, silent
+from aligngap.storage.tracking import Tracking
+from aligngap.types import AligngapError, RunFailed
 
 if TYPE_CHECKING:
     from aligngap.parallel.distributed import Parallel
-    from aligngap.plan import Plan
+    from aligngap.pipeline.plan import Plan
     from aligngap.settings import Optimization
 
 
@@ -45,8 +46,7 @@ def in_world() -> bool:
 
 def trained_by(step: Step) -> Optimization | None:
     """How a step trains a model; None where it does not."""
-    how = getattr(step, "optimization", None) or getattr(getattr(step, "spec", None), "optimization", None)
-    return how if how is not None and how.steps else None
+    return step.training if step.training is not None and step.training.steps else None
 
 
 def check_batches(made: Plan, processes: int, parallel: Parallel) -> None:
@@ -103,7 +103,6 @@ class Together:
     ) -> None:  # fmt: skip
         import torch
 
-        from aligngap.context import Context
         from aligngap.models.loading import quiet
         from aligngap.parallel.distributed import Processes
 
@@ -113,20 +112,22 @@ class Together:
         self.store, self.threads = store, threads
         torch.set_num_threads(threads)
         self.world = Processes(parallel, device)
-        self.ctx = Context(store, self.world.device, save_seconds, tracking)
+        self.ctx = Context(store, self.world.device)
+        self.save_seconds, self.tracking = save_seconds, tracking or Tracking()
+        self.stopped: Callable[[], bool] = never
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Event, Step, str]]:
         """Work through the steps until done or `stopped`; yields (event, step, message), the same
         in all processes."""
-        there = set(self.world.agreed([s.name for s in steps if self.store.has(s.name)]))
+        there = set(self.world.broadcast([s.name for s in steps if self.store.has(s.name)]))
         for step in steps:
             if step.name in there:
                 yield Event.FOUND, step, ""
         todo = [s for s in steps if s.name not in there]
         agenda, ready = Agenda(todo, importance(todo)), list[Step]()
-        self.ctx.stopping = stopped
+        self.stopped = stopped
         while agenda.waiting or ready:
             if any(self.world.any(stopped())):
                 self.world.leave()
@@ -164,42 +165,42 @@ class Together:
 
         torch.set_num_threads(self.threads)  # a thread's own setting
         if len(turn) == 1 and trained_by(turn[0]) is not None:
-            return [self.world.agreed(self._attempt(turn[0], self._train))]
+            return [self.world.broadcast(self._attempt(turn[0], self._train))]
         own = turn[self.world.rank] if self.world.rank < len(turn) else None
-        told = self.world.gathered(self._attempt(own, self._make) if own is not None else (Event.TICK, ""))
+        told = self.world.gather(self._attempt(own, self._make) if own is not None else (Event.TICK, ""))
         return told[: len(turn)]
 
+    def _job(self, step: Step, world: World) -> Job:
+        return Job(
+            world=world, track=self.tracking.of(step.name), stopping=self.stopped, save_seconds=self.save_seconds
+        )
+
     def _make(self, step: Step) -> bool:
-        self.ctx.world = ALONE
-        return make(step, self.store, self.ctx)
+        return make(step, self.ctx, self._job(step, ALONE))
 
     def _train(self, step: Step) -> bool:
         """One process's part in training a model; all but the first work in a folder that is thrown away."""
-        ctx, first = self.ctx, self.world.rank == 0
-        ctx.world = self.world
-        if first:
+        if self.world.rank == 0:
             with self.store.making(step.name) as work:
-                if self.world.agreed(work is not None) and work is not None:
-                    work_on(step, self.store, ctx, work)
+                if self.world.broadcast(work is not None) and work is not None:
+                    work_on(step, self.ctx, replace(self._job(step, self.world), work=work))
                 return work is not None
-        if self.world.agreed(False):
-            ctx.progress, ctx.log, ctx.track = silent, RunLog(), Track()
+        if self.world.broadcast(False):
             with tempfile.TemporaryDirectory(prefix="aligngap-") as folder:
-                ctx.work = Path(folder)
+                job = Job(Path(folder), self.world, stopping=self.stopped, save_seconds=self.save_seconds)
                 try:
-                    step.run(ctx)
+                    step.run(self.ctx, job)
                 except Released:
                     return True
         return False
 
     def _attempt(self, step: Step, making: Callable[[Step], bool]) -> Answer:
         """What became of a step; where all processes train it, an error nobody foresaw ends the command."""
-        return attempt(step, partial(making, step), self.store, self._crash)
+        crash = None if trained_by(step) is None else self._crash
+        return attempt(step, partial(making, step), self.store, crash)
 
     def _crash(self, line: str) -> None:
         """End this process, and with it the others that train the same model: they would wait for it for ever."""
-        if self.ctx.world.size == 1:
-            return
         print(f"aligngap: process {self.world.rank}: {line}", file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -19,8 +19,8 @@ from aligngap.execute.agenda import Event, Executor
 from aligngap.execute.local import Outcome
 
 if TYPE_CHECKING:
-    from aligngap.plan import Plan
-    from aligngap.steps import Step
+    from aligngap.pipeline.base import Step
+    from aligngap.pipeline.plan import Plan
 
 
 def clock(seconds: float) -> str:
@@ -63,7 +63,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def watch(local: Executor, plan: Plan) -> Outcome:
     """Run a plan to its end and show it; returns what was made, found and failed."""
-    from aligngap.forecast import seconds_of
+    from aligngap.pipeline.forecast import seconds_of
 
     steps = plan.steps()
     names = labels(plan)

@@ -11,12 +11,14 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from aligngap.execute.agenda import Answer, Event
-from aligngap.steps import Step, step_from_json
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.context import Context, Job, never
+from aligngap.pipeline.kinds import step_from_json
 from aligngap.storage.files import disk_line, disk_trouble, write_text
 from aligngap.storage.provenance import provenance
 from aligngap.storage.runlog import RunLog
@@ -25,49 +27,51 @@ from aligngap.storage.tracking import Tracking
 from aligngap.types import AligngapError, RunFailed, Stopped
 
 
-def make(step: Step, store: Store, ctx: Any) -> bool:
-    """Make one artifact in this process; False if it was there already."""
-    if store.has(step.name):
+def make(step: Step, ctx: Context, job: Job | None = None) -> bool:
+    """Make one artifact in this process; False if it was there already.
+
+    The job says who shares the work, whom it tells and how it is stopped; its folder is the store's.
+    """
+    if ctx.store.has(step.name):
         return False
-    with store.making(step.name) as work:
+    with ctx.store.making(step.name) as work:
         if work is not None:
-            work_on(step, store, ctx, work)
+            work_on(step, ctx, replace(job or Job(), work=work))
         return work is not None
 
 
-def work_on(step: Step, store: Store, ctx: Any, work: Path) -> None:
-    """Make one artifact in its work folder, which this process holds the lock of."""
-    ctx.work = work
+def work_on(step: Step, ctx: Context, job: Job) -> None:
+    """Make one artifact in the job's folder, which this process holds the lock of."""
+    store, world = ctx.store, job.world
     # Of several processes none leaves between two steps of training: they agree on it there.
-    reporter = Reporter(store.root / "partial" / f"{step.name}.progress", ctx.stopping if ctx.world.size == 1 else bool)
-    ctx.progress, ctx.log = reporter, RunLog(store.root / "partial" / f"{step.name}.log.jsonl")
-    ctx.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name, **ctx.world.about())
-    ctx.track = ctx.tracking.of(step.name)
+    reporter = Reporter(store.root / "partial" / f"{step.name}.progress", job.stopping if world.size == 1 else never)
+    job = replace(job, progress=reporter, log=RunLog(store.root / "partial" / f"{step.name}.log.jsonl"))
+    job.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name, **world.about())
     started = time.monotonic()
     try:
-        about = step.run(ctx)
+        about = step.run(ctx, job)
     except BaseException as error:
         with suppress(OSError):  # a full disk may be the very reason
-            ctx.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
+            job.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))
         raise
     finally:
-        ctx.track.close()
-    if spent := ctx.spent():
+        job.track.close()
+    if spent := job.spent():
         about |= {"judges": spent}
     manifest = {
         "kind": step.kind, "version": step.version, "configuration": step.configuration,
         "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
-        "provenance": provenance(ctx.device_name, time.monotonic() - started) | ctx.world.about(),
+        "provenance": provenance(ctx.device_name, time.monotonic() - started) | world.about(),
     }  # fmt: skip
     store.finish(step.name, manifest)
-    ctx.log.note("finished")
+    job.log.note("finished")
     reporter.path.unlink(missing_ok=True)
 
 
 class Reporter:
     """A reporter writes progress as a small file that the command reads: works for any worker, on any terminal or none.
 
-    Where a step says how far it is, it can also be stopped; training saves first, see `training.train`.
+    Where a step says how far it is, it can also be stopped; training saves first, see `pipeline/training.py`.
     """
 
     def __init__(self, path: Path, stopping: Callable[[], bool]) -> None:
@@ -102,7 +106,6 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         import torch
 
-        from aligngap.context import Context
         from aligngap.models.loading import quiet
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -110,14 +113,17 @@ class Worker:
         torch.set_num_threads(settings.threads)
         quiet()
         self.settings, self.busy, self.stopping = settings, False, False
-        self.context = Context(Store(Path(settings.root)), settings.device, settings.save_seconds, settings.tracking)
-        self.context.stopping = lambda: self.stopping
+        self.context = Context(Store(Path(settings.root)), settings.device)
 
     def attempt(self, step: Step) -> Answer:
         """Make a step; an error becomes the answer, and the sweep goes on without the step."""
         self.busy = True
+        job = Job(
+            track=self.settings.tracking.of(step.name), stopping=lambda: self.stopping,
+            save_seconds=self.settings.save_seconds,
+        )  # fmt: skip
         try:
-            return attempt(step, lambda: make(step, self.context.store, self.context), self.context.store)
+            return attempt(step, lambda: make(step, self.context, job), self.context.store)
         finally:
             self.busy = False
 

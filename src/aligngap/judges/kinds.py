@@ -1,20 +1,20 @@
 """The kinds of judge a study can name under `golden` and `proxy`, each a settings class; heavy code is loaded late.
 
-A kind that *learns* has `start` (an untrained learner on a fine-tuned backbone) and `load` (a trained one); the step
-`FitJudge` trains it on labels, as every kind by the same trainer. A kind that is *ready* has `judge` itself, or `open`
-that gives what has; nothing is trained. Its fields are its settings in the study.
+A kind that learns is a `LearningKind`: the step `FitJudge` trains it on labels, as every kind by the same trainer. Any
+other kind is ready: it is a `Judge` itself, or an `OpenedKind` that gives one. What a kind may do beside is a
+`CheckedKind` or an `IdentifiedKind`. Its fields are its settings in the study.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import Field, field_validator
 
 from aligngap.settings import LoraSpec, ModelSpec, Settings
-from aligngap.types import Judgement, Pair, Prompt, Response
+from aligngap.types import Judge, Judgement, Pair, Prompt, Response
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,46 @@ class Learner(Protocol):
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement: ...
 
     def save(self, path: Path) -> None: ...
+
+
+@runtime_checkable
+class LearningKind(Protocol):
+    """A kind of judge that is trained on labels."""
+
+    def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
+        """An untrained learner on the fine-tuned model in the folder `backbone`."""
+        ...
+
+    def load(self, path: Path, backbone: Path, spec: ModelSpec) -> Learner:
+        """The trained learner that was saved in the folder `path`."""
+        ...
+
+
+@runtime_checkable
+class OpenedKind(Protocol):
+    """A kind of judge that is ready once it is opened."""
+
+    def open(self, folder: Path, device: torch.device) -> Judge:
+        """The judge, computing on `device`; it may keep files in the store's `folder`."""
+        ...
+
+
+@runtime_checkable
+class CheckedKind(Protocol):
+    """A kind of judge that can say before any compute whether it can be used."""
+
+    def check(self, folder: Path) -> None:
+        """Raise AligngapError or RunFailed where the judge could not answer."""
+        ...
+
+
+@runtime_checkable
+class IdentifiedKind(Protocol):
+    """A kind of judge that says itself what makes its answers; of others it is their settings."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that change whenever an answer could."""
+        ...
 
 
 class Pairwise(Settings):

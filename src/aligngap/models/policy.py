@@ -164,7 +164,7 @@ class Policy(Backbone):
         out: list[list[Response]] = []
         for number, part in enumerate(chunks(prompts, max(1, batch_size // n))):
             drawn = derive(seed, "chunk", number)
-            first, of = world.bounds(len(part))[0] * n, len(part) * n
+            first, of = world.share_of(len(part))[0] * n, len(part) * n
             share = Share(drawn, first, of, temperature, self.device) if world.size > 1 else None
 
             def write(own: Sequence[Prompt], drawn: int = drawn, share: Any = share) -> list[list[Response]]:

@@ -102,7 +102,7 @@ class Following:
         self.gaps.append(gaps(self.policy, list(islice(rows, COMPARED))))
         return [[self.policy.response(g.ids) for g in row] for row in written]
 
-    def told(self) -> dict[str, float]:
+    def mismatch(self) -> dict[str, float]:
         """Mean and largest |engine - trainer| log-probability of a token since last asked, nats; nan if none."""
         gap = torch.cat([*self.gaps, torch.zeros(0)])
         self.gaps = []

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from aligngap.parallel.world import Plain, Released, Spread
+from aligngap.parallel.world import Layout, Released, Undivided
 from aligngap.seeding import derive
-from aligngap.types import AligngapError, Judge, Judgement, Prompt, Response, RunFailed
+from aligngap.types import AligngapError, Judge, Judgement, PaidJudge, Prompt, Response, RunFailed
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -72,54 +72,54 @@ class Processes:
     def about(self) -> dict[str, Any]:
         return {"processes": self.size, "parallel": self.parallel}
 
-    def bounds(self, n: int) -> tuple[int, int]:
+    def share_of(self, n: int) -> tuple[int, int]:
         return n * self.rank // self.size, n * (self.rank + 1) // self.size
 
-    def gathered(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of the ranks."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
 
-    def _told(self, work: Callable[[], T]) -> list[T]:
+    def _gather_or_raise(self, work: Callable[[], T]) -> list[T]:
         """What `work` gave in each process; what fails in one, as bad input or a failed run, fails in all."""
         try:
             own: tuple[T | None, Exception | None] = work(), None
         except (AligngapError, RunFailed) as error:
             own = None, error
-        told = self.gathered(own)
+        told = self.gather(own)
         for _, failure in told:
             if failure is not None:
                 raise failure
         return [value for value, _ in told]  # type: ignore[misc]
 
     def each(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:
-        start, stop = self.bounds(len(items))
-        parts = self._told(lambda: list(work(items[start:stop])) if stop > start else [])
+        start, stop = self.share_of(len(items))
+        parts = self._gather_or_raise(lambda: list(work(items[start:stop])) if stop > start else [])
         return [result for part in parts for result in part]
 
-    def agreed(self, value: T) -> T:
-        return self.gathered(value)[0]
+    def broadcast(self, value: T) -> T:
+        return self.gather(value)[0]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        return tuple(map(any, zip(*self.gathered(flags), strict=True)))
+        return tuple(map(any, zip(*self.gather(flags), strict=True)))
 
-    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
-        told = self.gathered(dict(values))
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        told = self.gather(dict(values))
         return {name: sum(t[name] for t in told) for name in values}
 
-    def seed(self, seed: int) -> int:
+    def own_seed(self, seed: int) -> int:
         return derive(seed, "process", self.rank) if self.rank else seed
 
-    def judge(self, judge: Judge) -> Judge:
-        return Asked(judge, self)
+    def share_judge(self, judge: Judge) -> Judge:
+        return SharedJudge(judge, self)
 
-    def spread(self, model: nn.Module) -> Spread:
+    def lay_out(self, model: nn.Module) -> Layout:
         return Sharded(model, self) if self.parallel == "fsdp" else Replicated(model, self)
 
 
 @dataclass(frozen=True)
-class Asked:
+class SharedJudge:
     """A judge that each process asks for its share; one that is paid for is asked by the first process only."""
 
     asked: Judge
@@ -131,8 +131,8 @@ class Asked:
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
         rows = list(zip(prompts, a, b, strict=True))
-        if hasattr(self.asked, "spent"):
-            found = self.world._told(lambda: self._answers(rows) if self.world.rank == 0 else [])[0]
+        if isinstance(self.asked, PaidJudge):
+            found = self.world._gather_or_raise(lambda: self._answers(rows) if self.world.rank == 0 else [])[0]
         else:
             found = self.world.each(rows, self._answers)
         return Judgement(np.array([f for f, _ in found]), np.array([b for _, b in found]))
@@ -147,19 +147,19 @@ class Writer:
     """A policy as a stream's sampler: each process writes its share, of the draws that one process would make."""
 
     policy: Any
-    spread: Replicated | Sharded
+    layout: Replicated | Sharded
 
     @property
     def key(self) -> str:
         return str(self.policy.key)
 
     def sample(self, prompts: Sequence[Prompt], n: int, seed: int, **more: Any) -> list[list[Response]]:
-        with self.spread.whole():
-            found: list[list[Response]] = self.policy.sample(prompts, n, seed, world=self.spread.world, **more)
+        with self.layout.gather_weights():
+            found: list[list[Response]] = self.policy.sample(prompts, n, seed, world=self.layout.world, **more)
         return found
 
 
-class Called(nn.Module):
+class CalledModule(nn.Module):
     """A model whose forward pass is a given call that uses it: what DDP and FSDP put their hooks on."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -170,28 +170,28 @@ class Called(nn.Module):
         return call()
 
 
-class Replicated(Plain):
+class Replicated(Undivided):
     """DDP: the whole model in each process, gradients averaged while the backward pass runs."""
 
     def __init__(self, model: nn.Module, world: Processes) -> None:
         self.world = world
-        self.module = world.accelerator.prepare_model(Called(model))
+        self.module = world.accelerator.prepare_model(CalledModule(model))
 
     def __call__(self, objective: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T:
         found: T = self.module(lambda: objective(items))
         return found
 
-    def passing(self, last: bool) -> AbstractContextManager[Any]:
+    def microbatch(self, last: bool) -> AbstractContextManager[Any]:
         found: AbstractContextManager[Any] = nullcontext() if last else self.world.accelerator.no_sync(self.module)
         return found
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def gather_weights(self) -> AbstractContextManager[bool]:
         return nullcontext(self.world.rank == 0)
 
     def sampler(self, sampler: Any) -> Any:
         return sampler and Writer(sampler, self)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         self.world.accelerator.free_memory()  # it keeps every model that it prepares
         if self.world.rank:
             raise Released
@@ -210,7 +210,7 @@ class Sharded:
         names = {n for m in model.modules() for n in getattr(m, "_no_split_modules", None) or ()}
         for layer in [m for m in model.modules() if type(m).__name__ in names]:
             fully_shard(layer, mesh=mesh)
-        self.root: Any = fully_shard(Called(model), mesh=mesh)
+        self.root: Any = fully_shard(CalledModule(model), mesh=mesh)
         self.parts = [m for m in self.root.modules() if isinstance(m, _fsdp().FSDPModule)]
         self.root(lambda: None)  # the first call says which module is the root,
         self.root.reset_iter_state()  # and leaves its weights whole
@@ -221,11 +221,11 @@ class Sharded:
         found: T = self.root(lambda: objective(items))
         return found
 
-    def passing(self, last: bool) -> AbstractContextManager[Any]:
+    def microbatch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext()  # gradients are averaged part by part in every pass: whole ones would not fit
 
     @contextmanager
-    def whole(self) -> Iterator[bool]:
+    def gather_weights(self) -> Iterator[bool]:
         self._gather()
         yield self.world.rank == 0
         # Shards again, and no trace of forward passes without a backward pass, of which each process has made its own.
@@ -241,19 +241,19 @@ class Sharded:
     def sampler(self, sampler: Any) -> Any:
         return sampler and Writer(sampler, self)
 
-    def file(self, name: str, shard: int | None = None) -> str:
+    def file_name(self, name: str, shard: int | None = None) -> str:
         stem, _, end = name.rpartition(".")
         return f"{stem}-{(self.world.rank if shard is None else shard) + 1:05d}-of-{self.shards:05d}.{end}"
 
-    def number(self, value: Tensor) -> float:
+    def scalar(self, value: Tensor) -> float:
         laid: Any = value
         return float(laid.full_tensor() if hasattr(laid, "full_tensor") else laid)
 
-    def local(self, value: Tensor) -> Tensor:
+    def local_part(self, value: Tensor) -> Tensor:
         part: Tensor = value.to_local() if hasattr(value, "to_local") else value
         return part
 
-    def joined(self, part: Tensor, like: Tensor) -> Tensor:
+    def join_part(self, part: Tensor, like: Tensor) -> Tensor:
         laid: Any = like
         if part.dim() == 0 or not hasattr(like, "placements"):
             return part
@@ -264,7 +264,7 @@ class Sharded:
         )
         return found
 
-    def end(self) -> None:
+    def finish(self) -> None:
         self._gather()
         if self.world.rank:
             raise Released

@@ -29,7 +29,7 @@ class Released(BaseException):
     """Training is over, and the rest of the step is the first process's work."""
 
 
-class Spread(Protocol):
+class Layout(Protocol):
     """A model laid out over the processes of a world."""
 
     shards: int  # into how many parts its state is split
@@ -38,11 +38,11 @@ class Spread(Protocol):
         """The objective's forward pass."""
         ...
 
-    def passing(self, last: bool) -> AbstractContextManager[Any]:
+    def microbatch(self, last: bool) -> AbstractContextManager[Any]:
         """Around each forward and backward pass of a step: at the last one, gradients are averaged over processes."""
         ...
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def gather_weights(self) -> AbstractContextManager[bool]:
         """All weights in each process meanwhile; true for the process that writes them."""
         ...
 
@@ -50,23 +50,23 @@ class Spread(Protocol):
         """The model's sampler; each process writes its share of the responses."""
         ...
 
-    def file(self, name: str, shard: int | None = None) -> str:
+    def file_name(self, name: str, shard: int | None = None) -> str:
         """What a file of saved state is called: this process's own, or that of a given shard."""
         ...
 
-    def number(self, value: Tensor) -> float:
+    def scalar(self, value: Tensor) -> float:
         """A scalar of the whole model, such as its gradient's norm."""
         ...
 
-    def local(self, value: Tensor) -> Tensor:
+    def local_part(self, value: Tensor) -> Tensor:
         """The part of a parameter or moment that is in this process."""
         ...
 
-    def joined(self, part: Tensor, like: Tensor) -> Tensor:
+    def join_part(self, part: Tensor, like: Tensor) -> Tensor:
         """The inverse of `local` for a value laid out as the parameter `like` is."""
         ...
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """The end of training: weights stay whole. Raises Released in all processes but the first."""
         ...
 
@@ -81,7 +81,7 @@ class World(Protocol):
         """What an artifact's provenance says of it."""
         ...
 
-    def bounds(self, n: int) -> tuple[int, int]:
+    def share_of(self, n: int) -> tuple[int, int]:
         """This process's share of n items: from, and up to."""
         ...
 
@@ -89,7 +89,7 @@ class World(Protocol):
         """A result for each item: every process works on its share, and all get all results, in order."""
         ...
 
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The first process's value; nobody goes on before all are here."""
         ...
 
@@ -97,22 +97,22 @@ class World(Protocol):
         """Which flags are true in any process."""
         ...
 
-    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over the processes, to the same bits in all of them."""
         ...
 
-    def seed(self, seed: int) -> int:
+    def own_seed(self, seed: int) -> int:
         """A seed of this process's own; the first one's is the seed itself."""
         ...
 
-    def judge(self, judge: Judge) -> Judge:
+    def share_judge(self, judge: Judge) -> Judge:
         """The judge, asked for its share by each process."""
         ...
 
-    def spread(self, model: nn.Module) -> Spread: ...
+    def lay_out(self, model: nn.Module) -> Layout: ...
 
 
-class Plain:
+class Undivided:
     """A model in one process, as it is."""
 
     shards = 1
@@ -120,28 +120,28 @@ class Plain:
     def __call__(self, objective: Callable[[Sequence[Any]], T], items: Sequence[Any]) -> T:
         return objective(items)
 
-    def passing(self, last: bool) -> AbstractContextManager[Any]:
+    def microbatch(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def gather_weights(self) -> AbstractContextManager[bool]:
         return nullcontext(True)
 
     def sampler(self, sampler: Any) -> Any:
         return sampler
 
-    def file(self, name: str, shard: int | None = None) -> str:
+    def file_name(self, name: str, shard: int | None = None) -> str:
         return name
 
-    def number(self, value: Tensor) -> float:
+    def scalar(self, value: Tensor) -> float:
         return float(value)
 
-    def local(self, value: Tensor) -> Tensor:
+    def local_part(self, value: Tensor) -> Tensor:
         return value
 
-    def joined(self, part: Tensor, like: Tensor) -> Tensor:
+    def join_part(self, part: Tensor, like: Tensor) -> Tensor:
         return part
 
-    def end(self) -> None:
+    def finish(self) -> None:
         pass
 
 
@@ -153,29 +153,29 @@ class Alone:
     def about(self) -> dict[str, Any]:
         return {}
 
-    def bounds(self, n: int) -> tuple[int, int]:
+    def share_of(self, n: int) -> tuple[int, int]:
         return 0, n
 
     def each(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:
         return list(work(items))
 
-    def agreed(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         return value
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         return flags
 
-    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+    def sum(self, values: Mapping[str, float]) -> dict[str, float]:
         return dict(values)
 
-    def seed(self, seed: int) -> int:
+    def own_seed(self, seed: int) -> int:
         return seed
 
-    def judge(self, judge: Judge) -> Judge:
+    def share_judge(self, judge: Judge) -> Judge:
         return judge
 
-    def spread(self, model: nn.Module) -> Spread:
-        return Plain()
+    def lay_out(self, model: nn.Module) -> Layout:
+        return Undivided()
 
 
 ALONE = Alone()
@@ -188,10 +188,10 @@ def writing(folder: Path, world: World, everyone: bool) -> Iterator[Path | None]
     if world.rank == 0:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-    world.agreed(None)
+    world.broadcast(None)
     yield beside if everyone or world.rank == 0 else None
-    world.agreed(None)
+    world.broadcast(None)
     if world.rank == 0:
         sync(beside)
         os.replace(beside, folder)
-    world.agreed(None)
+    world.broadcast(None)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from aligngap.steps.align import Align
-from aligngap.steps.base import Step
-from aligngap.steps.judges import FitJudge, ReadyJudge
+from aligngap.pipeline.align import Align
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.judges import FitJudge, ReadyJudge
 from aligngap.types import Estimate, Pair
 
 if TYPE_CHECKING:
-    from aligngap.context import Context
+    from aligngap.pipeline.context import Context, Job
 
 
 def near(pairs: Sequence[Pair], start: int, count: int) -> list[Pair]:
@@ -48,21 +48,21 @@ class Probe(Step):
     golden: FitJudge | ReadyJudge
     pairs: int = Field(ge=2)
 
-    def run(self, ctx: Context) -> dict[str, Any]:
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.measure import classify
         from aligngap.storage.pairs import write_rows
         from aligngap.streams import Relabelled, Replay
 
         recorded, width = self.recording.recorded(ctx), self.recording.optimization.batch
-        golden = ctx.judge(self.golden)
-        finished = {name: ctx.policy(run) for name, run in self.policies.items()}
+        golden = self.golden.open(ctx, job)
+        finished = {name: run.policy(ctx) for name, run in self.policies.items()}
         own = next((name for name, run in self.policies.items() if run.name == self.recording.name), "")
         steps = self.recording.measured_steps
         rows: list[dict[str, Any]] = []
         for number, step in enumerate(steps):
-            ctx.progress(number, len(steps), f"step {step}")
+            job.progress(number, len(steps), f"step {step}")
             written = near(recorded, step * width, self.pairs)
-            writer = ctx.policy(self.recording, step)
+            writer = self.recording.policy(ctx, step)
             stream = Relabelled(Replay(written, order="in-order", batch=width, seed=0), golden)
             truth = stream.draw(len(written), writer)
             proxy = agreement(written, truth)
@@ -73,7 +73,7 @@ class Probe(Step):
             counts = {"pairs": proxy.n, "ties": len(truth) - proxy.n}
             names = ("classifier", "arm", "accuracy", "accuracy_se")
             rows += [{"step": step, **dict(zip(names, found, strict=True)), **counts} for found in held]
-        write_rows(ctx.work / "probe.parquet", rows)
+        write_rows(job.work / "probe.parquet", rows)
         return {"rows": len(rows)}
 
     def units(self) -> float:
@@ -89,7 +89,7 @@ class JudgesProbe(Step):
     golden: FitJudge | ReadyJudge
     pairs: int = Field(ge=2)
 
-    def run(self, ctx: Context) -> dict[str, Any]:
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.storage.pairs import write_rows
         from aligngap.streams import label
 
@@ -99,14 +99,14 @@ class JudgesProbe(Step):
         for number, step in enumerate(steps):
             written = near(recorded, step * width, self.pairs)
             asked = [p.prompt for p in written], [p.chosen for p in written], [p.rejected for p in written]
-            truth = label(*asked, ctx.judge(self.golden), writer="")
+            truth = label(*asked, self.golden.open(ctx, job), writer="")
             for at, (name, judge) in enumerate(self.judges.items()):
-                ctx.progress(number * len(self.judges) + at, len(steps) * len(self.judges), f"step {step}")
-                found = agreement(label(*asked, ctx.judge(judge), writer=""), truth)
+                job.progress(number * len(self.judges) + at, len(steps) * len(self.judges), f"step {step}")
+                found = agreement(label(*asked, judge.open(ctx, job), writer=""), truth)
                 right = {"accuracy": found.value, "accuracy_se": found.se}
                 counts = {"pairs": found.n, "ties": len(truth) - found.n}
                 rows.append({"step": step, "classifier": "judge", "arm": name, **right, **counts})
-        write_rows(ctx.work / "probe.parquet", rows)
+        write_rows(job.work / "probe.parquet", rows)
         return {"rows": len(rows)}
 
     def units(self) -> float:

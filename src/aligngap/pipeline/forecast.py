@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from aligngap.models.pretrained import PACKAGE, inside_package
+from aligngap.pipeline.align import Align, Written
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.best_of_n import BestOfN
+from aligngap.pipeline.data import Data
+from aligngap.pipeline.judges import FitJudge, Relabel
+from aligngap.pipeline.measure import Measure
+from aligngap.pipeline.probe import JudgesProbe
+from aligngap.pipeline.sft import Sft
 from aligngap.settings import Limits, ModelSpec
-from aligngap.steps import Align, BestOfN, Data, FitJudge, JudgesProbe, Measure, Relabel, Sft, Step, Written
 from aligngap.types import AligngapError
 
 #: Seconds of one core per unit of work, from the manifests of a `quick` suite in the sandbox on 2 quiet cores.

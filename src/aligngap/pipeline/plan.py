@@ -12,29 +12,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
+from aligngap.judges.kinds import LearningKind
+from aligngap.pipeline.align import Align, ArmStream, Written
+from aligngap.pipeline.base import Step
+from aligngap.pipeline.best_of_n import BestOfN
+from aligngap.pipeline.data import Data
+from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel
+from aligngap.pipeline.measure import Measure, Responses
+from aligngap.pipeline.probe import JudgesProbe, Probe
+from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
-from aligngap.steps import (
-    Align,
-    BestOfN,
-    Data,
-    FitJudge,
-    JudgesProbe,
-    Measure,
-    OracleJudge,
-    Probe,
-    ReadyJudge,
-    Relabel,
-    Responses,
-    Sft,
-    Source,
-    Step,
-    Written,
-    build_judge,
-    build_task,
-    identity_of,
-)
-from aligngap.study import has_oracle, needs_probabilities, settings_of, varied
+from aligngap.study.build import build_judge, build_task, has_oracle, identity_of, needs_probabilities
+from aligngap.study.variants import apply_variant, grid_of
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ class Pipeline:
         )  # fmt: skip
 
     def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge | ReadyJudge:
-        if not hasattr(build_judge(spec, role), "start"):
+        if not isinstance(build_judge(spec, role), LearningKind):
             return ReadyJudge(data=self.data, labels=labels, spec=spec, identity=identity_of(spec, role))
         split = self.data.judges_learn_from
         backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft, split)
@@ -118,23 +108,23 @@ class Pipeline:
     def relabel(self, judge: FitJudge | ReadyJudge | OracleJudge, soft: bool = False) -> Relabel:
         return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
 
-    def source(self, arm: Arm) -> Source:
+    def source(self, arm: Arm) -> ArmStream:
         """The arm's stream, with the artifacts it draws on."""
         judge = self.judges[arm.judge] if arm.judge else None
         if arm.mix is not None:
-            return Source(arm=arm, mixed=[self.source(self.study.arms[part]) for part in arm.mix])
+            return ArmStream(arm=arm, mixed=[self.source(self.study.arms[part]) for part in arm.mix])
         if arm.of is not None:
-            return Source(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
+            return ArmStream(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
         if arm.behavior == "policy" or judge is None:
-            return Source(arm=arm, judge=judge)
+            return ArmStream(arm=arm, judge=judge)
         if arm.writers is not None:
             writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
             written = Written(
                 data=self.data, writers=list(writers), at=list(at), judge=judge, reference=self.sft,
                 soft=arm.soft_labels, temperature=arm.temperature, seed=derive(self.seed, "written"),
             )  # fmt: skip
-            return Source(arm=arm, dataset=written)
-        return Source(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
+            return ArmStream(arm=arm, dataset=written)
+        return ArmStream(arm=arm, dataset=self.relabel(judge, arm.soft_labels))
 
     def writer(self, name: str) -> tuple[Sft | Align, int | None]:
         """The policy that `sft`, `ARM@STEP` or `ARM@last` names, and its checkpoint."""
@@ -219,7 +209,7 @@ def expand(study: Study) -> Plan:
     references: dict[tuple[int, str], BestOfN] = {}
     probes: dict[int, Probe] = {}
     judges_probes: dict[int, JudgesProbe] = {}
-    settings = {"": study, **{name: varied(study, name) for name in study.variants}}
+    settings = {"": study, **{name: apply_variant(study, name) for name in study.variants}}
     for seed in study.seed_list:
         base: Pipeline | None = None
         proxies: dict[str, FitJudge | ReadyJudge] = {}
@@ -238,7 +228,7 @@ def expand(study: Study) -> Plan:
             for name, arm in its.arms.items():
                 if chosen is not None and name not in chosen:
                     continue
-                for config, loss, how in settings_of(its, name):
+                for config, loss, how in grid_of(its, name):
                     run = made.run(arm, loss, how)
                     shown = f"{name}[{variant}]" if variant else name
                     full = f"{shown} {config} seed={seed}"

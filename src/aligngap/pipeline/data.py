@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from aligngap import registry
+from aligngap.pipeline.base import Step, configuration_of
 from aligngap.seeding import derive
 from aligngap.settings import Limits, ModelSpec, TokenizerSpec
-from aligngap.steps.base import Step, _plain
+from aligngap.study.build import build_task
 from aligngap.types import AligngapError, Pair, Prompt, Response
 
 if TYPE_CHECKING:
-    from aligngap.context import Context
+    from aligngap.pipeline.context import Context, Job
 
 
 class Data(Step):
@@ -36,9 +36,9 @@ class Data(Step):
     @cached_property
     def configuration(self) -> Any:
         # The content of the data is hashed (`fingerprint`), not where they lie.
-        return _plain(self, {}) | {"task": self.task.get("name")}
+        return configuration_of(self) | {"task": self.task.get("name")}
 
-    def run(self, ctx: Context) -> dict[str, Any]:
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.chat import TemplateRefused, check_template
         from aligngap.models.encoding import encode_prompt, encode_response
         from aligngap.models.loading import is_encoder_decoder
@@ -47,7 +47,7 @@ class Data(Step):
 
         loaded = build_task(self.task).load(self.seed)
         tokenizer = make_tokenizer(self.tokenizer, loaded)
-        tokenizer.save_pretrained(str(ctx.work / "tokenizer"))
+        tokenizer.save_pretrained(str(job.work / "tokenizer"))
         enc_dec = is_encoder_decoder(self.family)
         if self.family.chat:
             check_template(tokenizer, "policy")
@@ -80,7 +80,7 @@ class Data(Step):
                 row["split"] = "judge" if row["prompt_id"] in apart and row["split"] == "train" else row["split"]
         counts = {split: sum(r["split"] == split for r in rows) for split in self.splits}
         self.check_rows(loaded.source, counts, dropped)
-        write_rows(ctx.work / "data.parquet", rows)
+        write_rows(job.work / "data.parquet", rows)
         return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
 
     def check_rows(self, source: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
@@ -114,7 +114,7 @@ class Data(Step):
             from aligngap.storage.pairs import read_rows
 
             out = []
-            for r in read_rows(ctx.path(self) / "data.parquet"):
+            for r in read_rows(self.folder(ctx) / "data.parquet"):
                 if r["split"] == split:
                     sides = [Response(tuple(r[f"{s}_ids"]), self.closed, r[s]) for s in ("chosen", "rejected")]
                     prompt = Prompt(r["prompt_id"], r["prompt"], tuple(r["prompt_ids"]))
@@ -137,34 +137,3 @@ def kept_for_judges(prompt_ids: Iterable[str], share: float, seed: int) -> set[s
     """The prompts that only the judges learn from: `share` of the distinct ones, drawn by the seed, at least one."""
     ids = sorted(set(prompt_ids), key=lambda i: (derive(seed, "judges' prompts", i), i))
     return set(ids[: max(1, round(share * len(ids)))])
-
-
-def build_task(section: dict[str, Any]) -> Any:
-    """The task a `task:` section names, built with its settings; unknown names and keys are refused in one line."""
-    from pydantic import ValidationError
-
-    if "name" not in section:
-        raise AligngapError(f"task.name: missing; known tasks: {', '.join(registry.names('tasks'))}")
-    try:
-        maker = registry.get("tasks", str(section["name"]))
-    except AligngapError as error:
-        raise AligngapError(f"task.name: {error}") from error
-    try:
-        return maker(**{k: v for k, v in section.items() if k != "name"})
-    except ValidationError as error:
-        raise AligngapError(explain(error, prefix="task.")) from error
-
-
-def explain(error: Any, prefix: str = "") -> str:
-    """The first complaint of a pydantic ValidationError as one line: key, what is wrong, what was given."""
-    first = error.errors(include_url=False)[0]
-    where = prefix + ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key; remove it or correct its name"
-    elif first["type"] == "missing":
-        message = "missing; add it"
-    given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    more = f" [and {error.error_count() - 1} more]" if error.error_count() > 1 else ""
-    return f"{where.rstrip('.') or 'study'}: {message}{shown}{more}"

@@ -17,14 +17,24 @@ the golden judge.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
-from aligngap.measure import Opponent, wins
+from aligngap.pipeline.base import Step, configuration_of
+from aligngap.pipeline.data import Data
+from aligngap.pipeline.judges import FitJudge, ReadyJudge, Relabel
+from aligngap.pipeline.measure import Responses, opponents_of
+from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
+from aligngap.settings import MeasurementSpec
 from aligngap.stats.scaling_law import best_of_n as best_of_subsets
 from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.streams import round_robin
 from aligngap.types import Estimate, Judge, Prompt, Sampler
+
+if TYPE_CHECKING:
+    from aligngap.measure import Opponent
+    from aligngap.pipeline.context import Context, Job
 
 
 def best_of_n(
@@ -42,6 +52,8 @@ def best_of_n(
     `policy` is the SFT policy; `seed` is the study's seed, from which the sampling's own is derived. Standard errors
     are over prompts; the n responses to a prompt are one observation.
     """
+    from aligngap.measure import wins
+
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
     answers = policy.sample(prompts, n, derive(seed, "best of n"))
@@ -69,3 +81,43 @@ def best_of_n(
 def sizes(n: int) -> list[int]:
     """1, 2, 4, … up to n, and n itself."""
     return sorted({2**k for k in range(n.bit_length())} | {n})
+
+
+class BestOfN(Step):
+    """The reference that needs no training: best-of-n of the SFT policy as the proxy ranks it."""
+
+    kind: Literal["best-of-n"] = "best-of-n"
+    data: Data
+    sft: Sft
+    golden: FitJudge | ReadyJudge
+    proxy: FitJudge | ReadyJudge
+    opponents: dict[str, Responses]
+    labelled: Relabel
+    measurement: MeasurementSpec
+    seed: int
+
+    @cached_property
+    def configuration(self) -> Any:
+        m = self.measurement
+        kept = {"n": m.best_of_n, "prompts": m.best_of_n_prompts, "of": m.prompts, "split": m.split}
+        return configuration_of(self) | {"measurement": kept | {"opponents": list(m.opponents)}}
+
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
+        from aligngap.pipeline.best_of_n import best_of_n
+        from aligngap.storage.pairs import write_rows
+
+        m = self.measurement
+        prompts = self.data.prompts(ctx, m.split, m.prompts)
+        against = opponents_of(ctx, self.opponents, self.labelled, m, prompts)
+        prompts = prompts[: m.best_of_n_prompts]
+        rows = best_of_n(
+            self.sft.policy(ctx), self.proxy.open(ctx, job), self.golden.open(ctx, job), prompts,
+            [type(o)(o.name, o.responses[: len(prompts)]) for o in against], n=m.best_of_n, seed=self.seed,
+        )  # fmt: skip
+        write_rows(job.work / "best_of_n.parquet", rows)
+        return {"prompts": len(prompts), "n": m.best_of_n}
+
+    def units(self) -> float:
+        m = self.measurement
+        answers = m.best_of_n * min(m.best_of_n_prompts, m.prompts)
+        return answers * (m.best_of_n - 1.0 + 4.0 * len(m.opponents))  # each against the others, and the opponents

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 
 from aligngap.settings import Study
-from aligngap.steps import build_task
-from aligngap.study import load
+from aligngap.study.build import build_task
+from aligngap.study.load import load
 from aligngap.types import AligngapError
 
 STUDIES = {"small": "compare", "medium": "compare-medium"}

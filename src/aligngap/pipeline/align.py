@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from aligngap import registry
+from aligngap.pipeline.base import Step, configuration_of
+from aligngap.pipeline.data import Data
+from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, stored_pairs
+from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import Arm, Limits, LossSpec, Optimization, RolloutSpec, Settings
-from aligngap.steps.base import Step, _plain
-from aligngap.steps.data import Data
-from aligngap.steps.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, Sft, stored_pairs
-from aligngap.types import AligngapError, Judge, Pair, PairStream, RunFailed
+from aligngap.study.build import recipe_loss
+from aligngap.types import Judge, Pair, PairStream, RunFailed
 
 if TYPE_CHECKING:
-    from aligngap.context import Context
     from aligngap.models.policy import Policy
+    from aligngap.pipeline.context import Context, Job
 
 
 class Written(Step):
@@ -35,7 +37,7 @@ class Written(Step):
     temperature: float = 1.0
     seed: int
 
-    def run(self, ctx: Context) -> dict[str, Any]:
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference
         from aligngap.storage.pairs import write_pairs
         from aligngap.streams import label
@@ -43,16 +45,16 @@ class Written(Step):
         prompts = [p.prompt for p in self.data.pairs(ctx, "train")]
         sides = []
         for number, (writer, step) in enumerate(zip(self.writers, self.at, strict=True)):
-            ctx.progress(number, 4, "sampling")
-            answers = ctx.policy(writer, step).sample(
+            job.progress(number, 4, "sampling")
+            answers = writer.policy(ctx, step).sample(
                 prompts, 1, derive(self.seed, "writer", number), temperature=self.temperature
             )
             sides.append([a[0] for a in answers])
         names = " vs ".join(
             w.name + (f"@step{s}" if s is not None else "") for w, s in zip(self.writers, self.at, strict=True)
         )
-        pairs = label(prompts, sides[0], sides[1], ctx.judge(self.judge), writer=names, soft=self.soft)
-        write_pairs(ctx.work / "train.parquet", store_reference(ctx.policy(self.reference), pairs, ctx.progress))
+        pairs = label(prompts, sides[0], sides[1], self.judge.open(ctx, job), writer=names, soft=self.soft)
+        write_pairs(job.work / "train.parquet", store_reference(self.reference.policy(ctx), pairs, job.progress))
         first = sum(p.chosen is a for p, a in zip(pairs, sides[0], strict=True))
         return {
             "pairs": len(pairs),
@@ -67,47 +69,51 @@ class Written(Step):
         return self.data.expected
 
 
-class Source(Settings):
+class ArmStream(Settings):
     """An arm's stream and the artifacts it draws on: the one thing in which two arms of a study differ."""
 
     arm: Arm
     judge: FitJudge | ReadyJudge | OracleJudge | None = None
     dataset: Relabel | Written | None = None
     recording: Align | None = None
-    mixed: list[Source] = Field(default_factory=list)
+    mixed: list[ArmStream] = Field(default_factory=list)
 
-    def stream(self, ctx: Context, data: Data, seed: int, reference: Policy) -> PairStream:
+    def stream(self, ctx: Context, job: Job, data: Data, seed: int, reference: Policy) -> PairStream:
         """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
         from aligngap.models.policy import Mixed
-        from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled, Replay
+        from aligngap.streams import Mixture, OnPolicy, Relabelled
 
-        arm = self.arm
+        arm, make = self.arm, registry.get("behaviors", self.arm.behavior)
         if self.mixed:
-            first, second = (s.stream(ctx, data, derive(seed, "mixed", i), reference) for i, s in enumerate(self.mixed))
-            return Mixture(first, second, share=arm.share, seed=seed)
+            first, second = (
+                s.stream(ctx, job, data, derive(seed, "mixed", i), reference) for i, s in enumerate(self.mixed)
+            )
+            mixture: PairStream = make(first, second, share=arm.share, seed=seed)
+            return mixture
         if self.recording is not None:
             pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
-            replay = Replay(pairs, order=arm.order, batch=width, seed=seed)
-            return Relabelled(replay, ctx.judge(self.judge), soft_labels=arm.soft_labels) if self.judge else replay
+            replay: PairStream = make(pairs, order=arm.order, batch=width, seed=seed)
+            return Relabelled(replay, self.judge.open(ctx, job), soft_labels=arm.soft_labels) if self.judge else replay
         prompts = [p.prompt for p in data.pairs(ctx, "train")]
         if self.dataset is not None:
-            labelled = Dataset(self.dataset.pairs(ctx, "train"), seed)
+            labelled: PairStream = make(self.dataset.pairs(ctx, "train"), seed)
             if not arm.unlabelled:
                 return labelled
             beside = OnPolicy(prompts, None, seed=derive(seed, "unlabelled"))
             return Mixture(beside, labelled, share=arm.unlabelled, seed=seed)
         assert self.judge is not None  # `Arm` has checked it
-        judge = ctx.judge(self.judge)
+        judge = self.judge.open(ctx, job)
         share = arm.mix_reference
-        return OnPolicy(
+        online: PairStream = make(
             prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels, reuse=arm.reuse,
             candidates=arm.candidates, through=(lambda policy: Mixed(policy, reference, share)) if share else None,
         )  # fmt: skip
+        return online
 
-    def judges(self, ctx: Context) -> list[Judge]:
+    def judges(self, ctx: Context, job: Job) -> list[Judge]:
         """The judges that label while the run trains."""
-        own = [ctx.judge(self.judge)] if self.judge is not None else []
-        return [*own, *(judge for source in self.mixed for judge in source.judges(ctx))]
+        own = [self.judge.open(ctx, job)] if self.judge is not None else []
+        return [*own, *(judge for source in self.mixed for judge in source.judges(ctx, job))]
 
     @property
     def sampled(self) -> float:
@@ -133,7 +139,7 @@ class Align(Step):
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft
-    source: Source
+    source: ArmStream
     loss: LossSpec
     optimization: Optimization
     checkpoints: list[int]
@@ -147,7 +153,7 @@ class Align(Step):
 
     @cached_property
     def configuration(self) -> Any:
-        found = _plain(self, {})
+        found = configuration_of(self)
         if found.pop("rollouts", None) and self.engine_writes:
             found["rollouts"] = {"engine": self.rollouts.engine}  # its memory and tolerance change no result
         return found
@@ -166,29 +172,29 @@ class Align(Step):
         last = self.optimization.steps
         return [*(s for s in self.checkpoints if s < last), last]
 
-    def run(self, ctx: Context) -> dict[str, Any]:
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.fit import Trainer, pair_objective
         from aligngap.models.flops import Flops
         from aligngap.models.pair_logps import with_reference
-        from aligngap.models.rollout import opened
+        from aligngap.models.rollout import Following, opened
+        from aligngap.pipeline.training import mismatch, train
         from aligngap.streams import Stopwatch
-        from aligngap.training import mismatch, train
 
-        reference, key, adapter = ctx.start(self), f"{self.name}@step0", self.optimization.lora
+        reference, key, adapter = self.start_policy(ctx), f"{self.name}@step0", self.optimization.lora
         if adapter is None:
             policy = reference.copy(key)
         else:
             policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
-        stream = Stopwatch(self.source.stream(ctx, self.data, derive(self.seed, "data order"), reference))
-        trainer = Trainer(policy.model, self.optimization, self.seed, ctx.world)
+        stream = Stopwatch(self.source.stream(ctx, job, self.data, derive(self.seed, "data order"), reference))
+        trainer = Trainer(policy.model, self.optimization, self.seed, job.world)
         measured = set(self.measured_steps)
 
         def after(step: int) -> None:
             policy.key = f"{self.name}@step{step}"
             if step in measured:
-                with trainer.spread.whole() as writes:
+                with trainer.layout.gather_weights() as writes:
                     if writes:
-                        policy.save(ctx.work / "checkpoints" / f"step-{step:06d}")
+                        policy.save(job.work / "checkpoints" / f"step-{step:06d}")
 
         def prepare(pairs: Sequence[Pair]) -> list[Pair]:
             # Log-probabilities that come with the data are the SFT policy's.
@@ -196,16 +202,45 @@ class Align(Step):
 
         objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl))
         with opened(self.rollouts, policy, self.limits.prompt_tokens) as sampler, Flops() as flops:
-            for computing in (policy, reference, *self.source.judges(ctx)):
+            for computing in (policy, reference, *self.source.judges(ctx, job)):
                 flops.watch(computing)
             outcome = train(
-                ctx, trainer, stream, objective, sampler=sampler, prepare=prepare, after=after, record_pairs=True,
+                job, trainer, stream, objective, sampler=sampler, prepare=prepare, after=after, record_pairs=True,
                 spent=flops.taken,
             )  # fmt: skip
         about = {"outcome": outcome, "last_step": trainer.step, "draw_seconds": round(stream.seconds, 3)}
-        if hasattr(sampler, "written_by"):
-            about["rollouts"] = {"written_by": sampler.written_by, **mismatch(ctx.work / "log.parquet")}
+        if isinstance(sampler, Following):
+            about["rollouts"] = {"written_by": sampler.written_by, **mismatch(job.work / "log.parquet")}
         return about
+
+    def policy(self, ctx: Context, checkpoint: int | None = None) -> Policy:
+        """The run's policy at a checkpoint, its last by default; RunFailed if the run never reached it."""
+        from aligngap.models.policy import Policy
+
+        at = self.optimization.steps if checkpoint is None else checkpoint
+        folder, key = self.checkpoint(ctx, at), f"{self.name}@step{at}"
+        if not folder.exists() and ctx.store.has(self.name):
+            outcome = ctx.store.manifest(self.name)["result"]["outcome"]
+            raise RunFailed(f"needs step {at} of {self.name}, which it never reached: {outcome}")
+        adapter = self.optimization.lora
+        if adapter is not None:  # on the weights it started from, which are in memory
+            adapted: Policy = self.start_policy(ctx).adapted(adapter, key, 0, folder)
+            return adapted
+        policy = Policy.load(folder, response_tokens=self.limits.response_tokens, key=key, spec=self.sft.model)
+        policy.to(ctx.device)
+        return policy
+
+    def start_policy(self, ctx: Context) -> Policy:
+        """The policy that the run starts from and is held against: the SFT policy, or another run's checkpoint."""
+        other, at = self.start, self.start_at
+        if other is None:
+            return self.sft.policy(ctx)
+
+        def load() -> Policy:
+            policy = other.policy(ctx, at)
+            return policy if policy.adapter is None else policy.copy(policy.key).merge()
+
+        return ctx.cached(("start", other.name, at), load)
 
     def recorded(self, ctx: Context) -> list[Pair]:
         """The pairs the run trained on, in order; RunFailed if it ended before its last step."""
@@ -214,39 +249,14 @@ class Align(Step):
         outcome = ctx.store.manifest(self.name)["result"]["outcome"]
         if outcome != "ok":
             raise RunFailed(f"replays {self.name}, which has no whole recording: {outcome}")
-        return read_pairs(ctx.path(self) / "recording.parquet")
+        return read_pairs(self.folder(ctx) / "recording.parquet")
 
     def checkpoint(self, ctx: Context, step: int) -> Path:
-        return ctx.path(self) / "checkpoints" / f"step-{step:06d}"
+        return self.folder(ctx) / "checkpoints" / f"step-{step:06d}"
+
+    @property
+    def training(self) -> Optimization | None:
+        return self.optimization
 
     def units(self) -> float:
         return (6.0 + 3.0 * self.source.sampled) * self.optimization.steps * self.optimization.batch
-
-
-def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float) -> Any:
-    """The loss of a recipe: the one it names under its label smoothing, with the KL term for unlabelled pairs."""
-    from aligngap.losses import Smoothed, UnlabelledKL
-
-    loss = build_loss(spec)
-    if label_smoothing:
-        loss = Smoothed(loss, label_smoothing)
-    return UnlabelledKL(loss, on_policy_kl) if on_policy_kl else loss
-
-
-def build_loss(spec: LossSpec) -> Any:
-    """The loss a study names, with its hyper-parameters; a wrong one is refused in one line."""
-    from pydantic import TypeAdapter, ValidationError
-
-    maker = registry.get("losses", spec.name)
-    known = getattr(maker, "__dataclass_fields__", {})
-    types = get_type_hints(maker)
-    for option, value in spec.options.items():
-        if option not in known:
-            hint = registry.did_you_mean(option, known)
-            raise AligngapError(f"recipe.loss.{option}: not a setting of `{spec.name}`{hint}")
-        try:
-            TypeAdapter(types[option]).validate_python(value, strict=True)
-        except ValidationError as error:
-            what = error.errors(include_url=False)[0]["msg"]
-            raise AligngapError(f"recipe.loss.{option}: {what} (given: {value!r})") from error
-    return maker(**spec.options)

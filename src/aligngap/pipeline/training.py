@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from aligngap.fit import Objective, Step, Stream, Trainer, fit
+from aligngap.fit import Objective, Stream, Trainer, Update, fit
+from aligngap.models.rollout import Following
 from aligngap.storage.files import discard
 from aligngap.storage.pairs import PAIR_SCHEMA, pair_from_row, pair_to_row, read_rows, write_rows
 from aligngap.types import JudgeFailed, Stopped
 
 if TYPE_CHECKING:
-    from aligngap.context import Context
+    from aligngap.pipeline.context import Job
 
 
 class Journal:
@@ -68,7 +69,7 @@ def is_whole(state: Path) -> bool:
 
 
 def train(
-    ctx: Context,
+    job: Job,
     trainer: Trainer,
     stream: Stream,
     objective: Objective,
@@ -82,21 +83,21 @@ def train(
     """Train to the end, or until loss or gradient is not finite; returns the outcome: "ok" or what went wrong.
 
     `after(step)` is called after every step, before any state that includes it is saved. Leaves `log.parquet` in
-    `ctx.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on; with
+    `job.work` and, with `record_pairs`, `recording.parquet`: every pair in the order in which it was trained on; with
     `spent`, which says what this process computed since it was last asked, the log tells each step's operations. The
     states and journals stay until the step is finished, so that a kill after the last step costs no training. A judge
-    that answers no probability ends the run with that outcome. Raises Stopped, the state saved, if `ctx.stopping()`.
+    that answers no probability ends the run with that outcome. Raises Stopped, the state saved, if the job is to stop.
     Of several processes, only the first one returns (`world.Released`); what the others write is thrown away.
     """
-    world, spread = trainer.world, trainer.spread
-    log = Journal(ctx.work / "log")
-    recording = Journal(ctx.work / "recording", PAIR_SCHEMA)
-    work = world.agreed(ctx.work)
-    state = world.agreed(newest_state(work))
+    world, layout = trainer.world, trainer.layout
+    log = Journal(job.work / "log")
+    recording = Journal(job.work / "recording", PAIR_SCHEMA)
+    work = world.broadcast(job.work)
+    state = world.broadcast(newest_state(work))
     if state is not None:
         trainer.load(state, stream)
         after(trainer.step)
-        ctx.log.note("resumed", step=trainer.step)
+        job.log.note("resumed", step=trainer.step)
     log.rewind(trainer.step)
     recording.rewind(trainer.step)
     outcome, saved = "ok", time.monotonic()
@@ -105,11 +106,11 @@ def train(
         log.flush(trainer.step)
         recording.flush(trainer.step)
         folder = work / f"state-{trainer.step:08d}"
-        for old in ctx.work.glob(folder.name):
+        for old in job.work.glob(folder.name):
             discard(old)
         trainer.save(folder, stream)
-        ctx.log.note("saved", step=trainer.step)
-        for old in ctx.work.glob("state-*"):
+        job.log.note("saved", step=trainer.step)
+        for old in job.work.glob("state-*"):
             if old != folder:
                 discard(old)
 
@@ -117,48 +118,48 @@ def train(
         return world.each(items, prepare) if prepare is not None else items
 
     try:
-        for step in fit(trainer, stream, objective, spread.sampler(sampler), prepared):
+        for step in fit(trainer, stream, objective, layout.sampler(sampler), prepared):
             log.rows.append(log_row(step, stream, sampler))
             if spent is not None:
-                log.rows[-1] |= world.sums({"flops": spent()})
-            ctx.track(log.rows[-1], step.number)
+                log.rows[-1] |= world.sum({"flops": spent()})
+            job.track(log.rows[-1], step.number)
             if record_pairs:
                 recording.rows.extend(pair_to_row(p) for p in step.items)
-            ctx.log.step(step.number, loss=step.loss, grad_norm=step.grad_norm, learning_rate=step.learning_rate)
+            job.log.step(step.number, loss=step.loss, grad_norm=step.grad_norm, learning_rate=step.learning_rate)
             if not step.finite:
                 outcome = f"diverged at step {step.number}: loss {step.loss}, gradient norm {step.grad_norm}"
                 break
             after(step.number)
-            stop, due = world.any(ctx.stopping(), time.monotonic() - saved > ctx.save_seconds)
+            stop, due = world.any(job.stopping(), time.monotonic() - saved > job.save_seconds)
             if stop:
                 save()
                 raise Stopped
-            ctx.progress(step.number, trainer.how.steps, f"loss {step.loss:.3f}")
+            job.progress(step.number, trainer.how.steps, f"loss {step.loss:.3f}")
             if due and step.number < trainer.how.steps:
                 save()
                 saved = time.monotonic()
     except JudgeFailed as error:
         outcome = f"stopped at step {trainer.step + 1}: {error}"
-    state = world.agreed(newest_state(work))
+    state = world.broadcast(newest_state(work))
     if outcome == "ok" and state is not None and state.name != f"state-{trainer.step:08d}":
         save()  # a run this long is not trained again for a kill in what follows
-    spread.end()
+    layout.finish()
     log.flush(trainer.step)
     recording.flush(trainer.step)
     rows = log.collect()
     if record_pairs:
         pairs = recording.collect()
-        write_rows(ctx.work / "recording.parquet", pairs, PAIR_SCHEMA)
+        write_rows(job.work / "recording.parquet", pairs, PAIR_SCHEMA)
         count_pairs(rows, pairs, trainer.how.batch)
-    write_rows(ctx.work / "log.parquet", rows)
-    ctx.log.note("trained", step=trainer.step, outcome=outcome)
+    write_rows(job.work / "log.parquet", rows)
+    job.log.note("trained", step=trainer.step, outcome=outcome)
     return outcome
 
 
-def log_row(step: Step, stream: Any, sampler: Any = None) -> dict[str, Any]:
+def log_row(step: Update, stream: Any, sampler: Any = None) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step.number, "loss": step.loss, "grad_norm": step.grad_norm}
-    row |= {"learning_rate": step.learning_rate, "responses_sampled": int(getattr(stream, "responses_sampled", 0))}
-    return row | step.metrics | (sampler.told() if hasattr(sampler, "told") else {})
+    row |= {"learning_rate": step.learning_rate, "responses_sampled": stream.responses_sampled}
+    return row | step.metrics | (sampler.mismatch() if isinstance(sampler, Following) else {})
 
 
 def mismatch(log: Path) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""From data to judges: SFT, the judges that learn, and the data as a judge labels them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from aligngap.judges.kinds import OpenedKind
+from aligngap.pipeline.base import Step, configuration_of
+from aligngap.pipeline.data import Data
+from aligngap.pipeline.sft import Sft, tokenizer_of
+from aligngap.seeding import derive
+from aligngap.settings import JudgeSpec, Optimization, Settings
+from aligngap.study.build import build_judge, build_task
+from aligngap.types import Judge, Pair, RunFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from aligngap.pipeline.context import Context, Job
+
+
+class OracleJudge(Settings):
+    """The task's own true preference, where it has one."""
+
+    kind: Literal["oracle"] = "oracle"
+    task: dict[str, Any]
+    seed: int
+
+    def open(self, ctx: Context, job: Job) -> Judge:
+        """The judge, loaded once per process, as the job asks it."""
+        from aligngap.judges.oracle import SandboxOracle
+
+        key = ("oracle", self.model_dump_json())
+        return job.asked(ctx.cached(key, lambda: SandboxOracle(build_task(self.task), self.seed)))
+
+
+class FitJudge(Step):
+    """Train a judge that learns on the rater's labels (golden) or on a relabelled set (proxy)."""
+
+    kind: Literal["judge"] = "judge"
+    data: Data
+    labels: Relabel | None = None
+    backbone: Sft
+    spec: JudgeSpec
+    seed: int
+    split: Literal["train", "judge"] = "train"
+
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
+        import numpy as np
+
+        from aligngap.fit import Trainer
+        from aligngap.pipeline.training import train
+        from aligngap.streams import Epochs
+
+        source = self.labels or self.data
+        pairs, held_out = source.pairs(ctx, self.split), source.pairs(ctx, "test")
+        if self.spec.labels is not None:
+            keep = np.random.default_rng(derive(self.seed, "labels")).permutation(len(pairs))[: self.spec.labels]
+            pairs = [pairs[int(i)] for i in sorted(keep)]
+        folder = self.backbone.folder(ctx) / "policy"
+        spec, how = self.backbone.model, self.spec.optimization
+        assert how is not None  # `build_judge` has checked it
+        tokenizer = tokenizer_of(ctx, self.data, spec)
+        judge = build_judge(self.spec).start(folder, spec, tokenizer, key=self.name, seed=derive(self.seed, "head"))
+        judge.to(ctx.device)
+        if how.lora is not None:
+            judge.attach(how.lora, derive(self.seed, "adapter"))
+        items = judge.items(pairs, np.random.default_rng(derive(self.seed, "shown order")))
+        trainer = Trainer(judge.module, how, self.seed, job.world)
+        outcome = train(job, trainer, Epochs(items, derive(self.seed, "judge order")), judge.objective)
+        if outcome != "ok":
+            raise RunFailed(f"{self.spec.kind} judge: {outcome}; lower its learning_rate")
+        judge.merge().save(job.work / "model")
+        about, _ = held_against(judge, held_out)
+        return about | {"training_pairs": len(pairs)}
+
+    def open(self, ctx: Context, job: Job) -> Judge:
+        """The trained judge, loaded once per process, as the job asks it."""
+
+        def load() -> Judge:
+            kind = build_judge(self.spec)
+            learner = kind.load(self.folder(ctx) / "model", self.backbone.folder(ctx) / "policy", self.backbone.model)
+            learner.to(ctx.device)
+            judge: Judge = learner
+            return judge
+
+        return job.asked(ctx.cached(self.name, load))
+
+    @property
+    def training(self) -> Optimization | None:
+        return self.spec.optimization
+
+    def units(self) -> float:
+        how = self.spec.optimization
+        return 3.0 * how.steps * how.batch if how else 1.0
+
+
+class ReadyJudge(Step):
+    """A judge that does not learn, held against the labels: the rater's (golden) or those of a relabelled set (proxy).
+
+    `identity` is what makes its answers; how it is asked (batch, concurrency, a key's variable) is no part of the key.
+    """
+
+    kind: Literal["ready-judge"] = "ready-judge"
+    data: Data
+    labels: Relabel | None = None
+    spec: JudgeSpec
+    identity: dict[str, Any]
+
+    @cached_property
+    def configuration(self) -> Any:
+        found = configuration_of(self)
+        return found | {"spec": {"kind": self.spec.kind}}
+
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
+        about, right = held_against(self.open(ctx, job), (self.labels or self.data).pairs(ctx, "test"))
+        return about | {"held_out_ties": int((right == 0.5).sum())}
+
+    def open(self, ctx: Context, job: Job) -> Judge:
+        """The ready judge, opened once per process, as the job asks it."""
+
+        def load() -> Judge:
+            kind = build_judge(self.spec)
+            judge: Judge = kind.open(ctx.store.root, ctx.device) if isinstance(kind, OpenedKind) else kind
+            return judge
+
+        return job.asked(ctx.cached(self.name, load))
+
+
+def held_against(judge: Judge, pairs: Sequence[Pair]) -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """How a judge does on pairs whose labels are no ties, and per pair 1, 1/2 or 0: right, a tie or wrong."""
+    hard = [p for p in pairs if p.p_chosen != 0.5]
+    judged = judge.judge([p.prompt for p in hard], [p.chosen for p in hard], [p.rejected for p in hard])
+    about = {
+        "held_out_accuracy": float(judged.hard.mean()), "held_out_pairs": len(hard),
+        "first_position_share": float(((judged.forward > 0.5).mean() + (judged.backward > 0.5).mean()) / 2),
+    }  # fmt: skip
+    return about, judged.hard
+
+
+class Relabel(Step):
+    """The task's pairs as a judge orders them (both orders, ties kept), with the reference's log-probabilities."""
+
+    kind: Literal["relabel"] = "relabel"
+    data: Data
+    judge: FitJudge | ReadyJudge | OracleJudge
+    reference: Sft
+    soft: bool = False
+
+    def run(self, ctx: Context, job: Job) -> dict[str, Any]:
+        from aligngap.models.pair_logps import store_reference
+        from aligngap.storage.pairs import write_pairs
+        from aligngap.streams import label
+
+        judge = self.judge.open(ctx, job)
+        reference = self.reference.policy(ctx)
+        about: dict[str, Any] = {}
+        for number, split in enumerate(self.data.splits):
+            given = self.data.pairs(ctx, split)
+            job.progress(number, len(self.data.splits), split)
+            pairs = label(
+                [p.prompt for p in given], [p.chosen for p in given], [p.rejected for p in given], judge,
+                writer="data", soft=self.soft,
+            )  # fmt: skip
+            if split != "judge":  # from which no policy learns
+                pairs = store_reference(reference, pairs, job.progress)
+            write_pairs(job.work / f"{split}.parquet", pairs)
+            agree = sum(p.chosen.ids == g.chosen.ids for p, g in zip(pairs, given, strict=True))
+            ties = sum(p.judged_forward == p.judged_backward for p in pairs)
+            about[split] = {"pairs": len(pairs), "ties": ties, "agreement_with_rater": agree / len(pairs)}
+        return about
+
+    def pairs(self, ctx: Context, split: str) -> list[Pair]:
+        return stored_pairs(ctx, self, split)
+
+    def units(self) -> float:
+        return self.data.expected
+
+
+def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:
+    """The pairs a step has written, read once per process."""
+    from aligngap.storage.pairs import read_pairs
+
+    path = step.folder(ctx) / f"{split}.parquet"
+    return ctx.cached((step.name, "pairs", split), lambda: read_pairs(path))

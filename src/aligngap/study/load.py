@@ -1,0 +1,87 @@
+"""A study is loaded: found by name or path, parsed, and refused in one line where it cannot work.
+
+Leaves out which runs and steps it needs (`pipeline/plan.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from aligngap import registry
+from aligngap.settings import Arm, Study
+from aligngap.streams import order_of
+from aligngap.study.build import build_judge, build_loss, build_task, has_oracle, needs_probabilities
+from aligngap.study.variants import apply_variant, grid_of
+from aligngap.study.yaml_file import apply_override, parse_study, read_study, resolve_extends
+from aligngap.types import AligngapError
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Study:
+    """A study by packaged name or YAML path, with `--set key=value` overrides; one clear error, or a valid study."""
+    raw = resolve_extends(read_study(name), name)
+    for override in overrides:
+        apply_override(raw, override)
+    return validate(raw, name)
+
+
+def validate(raw: Mapping[str, Any], name: str) -> Study:
+    """The study that nested keys and values say, parsed and checked; errors begin with `name`."""
+    study = parse_study(raw, name)
+    try:
+        check(study)
+    except AligngapError as error:
+        raise AligngapError(f"{name}: {error}") from error
+    return study
+
+
+def check(study: Study) -> None:
+    """Refuse a study whose names, arms, loss, judges or task cannot work together, without any compute."""
+    check_names(study)
+    check_labels(study, study.arms, "arms")
+    for grid in study.sweep:
+        if "beta" in grid.axes and "beta" not in study.recipe.loss.options:
+            raise AligngapError(f"sweep: axis `beta`, but recipe.loss `{study.recipe.loss.name}` sets no beta")
+    for name, variant in study.variants.items():
+        its = apply_variant(study, name)
+        try:
+            check_names(its)
+        except AligngapError as error:
+            raise AligngapError(f"variants.{name}: {error}") from error
+        check_labels(its, variant.arms or study.arms, f"variants.{name}")
+
+
+def check_names(study: Study) -> None:
+    """Refuse a loss, judge, task, engine or order that is not known, or whose settings are wrong."""
+    build_loss(study.recipe.loss)
+    known = registry.names("rollouts")
+    if study.recipe.rollouts.engine not in known:
+        hint = registry.did_you_mean(study.recipe.rollouts.engine, known)
+        raise AligngapError(f"recipe.rollouts.engine: no `{study.recipe.rollouts.engine}`{hint}")
+    for role in ("golden", "proxy"):
+        build_judge(getattr(study, role), role)
+    for arm in study.arms:
+        for _, loss, _ in grid_of(study, arm):
+            build_loss(loss)
+    task = build_task(study.task)
+    for arm, spec in study.arms.items():
+        if spec.judge == "oracle" and not has_oracle(task):
+            raise AligngapError(f"arms.{arm}.judge: task `{study.task['name']}` has no oracle; use golden or proxy")
+        try:
+            order_of(spec.order, 1, 0, 1)
+        except AligngapError as error:
+            raise AligngapError(f"arms.{arm}.order: {error}") from error
+
+
+def check_labels(study: Study, arms: Iterable[str], where: str) -> None:
+    """Refuse arms with hard labels under a loss that reads probabilities."""
+
+    def soft(arm: Arm) -> bool:
+        if arm.mix is not None:
+            return all(soft(study.arms[part]) for part in arm.mix)
+        return soft(study.arms[arm.of]) if arm.of is not None and arm.judge is None else arm.soft_labels
+
+    for arm in arms if needs_probabilities(study) else ():
+        if arm in study.arms and not soft(study.arms[arm]):
+            loss = study.recipe.loss.name
+            raise AligngapError(f"{where}: loss `{loss}` reads probabilities, so arm `{arm}` needs `soft_labels: true`")
