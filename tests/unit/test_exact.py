@@ -20,7 +20,7 @@ from aligngap.exact.arguments import SPENT
 from aligngap.exact.capacity import OFFLINE, ONLINE, Grid
 from aligngap.exact.claims import Claim, holm, judge, p_value
 from aligngap.exact.judge import TABLE, fit_judge, seen
-from aligngap.exact.learn import Fixed, OnPolicy, PolicyClass, Recorded, Recording, step_sizes, train
+from aligngap.exact.learn import Fixed, OnPolicy, PolicyClass, Source, step_sizes, train
 from aligngap.exact.report import read_runs
 from aligngap.exact.worlds import (
     Pairs,
@@ -264,6 +264,19 @@ def test_the_arms_differ_in_their_source_and_in_nothing_else(world: World) -> No
     assert not any(word in words for word in ("isinstance", "OnPolicy", "Fixed", "online", "offline"))
 
 
+class Recording:
+    """A source that keeps what another one serves; and, given what was kept, the twin's source."""
+
+    def __init__(self, source: Source | None, kept: list[Pairs]) -> None:
+        self.source, self.kept, self.at = source, kept, 0
+
+    def draw(self, log_policy: Array) -> Pairs:
+        if self.source is not None:
+            self.kept.append(self.source.draw(log_policy))
+        self.at += 1
+        return self.kept[self.at - 1]
+
+
 @pytest.mark.parametrize("kind", ["table", "linear"])
 def test_a_recording_served_again_makes_the_same_policy(world: World, kind: str) -> None:
     policies = PolicyClass(world) if kind == "table" else linear(world)
@@ -271,7 +284,7 @@ def test_a_recording_served_again_makes_the_same_policy(world: World, kind: str)
     recording = Recording(OnPolicy(preference(fit_judge(world, draw_labels(world, 100, 3), 4))[None]), [])
     online = train(policies, recording, target(0.1), 1, sizes)
     assert len(recording.kept) == 40
-    twin = train(policies, Recorded(recording.kept, [0]), target(0.1), 1, sizes)
+    twin = train(policies, Recording(None, recording.kept), target(0.1), 1, sizes)
     np.testing.assert_array_equal(online.theta, twin.theta)
     np.testing.assert_array_equal(online.win, twin.win)
 

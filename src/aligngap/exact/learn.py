@@ -8,7 +8,6 @@ is exact here: every loss of `aligngap.losses` that is linear in the label has t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -47,30 +46,6 @@ class OnPolicy:
 
     def draw(self, log_policy: Floats) -> Pairs:
         return Pairs(independent(log_policy), self.p_first)
-
-
-@dataclass(frozen=True, eq=False)
-class Recorded:
-    """What another source served, step by step: the twin's source."""
-
-    every: Sequence[Pairs]
-    at: list[int]
-
-    def draw(self, log_policy: Floats) -> Pairs:
-        self.at[0] += 1
-        return self.every[self.at[0] - 1]
-
-
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """A source that keeps what it served."""
-
-    source: Source
-    kept: list[Pairs]
-
-    def draw(self, log_policy: Floats) -> Pairs:
-        self.kept.append(self.source.draw(log_policy))
-        return self.kept[-1]
 
 
 @dataclass(frozen=True, eq=False)

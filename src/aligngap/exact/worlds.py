@@ -139,14 +139,13 @@ class Labels(NamedTuple):
     wins: Floats
     held_out: Floats
     held_out_wins: Floats
+    equal: float  # pairs of equal responses among them, which say nothing
 
     def pairs(self) -> Pairs:
         """The empirical distribution of the pairs and their mean labels, in the scale of `Pairs`."""
         total = max(1.0, float(self.equal + self.counts.sum()))
         weights = self.counts * (len(self.counts) / total)
         return Pairs(weights, np.where(self.counts > 0, self.wins / np.maximum(self.counts, 1.0), 0.5))
-
-    equal: float = 0.0  # pairs of equal responses among them, which say nothing
 
 
 def draw_labels(world: World, n: int, seed: int, held_out: float = 0.2) -> Labels:
