@@ -105,6 +105,10 @@ def ceiling_shortfall(runs: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["kl", "ceiling", "shortfall", "largest"])
 
 
+def nats(kl: float) -> str:
+    return f"{kl:g} nat" + ("s" if kl != 1 else "")
+
+
 def label_name(labels: float) -> str:
     return "all" if math.isinf(labels) else f"{labels:g}"
 
@@ -121,6 +125,8 @@ def markdown(table: pd.DataFrame) -> str:
             return str(value)
         if math.isnan(value) or math.isinf(value):
             return "" if math.isnan(value) else "all"
+        if name == "p_holm" and value < 0.001:
+            return "<0.001"
         rounded = round(value, 3) + 0.0  # no minus before a zero
         return f"{rounded:+.3f}" if name in SIGNED else f"{rounded:g}"
 
@@ -142,7 +148,7 @@ def phase_table(found: pd.DataFrame, policy: str, kl: float, grid: Grid) -> pd.D
         for sees in grid.sees:
             if policy == "linear" and sees not in grid.linear_sees:
                 continue
-            name = f"sees {sees}" if sees else "a table"
+            name = f"sees {sees}" if sees else "names only"
             text = "{:+.3f} ({:+.3f})".format(*numbers[labels, sees]) if (labels, sees) in numbers else ""
             row[name] = text
         rows.append(row)
@@ -198,7 +204,7 @@ def write_capacity(
         for view in ("chosen", "ends"):
             for policy in ("table", "linear"):
                 if len(found[view][(found[view]["policy"] == policy) & (found[view]["kl"] == kl)]):
-                    title = f"## {policy} policy, {kl:g} nats, {view}: measured (predicted)"
+                    title = f"## {policy} policy, {nats(kl)}, {view}: measured (predicted)"
                     lines += ["", title, "", markdown(phase_table(found[view], policy, kl, grid))]
     lines += ["", "## Fresh true preferences instead of the judge (online-golden - offline), table, 1 nat", ""]
     lines += [markdown(phase_table(found["chosen, golden labels"], "table", 1.0, grid).iloc[:, :2])]
@@ -248,7 +254,7 @@ def phase_figure(
     for (at, frame), colour in zip(both.groupby("kl"), ("#0072B2", "#D55E00", "#009E73", "#8C8C8C"), strict=False):
         axes[2].plot(
             frame["gap_predicted"], frame["gap"], ".", ms=2, alpha=0.35, color=colour, rasterized=True,
-            label=f"{at:g} nats ({len(frame)} runs)",
+            label=f"{nats(float(str(at)))} ({len(frame)} runs)",
         )  # fmt: skip
     ends = [min(axes[2].get_xlim()[0], axes[2].get_ylim()[0]), max(axes[2].get_xlim()[1], axes[2].get_ylim()[1])]
     axes[2].plot(ends, ends, "k-", lw=0.8)
