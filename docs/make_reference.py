@@ -19,6 +19,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from aligngap import registry, settings
+from aligngap.exact.capacity import RUN_COLUMNS
+from aligngap.exact.skewed import SKEWED_COLUMNS
 from aligngap.hypotheses.base import Hypothesis
 from aligngap.storage import columns as stored
 from aligngap.storage import pairs as tables
@@ -166,6 +168,8 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "best-of-n": lambda: columns(stored.BEST_OF_N_COLUMNS),
     "probe": lambda: columns(stored.PROBE_COLUMNS),
     "pairs": pair_columns,
+    "exact-runs": lambda: columns(RUN_COLUMNS),
+    "exact-skewed": lambda: columns(SKEWED_COLUMNS),
 }
 
 

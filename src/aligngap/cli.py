@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
+from aligngap.exact.arguments import add_arguments as add_exact
 from aligngap.types import AligngapError, RunFailed, one_line
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def parser() -> argparse.ArgumentParser:
     leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
     leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
+    world = command("exact", exact, "a world where everything is exact: predicted from the theory first, then trained")
+    add_exact(world)
     listing = command("list", list_names, "what can be named in a study")
     listing.add_argument(
         "shelf", choices=["losses", "judges", "tasks", "behaviors", "rollouts", "hypotheses", "studies"]
@@ -339,6 +342,12 @@ def export(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     print(write(args.out, args.run, args.to, Store(args.store or args.out.resolve().parent / "store")))
     return 0
+
+
+def exact(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from aligngap.exact.command import run as run_exact
+
+    return run_exact(args)
 
 
 def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
