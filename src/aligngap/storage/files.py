@@ -90,12 +90,12 @@ def disk_line(error: OSError, where: object) -> str:
     return f"{error.filename or where}: {error.strerror or error}; free space or fix access, then repeat"
 
 
-def check_writable(folder: Path) -> None:
-    """Make a folder and try to write in it: one clear line, before any compute, if that cannot be."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Make a folder and try to write in it: one clear line that names the option, before any compute, if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / ".writable", "yes\n")
         (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise AligngapError(f"{folder}: cannot be written ({reason}); choose another folder with --out") from error
+        raise AligngapError(f"{folder}: cannot be written ({reason}); choose another folder with {option}") from error
