@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
 from aligngap.exact.arguments import add_arguments as add_exact
-from aligngap.types import AligngapError, RunFailed, one_line
+from aligngap.types import AligngapError, Damaged, RunFailed, one_line
 
 if TYPE_CHECKING:
     from aligngap.pipeline.plan import Plan
@@ -251,12 +251,21 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     checks.check_judges(made, store)
     store.prepare()
     check_writable(out)
-    outcome = watch(executor, made)
-    count = collect(made, store, out)
+    damaged: set[str] = set()
+    while True:
+        outcome = watch(executor, made)
+        try:
+            count = collect(made, store, out, shlex.join(["aligngap", *words]))
+            break
+        except Damaged as error:
+            if not error.name or error.name in damaged:
+                raise
+            damaged.add(error.name)
+            store.set_aside(error.name)
     write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
         with stages("report") as progress:
-            page = build_report(out, command=shlex.join(["aligngap", *words]), progress=progress)
+            page = build_report(out, progress=progress)
         print(headline(out))
         print(f"report: {page}")
     if outcome.failed:
@@ -315,7 +324,7 @@ def report(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.report import build_report
 
     with stages("report") as progress:
-        page = build_report(args.out, command=shlex.join(["aligngap", *words]), progress=progress)
+        page = build_report(args.out, progress=progress)
     print(f"report: {page}")
     return 0
 

@@ -34,13 +34,17 @@ EMPTY_TOKENS = 1.5  #: mean length, EOS included, below which responses are empt
 ENDLESS = 0.95  #: share cut by the limit above which responses no longer end, if at most half of the SFT policy's were
 
 
-def collect(plan: Plan, store: Store, out: Path) -> int:
+def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
     """Write the record tables, the resolved study and the provenance; returns the number of runs with measurements.
+
+    The provenance keeps the `command` that made them. What is read of the store is held against its checksums: Damaged.
 
     Runs not measured yet are left out; the SFT policy's measurement is the step 0 of every run that starts there.
     """
     tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
     about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
+    if command:
+        about["command"] = command
     if plan.study.decision_margin is not None:
         about["costs"] = {}
     count = 0
