@@ -231,7 +231,8 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
-    checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
+        checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
