@@ -2,6 +2,7 @@
 #   make study                                   the opening study in the sandbox, and where its report lies
 #   make study STUDY=my.yaml ARGS='--set seeds=3'
 #   make test                                    the tests
+#   make test-quick                              those that take seconds: what one runs while writing
 #   make bench                                   speed against TRL, into benchmarks/README.md (on an idle machine)
 PYTHON ?= python3
 STUDY ?= opening
@@ -13,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := study
-.PHONY: setup study report test check bench docs
+.PHONY: setup study report test test-quick check bench docs
 
 setup: $(STAMP)
 
@@ -37,6 +38,10 @@ report: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS) $(TESTS)
+
+# Everything that trains or starts processes of its own is left out.
+test-quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS) tests/unit tests/golden
 
 check: $(STAMP)
 	$(BIN)/ruff check .
