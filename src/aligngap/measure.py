@@ -4,7 +4,7 @@ KL is the exact per-token divergence over the full vocabulary along the policy's
 nothing truncated), summed over a response, in nats. Win rates are shares of prompts, ties one half. Everything is per
 prompt first and averaged last, so that arms can be paired on prompts. Dropout is off: models are in eval mode.
 
-What this module leaves out: which checkpoints and opponents (`steps.Measure`), and every comparison (`stats/`).
+What this module leaves out: which checkpoints and opponents (`pipeline/measure.py`), and every comparison (`stats/`).
 """
 
 from __future__ import annotations

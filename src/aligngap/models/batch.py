@@ -3,7 +3,7 @@
 A `Batch` holds N completions of P prompts (`prompt_of` says which prompt each completion belongs to, so that an
 encoder runs once per prompt). Padding never reaches a result: models are asked for hidden states at completion
 positions only, flattened to [M] in row order, and sums over positions go through `sum_rows`.
-Nothing is cut here: rows over the limit are dropped and counted when the data are encoded (`steps.Encode`), and a
+Nothing is cut here: rows over the limit are dropped and counted when the data are encoded (the step `Data`), and a
 sampled response ends at the limit with `ended=False`.
 """
 

@@ -1,7 +1,7 @@
 """Does the answer hold otherwise? The same comparisons on other axes, at equal length, and against best-of-n: numbers.
 
 Every table here is `stats.compare` on the same checkpoints: put on another x-axis, scored by the length-controlled win
-rate, or held against the best-of-n of the SFT policy. Words and tables are made in `robust_tables`.
+rate, or held against the best-of-n of the SFT policy. Words and tables are made in `tables.py`.
 """
 
 from __future__ import annotations
