@@ -179,6 +179,7 @@ def test_everything_is_there(made: Path) -> None:
     assert "At equal KL, online beats offline in win rate: +0." in text
     assert "The primary family, named before the runs" in text
     assert "The paper's protocol" in text
+    assert "## Each arm at its best configuration" not in text  # online ran one
     for name in ("R1 online", "R1 offline", "R2", "R7", "R8", "online-golden − offline", "online-golden − online"):
         assert name in text
 

@@ -15,6 +15,7 @@ from aligngap.cli import main
 from aligngap.report import build_report, planned_power
 from aligngap.report.analysis import Analysis, analyse
 from aligngap.report.tables import (
+    best_configurations,
     first_screen,
     needed,
     open_question,
@@ -209,6 +210,16 @@ def test_the_first_screen_says_when_nothing_beats_best_of_n() -> None:
     assert not any("best-of-n" in s for s in first_screen(weak))
     assert "best-of-n" in [t.name for t in tables(weak)]
     assert "best-of-n" not in [t.name for t in tables(made())]
+
+
+def test_each_arm_at_its_best_configuration_of_the_same_grid() -> None:
+    grid = {"online": ArmTruth(gap=0.1, configs=3, spread=0.1), "offline": ArmTruth(configs=3, spread=0.1)}
+    table = best_configurations(made(grid, opponents=("golden_policy",)))
+    assert table is not None
+    assert "best of the 3 configurations" in table.notes[0]
+    assert [r[0] for r in table.rows] == ["1", "2", "4", "8"]
+    assert all(r[1].startswith("+0.") for r in table.rows)
+    assert best_configurations(made()) is None
 
 
 # ------------------------------------------------------------------------------------------------------- power

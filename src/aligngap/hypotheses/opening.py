@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from aligngap.hypotheses.base import Hypothesis
-from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, signed, told
+from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, nats, signed, told
 from aligngap.hypotheses.verdicts import (
     CENSORED,
     CONTRADICTED,
@@ -112,7 +112,7 @@ def _r8(view: View, rule: Rule) -> Verdict:
     elif falls and order == SUPPORTED:
         outcome = SUPPORTED
     means = ", ".join(f"{c.effect.value:+.1f} nats in {arm}" for arm, c in each.items())
-    text = f"At {apart.kl:g} nats of KL the winners' log-ratio is {means}. {told(f'{online} − {offline}', apart.found)}"
+    text = f"At {nats(apart.kl)} of KL the winners' log-ratio is {means}. {told(f'{online} − {offline}', apart.found)}"
     return rule.found(outcome, at.mean, at.interval, text + one_seed(len(apart.seeds)), p=apart.found.p)
 
 

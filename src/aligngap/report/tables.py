@@ -40,7 +40,14 @@ class Table:
 
 def tables(analysis: Analysis) -> list[Table]:
     """Every section that the records allow."""
-    found = (protocol(analysis), ranking(analysis), length(analysis), best_of_n(analysis), seeds_and_prompts(analysis))
+    found = (
+        best_configurations(analysis),
+        protocol(analysis),
+        ranking(analysis),
+        length(analysis),
+        best_of_n(analysis),
+        seeds_and_prompts(analysis),
+    )
     return [t for t in found if t]
 
 
@@ -73,6 +80,30 @@ CHI_SQUARED = (
     "with a variance that has no bound, so it is not estimated here (why it would matter: Huang et al. 2024, arXiv "
     "2407.13399)."
 )
+
+
+def best_configurations(analysis: Analysis) -> Table | None:
+    """Each arm at its best configuration of the grid that both ran, chosen on other seeds; None with one of either."""
+    a, b = analysis.pairs[0]
+    view = analysis.view
+    if len(analysis.main.configs) < 2 or len(analysis.main.seeds) < 2:
+        return None
+    weights = {a: 1.0, b: -1.0}
+    found = at_budgets(analysis.clouds[analysis.opponent], weights, view.budgets, chosen=True, spent=view.spent)
+    if not found.judged:
+        return None
+    where = "the spent seeds" if view.spent else "the seeds that are not scored"
+    notes = (
+        f"{a} − {b} at each KL budget with each arm at its best of the {len(found.configs)} configurations that both "
+        f"ran, chosen on {where}. No verdict rests on it: by luck the arms may choose different configurations, which "
+        "no number of judged seeds averages out.",
+    )
+    rows = tuple(
+        (words.kl(x.kl), f"{words.number(x.mean.value, 3, True)} ± {words.number(x.mean.se)}", words.span(x.interval))
+        for x in found.judged
+    )
+    header = ("KL, nats", "difference ± se", "95% interval, all budgets at once")
+    return Table("best-configurations", "Each arm at its best configuration", notes, header, rows)
 
 
 POOLED = (

@@ -4,8 +4,10 @@
 (1, 2, 4 and 8 nats). Arms are subtracted within a seed and a configuration (the same beta, learning rate and steps),
 then averaged over the configurations in which every one of the arms reached the budget. So no arm has more attempts
 than another, and nothing is averaged over KL.
-*Chosen.* Each arm at its best configuration of the grid that all of them ran, chosen on other seeds than it is scored
-on: on the spent seeds where some are named, else on all seeds but the one scored. So is an arm's best checkpoint.
+*Chosen.* A second view, for tables: each arm at its best configuration of the grid that all of them ran, chosen on
+other seeds than it is scored on: on the spent seeds where some are named, else on all seeds but the one scored. So is
+an arm's best checkpoint. No verdict of a primary family rests on it: by luck the arms may choose different
+configurations, which no number of judged seeds averages out.
 
 The interval is Student's t over seeds with as many degrees of freedom as seeds less one, its variance that between
 seeds plus what prompts shared by the seeds add. Where seeds happen to agree it is no narrower than the normal interval
@@ -452,7 +454,8 @@ def _unreached(found: Sequence[Budget], seeds: int) -> str:
     least = found[0]
     reached = sum(np.isfinite(v) for v in least.by_seed)
     return (
-        f"No budget was reached by every arm in every seed: {least.kl:g} nats in {reached} of {seeds} "
+        f"No budget was reached by every arm in every seed: {least.kl:g} nat{'' if least.kl == 1 else 's'} in "
+        f"{reached} of {seeds} "
         f"seed{'s' if seeds > 1 else ''}."
     )
 
