@@ -174,10 +174,14 @@ class Encoding:
     # -------------------------------------------------------------------------------------------------------- inside
 
     def _plain(self, prompt: str) -> tuple[str, str]:
-        """A plain prompt, and what stands before the answer: a dialogue's blank after "Assistant:" is the answer's."""
+        """A plain prompt, and what stands before the answer.
+
+        A dialogue is written as published ones are: an empty line before its first turn as before every other, and the
+        blank after the last "Assistant:" with the answer.
+        """
         if self._separated or chat.turns_of(prompt) is None:
             return prompt, ""
-        return prompt.rstrip(" "), " "
+        return "\n\n" + prompt.lstrip("\r\n").rstrip(" "), " "
 
     def _ids(self, text: str) -> list[int]:
         """Ids of text in which special tokens are themselves."""
