@@ -15,7 +15,7 @@ PAGES = sorted([TREE / "README.md", *(TREE / "docs").rglob("*.md"), *(TREE / "be
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 FILE = re.compile(r"[\w./-]+\.py")
 #: words of other tools and of other people's files, which nothing here can vouch for
-FOREIGN = set(["PIP_FIND_LINKS", "DPOTrainer", "OnlineDPOTrainer", "torchrun", "torchvision", "torchaudio"])
+FOREIGN = {"PIP_FIND_LINKS", "DPOTrainer", "OnlineDPOTrainer", "torchrun", "torchvision", "torchaudio"}
 
 
 @cache
