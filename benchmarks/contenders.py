@@ -168,6 +168,13 @@ def aligngap_t5(meter: Meter) -> None:
     train(meter, policy, stream, T5_BATCH, IPO(beta=BETA, form="target"))
 
 
+def aligngap_t5_online(meter: Meter) -> None:
+    policy = make_policy(T5, T5_RESPONSE)
+    prompts = [p.prompt for p in make_pairs(BATCHES * T5_BATCH, T5_PROMPT, T5_RESPONSE)]
+    timed = Timed(meter, policy, FreeJudge())
+    train(meter, policy, OnPolicy(prompts, timed, seed=0), T5_BATCH, IPO(beta=BETA, form="target"), timed)
+
+
 def aligngap_preference_model(meter: Meter) -> None:
     from aligngap.judges.preference_model import Shown
     from aligngap.streams import Epochs
@@ -288,15 +295,30 @@ def trl_online(meter: Meter, caching: bool = False, judge: Callable[[], Any] = F
 # ------------------------------------------------------------------------------------------------ a plain T5 loop
 
 
-def plain_t5(meter: Meter) -> None:
-    """The loop most people write: chosen and rejected in one batch, the prompt beside each, whole logits."""
+def plain_t5(meter: Meter, online: bool = False) -> None:
+    """The loop most people write: chosen and rejected in one batch, the prompt beside each, whole logits.
+
+    Online the model writes both by `generate`, with its cache, and the one with the larger sum of ids is chosen.
+    """
     model, reference = (make_policy(T5, T5_RESPONSE).model for _ in range(2))
     pairs = make_pairs(BATCHES * T5_BATCH, T5_PROMPT, T5_RESPONSE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
 
     def logps(network: Any, prompts: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = network(input_ids=prompts, attention_mask=torch.ones_like(prompts), labels=labels).logits
-        return torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0].sum(-1)
+        real = labels != 0
+        return (torch.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0] * real).sum(-1)
+
+    def written(prompts: torch.Tensor) -> torch.Tensor:
+        model.eval()
+        answers = model.generate(
+            input_ids=prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0,
+            num_return_sequences=2, max_new_tokens=T5_RESPONSE,
+        )[:, 1:]  # fmt: skip
+        model.train()
+        first, second = answers[::2], answers[1::2]
+        better = (first.sum(-1) >= second.sum(-1))[:, None]
+        return torch.cat([torch.where(better, first, second), torch.where(better, second, first)])
 
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         while True:
@@ -304,7 +326,7 @@ def plain_t5(meter: Meter) -> None:
                 part = pairs[start : start + T5_BATCH]
                 prompts = torch.tensor([p.prompt.ids for p in part])
                 labels = torch.tensor([p.chosen.ids for p in part] + [p.rejected.ids for p in part])
-                yield torch.cat([prompts, prompts]), labels
+                yield torch.cat([prompts, prompts]), written(prompts) if online else labels
 
     meter.start(parameters=model.num_parameters())
     model.train()
@@ -318,7 +340,7 @@ def plain_t5(meter: Meter) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        meter.update(loss=float(loss), tokens=labels.numel())
+        meter.update(loss=float(loss), tokens=int((labels != 0).sum()))
 
 
 CONTENDERS: dict[str, Callable[[Meter], None]] = {
@@ -334,6 +356,8 @@ CONTENDERS: dict[str, Callable[[Meter], None]] = {
     "online-judged/TRL, no gradient checkpointing": lambda m: trl_online(m, True, preference_model),
     "t5/aligngap": aligngap_t5,
     "t5/plain loop": plain_t5,
+    "t5-online/aligngap": aligngap_t5_online,
+    "t5-online/plain loop": lambda m: plain_t5(m, online=True),
     "preference-model/aligngap": aligngap_preference_model,
 }
 

@@ -24,6 +24,7 @@ from aligngap.exact.skewed import SKEWED_COLUMNS
 from aligngap.hypotheses.base import Hypothesis
 from aligngap.storage import columns as stored
 from aligngap.storage import pairs as tables
+from aligngap.tasks.pairs import LAYOUTS
 
 DOCS = Path(__file__).resolve().parent
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -117,6 +118,12 @@ def task_settings() -> str:
     return "\n" + "\n".join(parts) + "\n"
 
 
+def layouts() -> str:
+    """Every layout that rows are recognised in, in the order in which they are tried."""
+    rows = [(layout.name, layout.columns, layout.meaning) for layout in LAYOUTS]
+    return "\n" + table(["layout", "columns", "how a row is read"], rows)
+
+
 def judge_settings() -> str:
     kinds = {n: registry.get("judges", n) for n in registry.SHELVES["judges"] if n != "oracle"}
     return "\n" + "\n".join(f"### `{n}`\n\n{keys_of(kind)}" for n, kind in kinds.items()) + "\n"
@@ -154,6 +161,7 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "loss-settings": loss_settings,
     "task-settings": task_settings,
     "judge-settings": judge_settings,
+    "layouts": layouts,
     "records": lambda: columns(stored.RECORD_COLUMNS),
     "per-prompt": lambda: columns(stored.PER_PROMPT_COLUMNS),
     "samples": lambda: columns(stored.SAMPLE_COLUMNS),

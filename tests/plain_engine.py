@@ -40,7 +40,7 @@ class Plain:
         return [self.cut(row, logp) for row, logp in zip(rows[:, len(ids) :].tolist(), logps.tolist(), strict=True)]
 
     def cut(self, row: list[int], logps: list[float]) -> Generated:
-        end = row.index(self.copy.eos_id) + 1 if self.copy.eos_id in row else len(row)
+        end = next((i + 1 for i, token in enumerate(row) if token in self.copy.end_ids), len(row))
         return Generated(tuple(row[:end]), tuple(logps[:end]))
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aligngap.hypotheses.base import Hypothesis
-from aligngap.hypotheses.rules import Rule, ahead, own
+from aligngap.hypotheses.rules import Rule, ahead
 from aligngap.hypotheses.verdicts import decide
 from aligngap.hypotheses.view import View
 from aligngap.stats.estimate import interval
@@ -30,7 +30,7 @@ LENGTH = Hypothesis(
     claim="Length was not measured.",
     study="opening",
     rules=(
-        own("longer", "", RULE, ("online", "offline"), longer),
+        Rule("longer", "", RULE, ("online", "offline"), longer),
         ahead("gap", "online", "offline"),
     ),
 )

@@ -6,22 +6,29 @@ Exit code 2 for bad input, 1 for a failed run; a traceback only with --debug.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
-from aligngap.exact.arguments import add_arguments as add_exact
+from aligngap.exact.arguments import add_arguments as of_exact
 from aligngap.types import AligngapError, RunFailed, one_line
 
 if TYPE_CHECKING:
     from aligngap.pipeline.plan import Plan
 
 
+#: What a command does with its arguments and its own words; the exit code.
+Action = Callable[[argparse.Namespace, Sequence[str]], int]
+
+
 class Parser(argparse.ArgumentParser):
+    """A parser that complains as every other bad input does: one line, exit code 2."""
+
     def error(self, message: str) -> NoReturn:
         raise AligngapError(f"{message}; see `{self.prog} --help`")
 
@@ -35,9 +42,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
+    def command(name: str, act: Action, what: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=what, description=what)
         made.add_argument("--debug", action="store_true", help="show tracebacks")
+        made.set_defaults(act=act)
         return made
 
     def of_study(sub: argparse.ArgumentParser) -> None:
@@ -78,47 +86,61 @@ def parser() -> argparse.ArgumentParser:
             help="tell tensorboard, wandb or trackio the numbers as they come; may be repeated (default: none)",
         )  # fmt: skip
 
-    run = command("run", "run everything a study needs, then make its report; the same command resumes")
-    of_study(run)
-    of_machine(run)
-    mine = command("compare", "is offline enough for your policy and your pairs? the decision, with its uncertainty")
+    run_words = command("run", run, "run everything a study needs, then make its report; the same command resumes")
+    of_study(run_words)
+    of_machine(run_words)
+    mine = command(
+        "compare", compare, "is offline enough for your policy and your pairs? the decision, with its uncertainty"
+    )
     mine.add_argument("--policy", required=True, help="your SFT model: a local folder or a hub name")
     mine.add_argument("--task", required=True, help="your preference file, or a folder with train.* and test.*")
     mine.add_argument(
         "--budget", choices=["small", "medium"], default="small", help="how long, how many (default: small)"
     )
     mine.add_argument("--seeds", type=int, help="how often all is repeated (default: as the budget says)")
+    mine.add_argument(
+        "--kl", type=float, metavar="NATS", help="KL from your model of the policy you will deploy, at which it is "
+        "decided (default: where the best checkpoint of either arm lies)"
+    )  # fmt: skip
     mine.add_argument("--plan", action="store_true", help="only say what would run")
     of_settings(mine)
     of_machine(mine)
-    plan = command("plan", "what would run, what is there already, and how long the rest may take")
-    of_study(plan)
-    plan.add_argument("--pilot", type=Path, help="output folder of a finished run: also say what the study would see")
-    plan.add_argument("--detect", type=float, metavar="D", help="difference in win rate to see (default: 0.05)")
-    report = command("report", "rebuild a report from its records")
-    report.add_argument("out", type=Path, help="output folder of a run")
-    show = command("show", "the numbers of a run, in the terminal")
-    show.add_argument("out", type=Path, help="output folder of a run")
-    show.add_argument("--failures", action="store_true", help="only what failed or went wrong, and at which step")
-    diff = command("diff", "in which settings two arms of a study differ")
-    of_study(diff)
-    diff.add_argument("left")
-    diff.add_argument("right")
-    t5x = command("import-t5x", "write a T5X checkpoint of a T5 1.1 model as a Hugging Face folder")
+    plan_words = command("plan", plan, "what would run, what is there already, and how long the rest may take")
+    of_study(plan_words)
+    plan_words.add_argument(
+        "--pilot", type=Path, help="output folder of a finished run: also say what the study would see"
+    )
+    plan_words.add_argument("--detect", type=float, metavar="D", help="difference in win rate to see (default: 0.05)")
+    look = command("inspect", inspect, "how a preference file is read: counts, and three rows as text and as tokens")
+    look.add_argument("file", help="a preference file, or a folder with train.* and test.*")
+    look.add_argument("--policy", help="also show tokens, as `compare` would give them to this model")
+    look.add_argument("--study", help="also show tokens, as this study would make them (its task reads the file)")
+    look.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="override a setting of the study"
+    )
+    report_words = command("report", report, "rebuild a report from its records")
+    report_words.add_argument("out", type=Path, help="output folder of a run")
+    show_words = command("show", show, "the numbers of a run, in the terminal")
+    show_words.add_argument("out", type=Path, help="output folder of a run")
+    show_words.add_argument("--failures", action="store_true", help="only what failed or went wrong, and at which step")
+    diff_words = command("diff", diff, "in which settings two arms of a study differ")
+    of_study(diff_words)
+    diff_words.add_argument("left")
+    diff_words.add_argument("right")
+    t5x = command("import-t5x", import_t5x, "write a T5X checkpoint of a T5 1.1 model as a Hugging Face folder")
     t5x.add_argument("checkpoint", type=Path, help="the folder checkpoint_STEP of a T5X run")
     t5x.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     t5x.add_argument("--gin", type=Path, help="gin model configuration, whose sizes are checked against the arrays")
     t5x.add_argument(
         "--tokenizer", help="folder or hub name of the tokenizer to put beside it, e.g. google/t5-v1_1-large"
     )
-    leave = command("export", "a trained policy as a Hugging Face folder with a model card")
+    leave = command("export", export, "a trained policy as a Hugging Face folder with a model card")
     leave.add_argument("out", type=Path, help="output folder of a run")
     leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
     leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
-    exact = command("exact", "a world where everything is exact: predicted from the theory first, then trained")
-    add_exact(exact)
-    listing = command("list", "what can be named in a study")
+    of_exact(command("exact", exact, "a world where all is exact: predicted by theory first, then trained"))
+    listing = command("list", list_names, "what can be named in a study")
     listing.add_argument(
         "shelf", choices=["losses", "judges", "tasks", "behaviors", "rollouts", "hypotheses", "studies"]
     )
@@ -130,12 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
-        actions = {
-            "run": run, "plan": plan, "report": report, "show": show, "diff": diff, "list": listing,
-            "import-t5x": import_t5x, "compare": compare, "export": export,
-            "exact": exact,
-        }  # fmt: skip
-        return int(actions[args.command](args, words))
+        return int(args.act(args, words))
     except AligngapError as error:
         if debug:
             raise
@@ -169,7 +186,7 @@ def complain(line: str) -> None:
         print(f"aligngap: {line}", file=sys.stderr)
 
 
-def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
+def prepare(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
@@ -181,22 +198,26 @@ def prepared(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
-    return carry_out(args, words, *prepared(args))
+    return carry_out(args, words, *prepare(args))
 
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.execute.console import print_plan
+    from aligngap.execute.console import print_data, print_plan
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
     from aligngap.study.own import check_pairs, own_study
 
-    study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets)
+    study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets, args.kl)
     out = args.out or Path("out") / study.name
+    if study.policy.chat:
+        said = "its chat template writes the prompts (--set policy.chat=false: they are plain text)"
+        print(f"aligngap: {args.policy}: {said}", file=sys.stderr)
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:
-        from aligngap.execute.checks import check_models
+        from aligngap.execute.checks import check_data, check_models
 
+        print_data(check_data(made, store))
         check_models(study)
         print_plan(made, store, out)
         return 0
@@ -206,6 +227,10 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
     """Run a plan to its end, collect its records and make its report."""
     from aligngap.execute import checks
+
+    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
+        raise AligngapError("--workers, --threads and --save-seconds must be positive")
+    checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
@@ -214,8 +239,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
 
-    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
-        raise AligngapError("--workers, --threads and --save-seconds must be positive")
     processes = checks.pick_processes(args, made)
     if processes > 1 and not in_world():
         return launch(words, processes, args.threads)
@@ -225,7 +248,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
         return 0
     checks.check_models(made.study)
     checks.check_judges(made, store)
-    checks.check_data(made, store)
     store.prepare()
     check_writable(out)
     outcome = watch(executor, made)
@@ -247,18 +269,43 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
-    from aligngap.execute.console import print_plan
+    from aligngap.execute.checks import check_data, check_planned
+    from aligngap.execute.console import print_data, print_plan
 
-    made, store, out = prepared(args)
+    made, store, out = prepare(args)
     if args.detect is not None and (args.pilot is None or not 0 < args.detect < 1):
         raise AligngapError("--detect needs --pilot DIR, and a difference in win rate between 0 and 1")
+    read = check_data(made, store)
+    check_planned(made.study)
     print_plan(made, store, out)
+    print_data(read)
     if args.pilot is not None:
         from aligngap.report import planned_power
 
         first, second = made.study.compare
         seeds, prompts = len(made.study.seed_list), made.study.measurement.prompts
         print(planned_power(args.pilot, (first, second), seeds, prompts, args.detect))
+    return 0
+
+
+def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
+    from aligngap.execute.inspect import inspect_texts, inspect_tokens, print_inspection
+    from aligngap.study.build import build_task
+    from aligngap.study.load import load
+    from aligngap.study.own import own_study
+
+    if args.policy is not None and args.study is not None:
+        raise AligngapError("--policy and --study both say how text becomes tokens; leave one of them out")
+    if args.policy is not None:
+        study = own_study(args.policy, args.file, sets=args.sets)
+    elif args.study is not None:
+        study = load(args.study, [*args.sets, f"task.path={json.dumps(args.file)}"])
+    else:
+        if args.sets:
+            raise AligngapError("--set changes a study; add --study or --policy")
+        print_inspection(inspect_texts(build_task({"name": "pairs", "path": args.file}).load(0)))
+        return 0
+    print_inspection(inspect_tokens(study))
     return 0
 
 
@@ -330,7 +377,7 @@ def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
-def listing(args: argparse.Namespace, words: Sequence[str]) -> int:
+def list_names(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_rows
     from aligngap.registry import names
     from aligngap.study.yaml_file import packaged, parse_yaml

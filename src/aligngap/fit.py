@@ -218,6 +218,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], how: Optimization) -> to
             parameters, lr=how.learning_rate, scale_parameter=False, relative_step=False, warmup_init=False,
             weight_decay=how.weight_decay,
         )  # fmt: skip
+    moved = list(parameters)
+    plain = all(p.device.type == "cpu" and not hasattr(p, "placements") for p in moved)  # not in shards
     return torch.optim.AdamW(
-        parameters, lr=how.learning_rate, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay
+        moved, lr=how.learning_rate, betas=how.betas, eps=how.eps, weight_decay=how.weight_decay, fused=plain or None
     )

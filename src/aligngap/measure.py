@@ -190,18 +190,3 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
     """Entropy [N] in nats of categorical distributions with logits [N, V]."""
     log_p = torch.log_softmax(logits.float(), -1)
     return -(log_p.exp() * log_p).sum(-1)
-
-
-def k1(log_ratio: Tensor) -> Tensor:
-    """Plain estimator of KL(p || q) from samples of p, with log_ratio = log p - log q: unbiased, can be negative."""
-    return log_ratio
-
-
-def k2(log_ratio: Tensor) -> Tensor:
-    """Half the squared log-ratio: biased, small variance near 0 (J. Schulman, "Approximating KL divergence", 2020)."""
-    return 0.5 * log_ratio**2
-
-
-def k3(log_ratio: Tensor) -> Tensor:
-    """r - 1 - log r with r = q/p: unbiased, never negative, heavy tails when q/p is large (Schulman 2020)."""
-    return torch.expm1(-log_ratio) + log_ratio

@@ -5,6 +5,7 @@ YAML and `--set key=value` are two spellings of these classes. Defaults are the 
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: What an arm or a variant may be called: it stands in tables, in files' names and in "ARM[VARIANT]" and "ARM@STEP".
+DAY = "2024-07-26"  #: what Llama's templates say where they are told no date
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+=-]{0,79}")
 
 
@@ -57,17 +59,33 @@ class ModelSpec(Settings):
         default=False, description="compute activations again in the backward pass: less memory, same result"
     )
     chat: bool = Field(default=False, description="write prompts by the tokenizer's chat template")
+    template: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the chat template, for instance {enable_thinking: false}"
+    )
+    date: str = Field(default=DAY, description="the day that a chat template is told which asks for today's date")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
         if self.path is not None and self.config:
             raise ValueError("give either `path` (a pretrained model) or `config` (a model from scratch), not both")
+        if not self.chat and (self.template or self.date != DAY):
+            raise ValueError("`template` and `date` are for a chat template: set `chat: true`, or leave them out")
         return self
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, day: object) -> str:
+        try:
+            return datetime.date.fromisoformat(str(day)).isoformat()
+        except ValueError as error:
+            raise ValueError(f"must be a day, written as {DAY}") from error
 
     @property
     def family(self) -> ModelSpec:
         """What of the model changes how data are encoded: how it is run, and its sizes, do not."""
-        return ModelSpec(path=self.path, model_type=self.model_type, chat=self.chat)
+        return ModelSpec(
+            path=self.path, model_type=self.model_type, chat=self.chat, template=self.template, date=self.date
+        )
 
 
 class TokenizerSpec(Settings):
@@ -155,7 +173,7 @@ class RolloutSpec(Settings):
 
     An engine other than `transformers` holds a copy of the weights, refreshed with the policy (`sync_every`). Its
     log-probabilities are held against the trainer's, which training reads; a mean difference above `tolerance_nats` is
-    told in the report. Measurement, opponents and fixed sets are always sampled by transformers.
+    told in the report. Measurement, opponents and fixed sets are always sampled by the policy's own model.
     """
 
     engine: str = Field(default="transformers", description="a registered rollout: `transformers` or `vllm`")
@@ -263,7 +281,10 @@ class Arm(Settings):
 
 
 class Sweep(Settings):
-    """A grid that multiplies the named arms; other arms run the recipe as it stands. `why` names the protocol.
+    """A grid that multiplies the named arms; other arms run the recipe as it stands.
+
+    The two compared arms run the same grid, or `why` says why not: a sweep's best against a single run is another
+    question than an arm against an arm.
 
     A grid holds for its arms under every variant; one that names "ARM[VARIANT]" takes its place there.
     """
@@ -272,7 +293,9 @@ class Sweep(Settings):
         description="values per axis: beta, learning_rate, steps; every combination is run"
     )
     arms: list[str] = Field(description="the arms that are swept")
-    why: str = Field(description="which protocol this is")
+    why: str = Field(
+        default="", description="which protocol this is; needed where the two compared arms get different grids"
+    )  # fmt: skip
 
     @field_validator("axes")
     @classmethod
@@ -360,6 +383,23 @@ class Study(Settings):
         default=0.0, ge=0.0, lt=1.0, description="share of the training prompts that only the judges learn from, and "
         "no policy; 0: judges and policies learn from the same prompts"
     )  # fmt: skip
+    budgets: list[float] = Field(
+        default=[1.0, 2.0, 4.0, 8.0], min_length=1, description="KL in nats at which arms are compared, named before "
+        "the runs; every verdict rests on them"
+    )  # fmt: skip
+    primary: list[str] = Field(
+        default_factory=list, description="rules (of any hypothesis) that form the primary family, held to 5% as a "
+        "whole by Holm; none named: online-golden against offline and what the proxy costs, where those arms are, else "
+        "R2; by the true preference as well where the task has one"
+    )  # fmt: skip
+    spent_seeds: list[int] = Field(
+        default_factory=list, description="seeds of this study that only choose (an arm's best checkpoint and "
+        "configuration) and are judged by no rule"
+    )  # fmt: skip
+    decision_kl: float | None = Field(
+        default=None, gt=0.0, allow_inf_nan=False, description="KL in nats of the policy that will be deployed, at "
+        "which `decision_margin` is weighed; null: where the best checkpoint of either arm lies"
+    )  # fmt: skip
     decision_margin: float | None = Field(
         default=None, gt=0.0, lt=0.5, description="the gain in win rate that online must bring to be worth it: the "
         "report then opens with a recommendation; null: none is made"
@@ -367,6 +407,13 @@ class Study(Settings):
     seeds: int | list[int] = Field(
         default=1, description="a number (seeds 0, 1 …) or a list; all stages repeat per seed"
     )
+
+    @field_validator("budgets")
+    @classmethod
+    def _rising_budgets(cls, budgets: list[float]) -> list[float]:
+        if not all(math.isfinite(b) and b > 0 for b in budgets) or sorted(set(budgets)) != budgets:
+            raise ValueError("must be increasing KLs above 0 nats, each once")
+        return budgets
 
     @field_validator("seeds")
     @classmethod
@@ -447,6 +494,11 @@ class Study(Settings):
         self._check_policy("`recipe.start`", self.recipe.start)
         if self.policy.path is not None and "tokenizer" in self.model_fields_set:
             raise ValueError("`tokenizer` belongs to a policy from scratch: a pretrained policy brings its own")
+        for seed in self.spent_seeds:
+            if seed not in self.seed_list:
+                raise ValueError(f"`spent_seeds` names {seed}, which is not among the seeds")
+        if self.spent_seeds and set(self.spent_seeds) >= set(self.seed_list):
+            raise ValueError("`spent_seeds` names every seed, so none is left to judge")
         if self.measurement.kl_prompts > self.measurement.prompts:
             raise ValueError("`measurement.kl_prompts` is larger than `measurement.prompts`")
         return self

@@ -291,7 +291,7 @@ def label(
 ) -> list[Pair]:
     """Pairs [B] labelled by the judge in both orders; hard sign labels (a tie is kept with p = 1/2) unless `soft`."""
     judged = judge.judge(prompts, first, second).checked(judge.key, prompts)
-    p = judged.p_win if soft else judged.hard
+    p = judged.soft if soft else judged.hard
     pairs = []
     for i, prompt in enumerate(prompts):
         swap = bool(p[i] < 0.5)
@@ -310,21 +310,30 @@ PROMPTS_AT_ONCE = 32
 def round_robin(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]]) -> np.ndarray:
     """Score [P, n] of each of n responses to a prompt: its mean probability of beating the others, in both orders.
 
-    Every unordered pair is judged once; the judge itself asks both orders. n = 1 has nobody to beat: one half.
+    n = 1 has nobody to beat: one half.
+    """
+    beats = judge_pairs(judge, prompts, answers)
+    n = beats.shape[1]
+    total: np.ndarray = beats.sum(axis=2) - 0.5
+    return total / (n - 1) if n > 1 else np.full((len(prompts), n), 0.5)
+
+
+def judge_pairs(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]]) -> np.ndarray:
+    """Probability [P, n, n] that response i to a prompt beats response j; one half on the diagonal.
+
+    Every unordered pair is judged once; the judge itself asks both orders.
     """
     n = len(answers[0]) if answers else 0
     pairs = list(combinations(range(n), 2))
-    score = np.full((len(prompts), n), 0.5)
+    beats = np.full((len(prompts), n, n), 0.5)
     if not pairs:
-        return score
+        return beats
     for part in chunks(range(len(prompts)), PROMPTS_AT_ONCE):
         asked = [prompts[i] for i in part for _ in pairs]
         first = [answers[i][a] for i in part for a, _ in pairs]
         second = [answers[i][b] for i in part for _, b in pairs]
         p = judge.judge(asked, first, second).checked(judge.key, asked).p_win.reshape(len(part), len(pairs))
-        total = np.zeros((len(part), n))
         for k, (a, b) in enumerate(pairs):
-            total[:, a] += p[:, k]
-            total[:, b] += 1.0 - p[:, k]
-        score[list(part)] = total / (n - 1)
-    return score
+            beats[list(part), a, b] = p[:, k]
+            beats[list(part), b, a] = 1.0 - p[:, k]
+    return beats

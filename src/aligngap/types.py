@@ -47,12 +47,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task yields: comparisons split by prompt (no prompt in both splits), and what was left out and why."""
+    """What a task yields: comparisons split by conversation (none in both splits), and what was left out and why.
+
+    Of what is read from files, `rows` says how many rows came in, `layouts` in which layout each was recognised, and
+    `more` how many comparisons they make beyond one each: rows + more = train + test + everything in `dropped`.
+    """
 
     train: Sequence[Comparison]
     test: Sequence[Comparison]
     source: str
     dropped: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 0
+    layouts: Mapping[str, int] = field(default_factory=dict)
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,21 @@ class Judgement:
         return p
 
     @property
+    def soft(self) -> np.ndarray:
+        """Label [B]: the probability that a beats b, the antisymmetric part of the answers taken in logits.
+
+        A judge that adds a bias for the first place to its logit is undone by (logit(forward) - logit(backward)) / 2,
+        as it is not by a mean of probabilities, which shrinks near 0 and 1. Answers of exactly 0 or 1 have no logit:
+        a pair with such a one has `p_win`.
+        """
+        ahead = self.forward * (1.0 - self.backward)
+        behind = (1.0 - self.forward) * self.backward
+        inside = (ahead > 0) & (behind > 0)
+        one, other = (np.sqrt(np.where(inside, x, 1.0)) for x in (ahead, behind))
+        p: np.ndarray = np.where(inside, one / (one + other), self.p_win)
+        return p
+
+    @property
     def hard(self) -> np.ndarray:
         """Label [B]: 1 if a wins, 0 if b wins, 0.5 for a tie. The sign rule of arXiv 2405.08448, App. A.2."""
         label: np.ndarray = (np.sign(self.forward - self.backward) + 1.0) / 2.0
@@ -175,6 +197,15 @@ class PaidJudge(Judge, Protocol):
 
     def spent(self, step: str) -> dict[str, Any]:
         """What was asked for a step, and what it cost; empty where nothing was."""
+        ...
+
+
+@runtime_checkable
+class TellingJudge(Judge, Protocol):
+    """A judge that has something to say of how it read what it was asked."""
+
+    def about(self) -> dict[str, Any]:
+        """Counts for the manifest of the step that asked it; empty where there is nothing to say."""
         ...
 
 
@@ -235,8 +266,12 @@ def first_line(error: BaseException, most: int = 200) -> str:
 
 
 def one_line(error: object) -> str:
-    """The text on one line, with everything unprintable in it escaped (control characters, right-to-left marks)."""
-    text = " ".join(str(error).split())
+    """The text on one line, with everything unprintable in it escaped, and every run of blanks made one."""
+    return escape(" ".join(str(error).split()))
+
+
+def escape(text: str) -> str:
+    """The text with everything unprintable in it escaped: line ends, control characters, right-to-left marks."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -274,7 +309,7 @@ class Verdict:
     """A hypothesis's outcome by a rule declared before the runs."""
 
     name: str
-    outcome: str  # "supported", "contradicted" or "inconclusive"
+    outcome: str  # "supported", "contradicted", "inconclusive", "censored" or "too few seeds"
     rule: str
     effect: Estimate
     interval: tuple[float, float]
@@ -282,6 +317,9 @@ class Verdict:
     claim: str = ""  # what the paper says, to stand beside it
     share: Estimate | None = None  # the effect as a share of the opening gap, where that is asked
     share_interval: tuple[float, float] = (float("nan"), float("nan"))
+    p: float = float("nan")  # of the rule's test, where it has one
+    p_adjusted: float = float("nan")  # for all tests of its family
+    primary: bool = False  # whether it belongs to the family that was named before the runs
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

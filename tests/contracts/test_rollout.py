@@ -1,8 +1,7 @@
 """What any generation engine must do, whatever it runs on: `ENGINES` names them, and every test asks each.
 
-An engine is a function (policy, prompts, n, max_new_tokens) -> rows of generated ids, the n of one prompt adjacent. It
-draws from the random state that its caller has seeded, from the whole distribution at temperature 1; a row may run past
-EOS, which `Policy.response` cuts.
+An engine is a function (policy, prompts, n, max_new_tokens, seed) -> rows of generated ids, the n of one prompt
+adjacent, drawn from the whole distribution at temperature 1; a row may run past EOS, which `Policy.response` cuts.
 """
 
 from __future__ import annotations
@@ -15,13 +14,25 @@ import torch
 from conftest import BOTH, tiny_policy
 from scipy import stats
 
+from aligngap.models import decoding
 from aligngap.models.batch import Ids, collate
 from aligngap.models.loading import seeded
 from aligngap.models.policy import Policy
 from aligngap.models.sampling import generate
 
-Engine = Callable[[Policy, Sequence[Ids], int, int], list[list[int]]]
-ENGINES: dict[str, Engine] = {"transformers": generate}
+Engine = Callable[[Policy, Sequence[Ids], int, int, int], list[list[int]]]
+
+
+def by_transformers(policy: Policy, prompts: Sequence[Ids], n: int, tokens: int, seed: int) -> list[list[int]]:
+    with seeded(seed, policy.device):
+        return generate(policy, prompts, n, tokens)
+
+
+def by_our_loop(policy: Policy, prompts: Sequence[Ids], n: int, tokens: int, seed: int) -> list[list[int]]:
+    return decoding.sample(policy, prompts, n, tokens, seed, policy.end_ids)
+
+
+ENGINES: dict[str, Engine] = {"transformers": by_transformers, "our loop": by_our_loop}
 PROMPTS: list[Ids] = [(4, 5, 6), (7, 8, 9, 10, 11, 12), (5,)]
 
 pytestmark = [pytest.mark.parametrize("engine", ENGINES), pytest.mark.parametrize("family", BOTH)]
@@ -33,8 +44,8 @@ def policy(family: str) -> Policy:
 
 
 def rows_of(engine: str, policy: Policy, prompts: Sequence[Ids], n: int, tokens: int, seed: int = 0) -> list[list[int]]:
-    with seeded(seed, policy.device), torch.no_grad():
-        return ENGINES[engine](policy, prompts, n, tokens)
+    with torch.no_grad():
+        return ENGINES[engine](policy, prompts, n, tokens, seed)
 
 
 def test_rows_are_new_tokens_of_the_vocabulary_within_the_limit(engine: str, family: str, policy: Policy) -> None:

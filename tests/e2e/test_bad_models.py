@@ -41,6 +41,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     about = json.loads((folder / "startless" / "config.json").read_text())
     del about["decoder_start_token_id"]
     (folder / "startless" / "config.json").write_text(json.dumps(about))
+    load_tokenizer(folder / "llama").save_pretrained(folder / "adapter")  # as PEFT leaves one beside an adapter
+    (folder / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     rows = [{"prompt": f"say {i}", "chosen": "river", "rejected": "lamp"} for i in range(60)]
     for name, kept in (("pairs", rows), ("three", rows[:3])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
@@ -57,6 +59,7 @@ def words(folder: Path, **changes: Any) -> list[str]:
 @pytest.mark.parametrize(("policy", "names"), [
     ("bert", ["bert", "BertForMaskedLM", "ForCausalLM"]),
     ("nowhere", ["nowhere", "no such folder"]),
+    ("adapter", ["adapter", "low-rank adapter and no whole model", "merge_and_unload"]),
     ("startless", ["startless", "decoder_start_token_id", "pad token"]),
 ])  # fmt: skip
 @pytest.mark.parametrize("plan", [False, True])
@@ -89,7 +92,8 @@ def test_a_model_without_a_padding_token_can_be_used(
     (tmp_path / "padless" / "config.json").write_text(json.dumps(about | {"pad_token_id": None}))
     monkeypatch.chdir(tmp_path)
     task = str(models / "pairs.jsonl")
-    assert main(["compare", "--policy", "./padless", "--task", task, "--plan"]) == 0, capsys.readouterr().err
+    short = ["--set", "limits={prompt_tokens: 16, response_tokens: 12}"]
+    assert main(["compare", "--policy", "./padless", "--task", task, "--plan", *short]) == 0, capsys.readouterr().err
     assert load_tokenizer("./padless").pad_token == "</s>"
 
 

@@ -96,6 +96,16 @@ def test_what_online_generated_is_counted(compared: tuple[Path, str]) -> None:
         assert by_arm[arm]["seconds"] > 0
 
 
+def test_the_provenance_says_where_every_row_went(compared: tuple[Path, str]) -> None:
+    told = json.loads((compared[0] / "out" / "provenance.json").read_text())["pipeline"]
+    read, kept, dropped = (
+        next(row["value"] for row in told if (row["part"], row["what"]) == ("data", what))
+        for what in ("read", "rows", "dropped")
+    )
+    assert read["rows"] == sum(read["layouts"].values()) > 0
+    assert read["rows"] + read["more"] == sum(kept.values()) + sum(dropped.values())
+
+
 def test_no_prompt_is_judged_from_and_trained_on(compared: tuple[Path, str]) -> None:
     folder = compared[0]
     [data] = folder.glob("store/data-*/data.parquet")

@@ -1,4 +1,4 @@
-"""Training that goes wrong, in real tiny runs: noticed, recorded with its step, and the rest of the sweep goes on.
+"""Training that goes wrong, in real tiny runs: find_trouble, recorded with its step, and the rest of the sweep goes on.
 
 The steps of a study are made in this process one after another, as a worker makes them.
 """
@@ -16,7 +16,7 @@ import yaml
 from conftest import TINY_STUDY
 
 from aligngap.cli import main
-from aligngap.execute.collect import collect, noticed
+from aligngap.execute.collect import collect, find_trouble
 from aligngap.execute.worker import make
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.judges import FitJudge
@@ -220,9 +220,9 @@ def frame(*rows: tuple[int, float, float, float]) -> pd.DataFrame:
     ],
 )
 def test_what_measurements_tell(rows: list[tuple[int, float, float, float]], outcome: str) -> None:
-    assert noticed(frame((0, 0.0, 9.0, 0.2)), frame(*rows)) == outcome
+    assert find_trouble(frame((0, 0.0, 9.0, 0.2)), frame(*rows)) == outcome
 
 
 def test_what_was_so_from_the_start_is_no_collapse() -> None:
     """Responses of one token (the tabular world) and a limit that cuts the SFT policy too."""
-    assert noticed(frame((0, 0.0, 1.0, 1.0)), frame((8, 2.0, 1.0, 1.0))) == "ok"
+    assert find_trouble(frame((0, 0.0, 1.0, 1.0)), frame((8, 2.0, 1.0, 1.0))) == "ok"

@@ -12,12 +12,13 @@ from conftest import TableJudge, prompt, response
 
 from aligngap.measure import Opponent
 from aligngap.models.policy import Policy
-from aligngap.pipeline.best_of_n import best_of_n, sizes
+from aligngap.pipeline import best_of_n as pipeline_best_of_n
+from aligngap.pipeline.best_of_n import best_of_n, shares_of_best, sizes
 from aligngap.stats.reference import gain_per_nat
 from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.storage.columns import BEST_OF_N_COLUMNS
 from aligngap.storage.records import BEST_OF_N, read_best_of_n, write_table
-from aligngap.streams import PROMPTS_AT_ONCE, round_robin
+from aligngap.streams import PROMPTS_AT_ONCE, judge_pairs, round_robin
 from aligngap.types import Judgement, Prompt, Response
 
 QUALITY = np.random.default_rng(0).normal(size=40)  # by first token: what the golden judge sees
@@ -62,7 +63,7 @@ def test_win_rates_are_the_average_over_all_subsets() -> None:
 
     rows = run(6)
     answers = Writer().sample(PROMPTS, 6, derive(3, "best of n"))
-    score = round_robin(ScoreJudge(LOOKS), PROMPTS, answers)
+    beats = judge_pairs(ScoreJudge(LOOKS), PROMPTS, answers)
     for opponent in OPPONENTS:
         for m in (1, 2, 4, 6):
             by_prompt = []
@@ -71,12 +72,42 @@ def test_win_rates_are_the_average_over_all_subsets() -> None:
                 won = [(np.sign(QUALITY[r.ids[0]] - other) + 1) / 2 for r in row]
                 best = []
                 for subset in combinations(range(6), m):
-                    top = max(score[i][j] for j in subset)
-                    best.append(np.mean([won[j] for j in subset if score[i][j] == top]))
+                    score = {j: sum(beats[i][j][k] for k in subset if k != j) for j in subset}
+                    top = max(score.values())
+                    best.append(np.mean([won[j] for j in subset if score[j] >= top - 1e-9]))
                 by_prompt.append(np.mean(best))
             found = rows[(rows["opponent"] == opponent.name) & (rows["n"] == m)].iloc[0]
-            assert found["win_rate"] == pytest.approx(np.mean(by_prompt), abs=0.01)  # ties in rank: nearly the same
+            assert found["win_rate"] == pytest.approx(np.mean(by_prompt), abs=1e-9)
             assert found["win_rate_se"] == pytest.approx(np.std(by_prompt, ddof=1) / np.sqrt(len(PROMPTS)), rel=0.05)
+
+
+def test_a_subset_is_ranked_by_its_own_members() -> None:
+    """Of four, c beats a and b narrowly and loses to d surely: by all four b is ahead of c, among a, b, c it is c."""
+    beats = np.full((1, 4, 4), 0.5)
+    for (i, j), p in {(0, 1): 0.45, (0, 2): 0.4, (1, 2): 0.45, (0, 3): 0.5, (1, 3): 0.9, (2, 3): 0.0}.items():
+        beats[0, i, j], beats[0, j, i] = p, 1 - p
+    assert beats[0, 1].sum() > beats[0, 2].sum()
+    assert beats[0][np.ix_((0, 1, 2), (0, 1, 2))].sum(axis=1).argmax() == 2
+    for m in (1, 2, 3, 4):
+        shares = shares_of_best(beats, m)[0]
+        want = np.zeros(4)
+        for subset in combinations(range(4), m):
+            score = beats[0][np.ix_(subset, subset)].sum(axis=1)
+            best = np.flatnonzero(score >= score.max() - 1e-9)
+            want[np.array(subset)[best]] += 1 / len(best)
+        assert shares == pytest.approx(want / want.sum())
+        assert shares.sum() == pytest.approx(1)
+
+
+def test_many_subsets_are_drawn_and_agree_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    strength = rng.normal(size=(5, 10))
+    beats = 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None]))
+    whole = shares_of_best(beats, 4)  # 210 subsets
+    monkeypatch.setattr(pipeline_best_of_n, "MOST_SUBSETS", 150)
+    drawn = shares_of_best(beats, 4)
+    assert np.abs(drawn - whole).max() < 0.15
+    assert np.array_equal(drawn, shares_of_best(beats, 4))
 
 
 def test_rows_are_the_declared_columns_and_come_back(tmp_path) -> None:  # type: ignore[no-untyped-def]

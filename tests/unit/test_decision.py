@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from synthetic_records import ArmTruth, make, planted_clouds
+from synthetic_records import ArmTruth, hump, make, planted_clouds
 
 from aligngap.hypotheses.decision import OFFLINE, ONLINE, OPEN, SEMI, Decision, decide, prompts_needed
 from aligngap.hypotheses.view import View
 from aligngap.report.decision import cheaper_arms, costs_of, details, rows, sentence
-from aligngap.stats.compare import curves_for
+from aligngap.stats.clouds import Clouds, keep
 from aligngap.stats.power import Spread, power
 
 MARGIN = 0.03
@@ -28,32 +30,42 @@ def judge(right: float, pairs: int = 400, seeds: int = 3) -> list[dict[str, Any]
     return found
 
 
-def decided(
-    gaps: Mapping[str, float], *, prompts: int = 400, seeds: int = 3, right: float = 0.7, rng_seed: int = 0,
-    seed_sd: float = 0.005, cheaper: Sequence[str] = (),
-) -> Decision:  # fmt: skip
-    """The decision on clouds whose arms differ by constants at equal KL."""
-    rng = np.random.default_rng(rng_seed)
-    curves = curves_for(planted_clouds(rng, gaps, seeds=seeds, prompts=prompts, seed_sd=seed_sd), replicates=100)
-    records, per_prompt, _ = make({a: ArmTruth(kl_range=REACH) for a in gaps}, (0,), prompts=4, checkpoints=2)
-    view = View(records, per_prompt, "sft", curves=curves, pipeline=judge(right, seeds=seeds))
-    return decide(view, MARGIN, cheaper)
+@cache
+def stub(arms: tuple[str, ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables that name these arms; their numbers are not looked at where clouds are given."""
+    return make({a: ArmTruth(kl_range=REACH) for a in arms}, (0,), prompts=4, checkpoints=2)[:2]
+
+
+def viewed(
+    gaps: Mapping[str, float], *, prompts: int = 400, seeds: int = 5, right: float = 0.7, rng_seed: int = 0,
+    seed_sd: float = 0.005, shape: Callable[[np.ndarray], np.ndarray] = hump,
+) -> View:  # fmt: skip
+    """A view of clouds whose arms differ by constants at equal KL."""
+    rng = np.random.default_rng([rng_seed, 1])
+    clouds = planted_clouds(rng, gaps, seeds=seeds, prompts=prompts, seed_sd=seed_sd, shape=shape)
+    records, per_prompt = stub(tuple(gaps))
+    return View(records, per_prompt, "sft", clouds=clouds, pipeline=judge(right, seeds=seeds))
+
+
+def decided(gaps: Mapping[str, float], cheaper: Sequence[str] = (), kl: float | None = None, **more: Any) -> Decision:
+    """The decision on such a view."""
+    return decide(viewed(gaps, **more), MARGIN, cheaper, kl)
 
 
 def test_online_clearly_better_is_said() -> None:
     d = decided({"online": 0.15, "offline": 0.0})
     assert (d.outcome, d.choose) == (ONLINE, "online")
-    assert d.gap.average_interval[0] > 0
+    assert d.gap.interval[0] > 0
     assert sentence(d, {}).startswith("Train online: it gains +0.1")
 
 
-def test_equal_arms_are_enough_only_when_the_interval_excludes_the_margin() -> None:
+def test_equal_arms_are_enough_only_when_the_margin_is_excluded() -> None:
     many = decided({"online": 0.0, "offline": 0.0}, prompts=4000, seed_sd=0.0)
     assert (many.outcome, many.choose) == (OFFLINE, "offline")
-    assert many.gap.average_interval[1] < MARGIN
+    assert many.gap.upper < MARGIN
     assert sentence(many, {}).startswith("Offline is enough: ")
     few = decided({"online": 0.0, "offline": 0.0}, prompts=30)
-    assert few.gap.average_interval[1] >= MARGIN
+    assert few.gap.upper >= MARGIN
     assert few.outcome == OPEN
 
 
@@ -61,29 +73,74 @@ def test_offline_ahead_is_enough() -> None:
     assert decided({"online": 0.0, "offline": 0.15}).outcome == OFFLINE
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_noise_is_not_told_and_says_how_much_more(seeds: int) -> None:
-    d = decided({"online": 0.02, "offline": 0.0}, prompts=40, seeds=seeds, rng_seed=2)
+def test_it_is_decided_at_the_kl_that_is_asked_for_and_else_at_the_best_checkpoint() -> None:
+    gaps = {"online": 0.15, "offline": 0.0}
+    asked = decided(gaps, kl=2.0)
+    assert (asked.gap.kl, math.isnan(asked.gap.best)) == (2.0, True)
+    free = decided(gaps)
+    assert free.gap.kl == free.gap.best
+    assert 2.0 < free.gap.kl < 8.0  # the planted hump peaks at 4 nats
+    assert "at 2 nats of KL" in sentence(asked, {})
+    assert any("No KL was given" in s for s in details(free))
+    assert not any("No KL was given" in s for s in details(asked))
+    nowhere = decided(gaps, kl=40.0)
+    assert (nowhere.outcome, nowhere.doubt) == (OPEN, "undefined")
+    assert "40 nats in 0 of 5 seeds" in sentence(nowhere, {})
+
+
+def test_a_gain_that_comes_late_is_not_diluted() -> None:
+    """Equal up to 2 nats, 0.05 apart from there: at 1 nat offline is enough, at the KL of the best policy it is not."""
+    rng = np.random.default_rng(0)
+    arms = {"online": 0.05, "offline": 0.0}
+    items = []
+    for arm, gain in arms.items():
+        found = planted_clouds(
+            rng, {arm: 0.0}, seeds=5, prompts=4000, seed_sd=0.0,
+            shape=lambda kl, gain=gain: hump(kl) + gain * (kl > 2.0),
+        )  # fmt: skip
+        items += [*found.items]
+    records, per_prompt, _ = make({a: ArmTruth(kl_range=REACH) for a in arms}, (0,), prompts=4, checkpoints=2)
+    view = View(records, per_prompt, "sft", clouds=Clouds(tuple(items)), pipeline=judge(0.7, seeds=5))
+    assert decide(view, MARGIN, kl=1.0).outcome == OFFLINE
+    late = decide(view, MARGIN)
+    assert late.outcome == ONLINE
+    assert late.gap.value.value == pytest.approx(0.05, abs=0.02)
+
+
+def test_where_one_arm_ended_before_the_best_checkpoint_offline_is_not_called_enough() -> None:
+    view = viewed({"online": 0.0, "offline": 0.0}, prompts=4000, seed_sd=0.0, shape=lambda kl: 0.2 + 0.1 * np.log1p(kl))
+    short = Clouds(tuple(keep(c, c.x < 5.0) if c.arm == "offline" else c for c in view.clouds().items))
+    other = View(view.records, view.records.iloc[:0], "sft", clouds=short, pipeline=judge(0.7, seeds=5))
+    d = decide(other, MARGIN)
+    assert (d.outcome, d.doubt) == (OPEN, "reach")
+    assert d.gap.best > d.gap.kl
+    assert "needs longer runs of it" in sentence(d, {})
+    assert decide(other, MARGIN, kl=d.gap.kl).outcome == OFFLINE
+
+
+def test_noise_is_not_told_and_says_how_much_more() -> None:
+    d = decided({"online": 0.02, "offline": 0.0}, prompts=40, seeds=4, rng_seed=2)
     assert (d.outcome, d.choose, d.doubt) == (OPEN, "", "noise")
     assert d.need is not None
     assert d.need.prompts is not None
     assert d.need.prompts > 40
-    assert (d.need.seeds is None) == (seeds == 1)
     said = sentence(d, {})
     assert said.startswith(f"Cannot tell yet: needs about {d.need.prompts:,} more prompts")
-    assert ("more seed" in said) == (seeds == 3)
+    assert "more seed" in said
+
+
+def test_one_seed_decides_nothing() -> None:
+    d = decided({"online": 0.3, "offline": 0.0}, seeds=1, prompts=4000)
+    assert (d.outcome, d.doubt, d.need) == (OPEN, "one seed", None)
+    assert "run at least two" in sentence(d, {})
 
 
 def test_the_prompts_said_to_be_needed_have_the_power_and_no_fewer_have() -> None:
-    for seeds, between in ((2, 0.0), (3, 1e-5)):
+    for seeds, between in ((4, 0.0), (5, 1e-5)):
         s = Spread(between, between, 0.4, 0.0, seeds, 100)
         n = prompts_needed(s, MARGIN, seeds)
         assert n is not None
         assert power(s, MARGIN, seeds, n) >= 0.8 > power(s, MARGIN, seeds, n - 1)
-    one = Spread(math.nan, math.nan, 0.4, 0.0, 1, 100)
-    n = prompts_needed(one, MARGIN, 1)
-    assert n is not None
-    assert power(one, MARGIN, 1, n) >= 0.8 > power(one, MARGIN, 1, n - 1)
 
 
 def test_seeds_that_differ_need_seeds_and_no_number_of_prompts_helps() -> None:
@@ -120,20 +177,23 @@ def test_a_weak_judge_is_named_beside_the_decision() -> None:
 
 def test_arms_that_share_no_kl_are_not_told() -> None:
     records, per_prompt, _ = make(
-        {"online": ArmTruth(kl_range=(0.4, 0.5)), "offline": ArmTruth(kl_range=(10.0, 12.0))}, (0,), prompts=20
+        {"online": ArmTruth(kl_range=(0.4, 0.5)), "offline": ArmTruth(kl_range=(10.0, 12.0))}, (0, 1), prompts=20
     )
-    d = decide(View(records, per_prompt, "sft", pipeline=judge(0.7, seeds=1)), MARGIN)
+    d = decide(View(records, per_prompt, "sft", pipeline=judge(0.7, seeds=2)), MARGIN)
     assert (d.outcome, d.doubt) == (OPEN, "undefined")
     assert sentence(d, {}).startswith("Cannot tell yet: online and offline are not comparable at equal KL")
 
 
-def test_how_often_the_decision_is_wrong() -> None:
-    """20 planted studies each: with no gap online is called better at most as often as a 2.5% test may, with a gap of
-    twice the margin offline is never called enough."""
-    equal = [decided({"online": 0.0, "offline": 0.0}, prompts=100, rng_seed=i).outcome for i in range(20)]
-    ahead = [decided({"online": 0.06, "offline": 0.0}, prompts=100, rng_seed=i).outcome for i in range(20)]
-    assert equal.count(ONLINE) <= 2
-    assert ahead.count(OFFLINE) == 0
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_how_often_the_decision_is_wrong(seeds: int) -> None:
+    """200 planted studies each, at the KL of the best checkpoint, which is chosen on the same runs. At a true gain of
+    the margin offline is called enough in at most 5% (10; more than 18 would happen once in 160 times); with no gain
+    online is called better in at most 2.5% (5; more than 11 once in 180)."""
+    options: dict[str, Any] = {"prompts": 100, "seeds": seeds, "seed_sd": 0.02}
+    at_margin = [decided({"online": MARGIN, "offline": 0.0}, rng_seed=i, **options).outcome for i in range(200)]
+    equal = [decided({"online": 0.0, "offline": 0.0}, rng_seed=i, **options).outcome for i in range(200)]
+    assert at_margin.count(OFFLINE) <= 18
+    assert equal.count(ONLINE) <= 11
 
 
 def test_costs_are_means_over_an_arms_runs() -> None:

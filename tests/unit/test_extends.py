@@ -118,8 +118,9 @@ def test_a_circle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packaged_studies_share_the_opening_pipeline(name: str) -> None:
     """Data, SFT policy, judges, D_golden, golden policy and the online run are made once for all of them."""
     plan, opening = expand(load(name)), expand(load("opening"))
-    base = next(r for r in plan.runs if r.arm == "online")
-    theirs = next(r for r in opening.runs if r.arm == "online")
+    recipe = "beta=0.05 learning_rate=0.0001"
+    base = next(r for r in plan.runs if (r.arm, r.config) == ("online", recipe))
+    theirs = next(r for r in opening.runs if (r.arm, r.config) == ("online", recipe))
     assert base.align.name == theirs.align.name
     assert base.measure.name == theirs.measure.name
     kinds = [s.kind for s in plan.steps() if s.name not in {o.name for o in opening.steps()}]

@@ -21,6 +21,8 @@ from aligngap.pipeline.sft import Sft
 from aligngap.storage.store import Store
 from aligngap.streams import Stopwatch
 from aligngap.study.load import validate
+from aligngap.tasks._common import prompt_id
+from aligngap.tasks._dialogue import conversation_keys
 from aligngap.types import AligngapError, Pair
 
 
@@ -33,12 +35,16 @@ def of_kind(plan: Plan, kind: type) -> list[Any]:
 
 
 @settings(max_examples=20)
-@given(st.lists(st.text(max_size=4), min_size=2, max_size=60), st.floats(0.05, 0.95), st.integers(0, 5))
-def test_the_share_is_exact_by_prompt_and_a_function_of_the_seed(ids: list[str], share: float, seed: int) -> None:
-    kept = kept_for_judges(ids, share, seed)
-    assert kept <= set(ids)
-    assert len(kept) == max(1, round(share * len(set(ids))))
-    assert kept == kept_for_judges(ids[::-1], share, seed)
+@given(st.lists(st.text("abAB \n", max_size=4), min_size=2, max_size=60), st.floats(0.05, 0.95), st.integers(0, 5))
+def test_the_share_is_exact_by_conversation_and_a_function_of_the_seed(
+    texts: list[str], share: float, seed: int
+) -> None:
+    prompts = {prompt_id(text): text for text in texts}
+    kept = kept_for_judges(prompts, share, seed)
+    key = dict(zip(prompts, conversation_keys(list(prompts.values())), strict=True))
+    assert len({key[i] for i in kept}) == max(1, round(share * len(set(key.values()))))
+    assert {key[i] for i in kept}.isdisjoint(key[i] for i in prompts if i not in kept)
+    assert kept == kept_for_judges(dict(reversed(prompts.items())), share, seed)
 
 
 def test_without_a_share_every_key_is_what_it_was() -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from aligngap.tasks._hub import NamedTask
 from aligngap.tasks.arena import ArenaTask
 from aligngap.tasks.hh import HarmlessTask, HelpfulTask
+from aligngap.tasks.pairs import PairsTask
 from aligngap.tasks.tldr import TldrTask
 from aligngap.types import AligngapError, TaskData
 
@@ -62,9 +63,9 @@ def test_tldr_original_rows(tmp_path: Path) -> None:
     rows = [post(0), post(1, choice=1), post(2, title=None), post(3, post=None, article="news"), post(4, post=" ")]
     data = TldrTask(path=str(jsonl(tmp_path / "mine.jsonl", rows))).load(0)
     assert texts(data) == {
-        ("SUBREDDIT: r/AskReddit\n\nTITLE: title 0\n\nPOST: post 0\n\nTL;DR:", "short 0", "long 0"),
-        ("SUBREDDIT: r/AskReddit\n\nTITLE: title 1\n\nPOST: post 1\n\nTL;DR:", "long 1", "short 1"),
-        ("SUBREDDIT: r/AskReddit\n\nPOST: post 2\n\nTL;DR:", "short 2", "long 2"),
+        ("SUBREDDIT: r/AskReddit\n\nTITLE: title 0\n\nPOST: post 0\n\nTL;DR:", " short 0", " long 0"),
+        ("SUBREDDIT: r/AskReddit\n\nTITLE: title 1\n\nPOST: post 1\n\nTL;DR:", " long 1", " short 1"),
+        ("SUBREDDIT: r/AskReddit\n\nPOST: post 2\n\nTL;DR:", " short 2", " long 2"),
     }
     assert data.dropped == {"not a Reddit post": 1, "empty prompt or response": 1}
 
@@ -75,8 +76,8 @@ def test_tldr_rows_that_name_their_split_keep_it(tmp_path: Path) -> None:
         tmp_path / "batch4.json", [post(3, split="valid1"), post(4, split="valid2"), post(0, choice=1, split="valid1")]
     )
     data = TldrTask(path=str(tmp_path)).load(0)
-    assert [c.chosen for c in data.train] == ["short 1", "short 2"]
-    assert [c.chosen for c in data.test] == ["short 3", "short 4", "long 0"]
+    assert [c.chosen for c in data.train] == [" short 1", " short 2"]
+    assert [c.chosen for c in data.test] == [" short 3", " short 4", " long 0"]
     assert data.dropped == {"prompt is also in test": 1}
     assert data.source == "batch3.json, batch4.json"
 
@@ -243,7 +244,7 @@ def test_arena_conversations(tmp_path: Path) -> None:
     ("row", "words"),
     [
         (vote(turns("q", "a"), turns("q", "b"), "nobody"), "unknown winner 'nobody'"),
-        (vote(turns("q", "a"), turns("q", "b"), None), "'winner' is null"),
+        (vote(turns("q", "a"), turns("q", "b"), 3), "'winner' is a number"),
         (vote("q", turns("q", "b"), "model_a"), "'conversation_a' is text"),
         (vote(turns("q", "a"), [{"role": "user"}], "model_a"), "message 1 of field 'conversation_b'"),
         ({"conversation_a": turns("q", "a"), "winner": "model_a"}, "no field 'conversation_b'"),
@@ -286,11 +287,21 @@ def test_the_hub_and_a_local_copy_give_the_same(tmp_path: Path, monkeypatch: pyt
     there, here = TldrTask(revision="abc"), TldrTask(path=str(tmp_path))
     assert (there.load(0).train, there.load(0).test) == (here.load(0).train, here.load(0).test)
     assert hub.asked[0] == ("openai/summarize_from_feedback", {"name": "comparisons", "revision": "abc"})
-    assert there.load(0).source == "openai/summarize_from_feedback (train), openai/summarize_from_feedback (validation)"
+    name = "openai/summarize_from_feedback@abc"
+    assert there.load(0).source == f"{name} (train), {name} (validation)", "which revision it was is in the records"
     before = there.fingerprint()
     assert before == there.fingerprint()
     test[0]["choice"] = 1
     assert before != there.fingerprint(), "what the hub holds is part of the key"
+
+
+def test_a_hub_data_set_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = use_hub(monkeypatch, {"train": [{"prompt": f"q {i}", "chosen": "a", "rejected": "b"} for i in range(40)]})
+    data = PairsTask(hub="me/mine", revision="v2").load(0)
+    assert hub.asked == [("me/mine", {"revision": "v2"})]
+    assert len(data.train) + len(data.test) == data.rows == 40
+    with pytest.raises(ValidationError, match="give path"):
+        PairsTask()
 
 
 def test_hub_subsets(monkeypatch: pytest.MonkeyPatch) -> None:

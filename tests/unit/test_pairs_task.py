@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aligngap.tasks import _files, _rows
-from aligngap.tasks._dialogue import render_messages
+from aligngap.tasks._dialogue import conversation_keys, render_messages
 from aligngap.tasks.pairs import PairsTask
 from aligngap.types import AligngapError, Comparison, TaskData
 
 Rows = list[dict[str, Any]]
 GOOD: Rows = [{"prompt": f"question {i}?", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(6)]
-FORMATS = [".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet"]
+FORMATS = [".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet"]
 
 
 def encode(rows: Rows, suffix: str) -> bytes:
@@ -41,9 +41,9 @@ def encode(rows: Rows, suffix: str) -> bytes:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows), buffer)
         return buffer.getvalue()
-    if kind == ".csv":
+    if kind in (".csv", ".tsv"):
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]), quoting=csv.QUOTE_ALL)
+        writer = csv.DictWriter(text, list(rows[0]), quoting=csv.QUOTE_ALL, delimiter="\t" if kind == ".tsv" else ",")
         writer.writeheader()
         writer.writerows(rows)
         raw = text.getvalue().encode()
@@ -93,13 +93,18 @@ def test_every_format_gives_the_same_comparisons(tmp_path: Path, suffix: str) ->
     assert data.source == f"mine{suffix}"
 
 
+def same_question(prompt: str) -> str:
+    """What makes two prompts one question, whatever else is in the file."""
+    return conversation_keys([prompt])[0]
+
+
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 solid = any_text.filter(lambda s: s.strip() != "")
 good_rows = st.lists(
     st.tuples(solid.filter(lambda s: s[0] not in "\r\n"), solid, solid).filter(lambda r: r[1].strip() != r[2].strip()),
     min_size=2,
     max_size=6,
-    unique_by=lambda r: r[0],
+    unique_by=lambda r: same_question(r[0]),
 )
 
 
@@ -109,7 +114,7 @@ good_rows = st.lists(
 def test_any_text_survives_any_format(tmp_path: Path, suffix: str, triples: list[tuple[str, str, str]]) -> None:
     rows = [dict(zip(("prompt", "chosen", "rejected"), triple, strict=True)) for triple in triples]
     data = load(write(tmp_path, rows, f"mine{suffix}"))
-    assert texts(data) == {(p, c.strip(), r.strip()) for p, c, r in triples}
+    assert texts(data) == set(triples)
     assert data.dropped == {}
 
 
@@ -143,9 +148,9 @@ def test_any_json_ends_in_data_or_in_one_line(tmp_path: Path, rows: Rows) -> Non
     assert message.isprintable()
 
 
-def test_responses_are_stripped_and_prompts_lose_leading_line_ends(tmp_path: Path) -> None:
-    rows = [{"prompt": "\n\n  hi \n", "chosen": " a\n", "rejected": "\tb\u00a0"}, *GOOD]
-    assert ("  hi \n", "a", "b") in texts(load(write(tmp_path, rows)))
+def test_blanks_are_content_but_for_line_ends_before_a_prompt(tmp_path: Path) -> None:
+    rows = [{"prompt": "\n\n  hi \n", "chosen": "    a\n", "rejected": "\tb\u00a0"}, *GOOD]
+    assert ("  hi \n", "    a\n", "\tb\u00a0") in texts(load(write(tmp_path, rows)))
 
 
 def test_control_characters_markers_and_script_are_data(tmp_path: Path) -> None:
@@ -211,7 +216,9 @@ RENDERED = "Human: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:"
 
 def test_messages_are_rendered_as_one_dialogue() -> None:
     assert render_messages(ASK) == f"\n\n{RENDERED}"
-    assert render_messages([("system", " be kind "), ("user", "hi")]).startswith("\n\nSystem: be kind\n\nHuman: hi\n\n")
+    assert render_messages([("system", "be kind"), ("user", " hi\n")]) == (
+        "\n\nSystem: be kind\n\nHuman:  hi\n\n\nAssistant:"
+    ), "one blank after a colon is form, the others are the message's own"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json.gz", ".parquet"])
@@ -224,44 +231,52 @@ def test_message_lists(tmp_path: Path, suffix: str, with_prompt: bool) -> None:
     assert (RENDERED, "because 1", "no") in texts(load(write(tmp_path, rows, f"mine{suffix}")))
 
 
-def test_a_text_prompt_with_message_lists_takes_the_last_answer(tmp_path: Path) -> None:
-    rows = [{**r, "chosen": chat(r["chosen"]), "rejected": chat(r["rejected"])} for r in GOOD]
-    assert ("question 1?", "good 1", "bad 1") in texts(load(write(tmp_path, rows)))
-
-
 def hh(prompt: str, answer: str) -> str:
     return f"\n\nHuman: hi\n\nAssistant: hello\n\nHuman: {prompt}\n\nAssistant: {answer}"
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_dialogues_without_a_prompt_are_split_at_the_last_answer(tmp_path: Path, suffix: str) -> None:
-    rows = [{"chosen": hh(f"why {i}?", "yes"), "rejected": hh(f"why {i}?", " no ")} for i in range(4)]
+    rows = [
+        {"chosen": hh(f"why {i}?", "yes"), "rejected": hh(f"why {i}?", " no " if i == 1 else "no")} for i in range(4)
+    ]
     rows.append({"chosen": hh("a", "yes"), "rejected": hh("b", "no")})
     rows.append({"chosen": hh("a", "yes") + "\n\nHuman: thanks", "rejected": hh("a", "no")})
     data = load(write(tmp_path, rows, f"mine{suffix}"))
     assert ("Human: hi\n\nAssistant: hello\n\nHuman: why 2?\n\nAssistant:", "yes", "no") in texts(data)
     assert len(texts(data)) == 4
     assert data.dropped == {"prompts differ": 1, "dialogue does not end with an answer": 1}
+    assert ("Human: hi\n\nAssistant: hello\n\nHuman: why 1?\n\nAssistant:", "yes", " no ") in texts(data)
 
 
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ([], ["empty prompt"]),
         ([{"role": "user"}], ["message 1 of field 'prompt' has no role or content"]),
-        (["hi"], ["message 1 of field 'prompt'"]),
-        ([message("tool", "x")], ["unknown role 'tool'"]),
-        ([{"role": "user", "content": None}], ["'prompt[1].content' is null"]),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}]}], ["'prompt[1].content' is a list"]),
-        ({"role": "user", "content": "hi"}, ["'prompt' is an object, not text or a list of messages"]),
+        (["hi"], ["message 1 of field 'prompt' is text"]),
+        ([{"role": 3, "content": "x"}], ["'prompt[1].role' is a number"]),
+        ([{"role": "user", "content": 3}], ["'prompt[1].content' is a number"]),
+        ({"text": "hi"}, ["'prompt' is an object, not text or a list of messages"]),
     ],
 )
 def test_bad_messages(tmp_path: Path, bad: Any, words: list[str]) -> None:
-    path = write(tmp_path, [GOOD[0], {**GOOD[1], "prompt": bad}])
-    if bad == []:
-        refuse(path, *words)
-    else:
-        refuse(path, "line 2", *words)
+    refuse(write(tmp_path, [GOOD[0], {**GOOD[1], "prompt": bad}]), "line 2", *words)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ([], "empty prompt or response"),
+        ([{"role": "user", "content": None}], "message that is not text"),
+        ([message("tool", "x")], "message of a tool, or of another unknown role"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message that is not text"),
+        ([message("user", "x\n\nHuman: y")], "message that itself holds the beginning of a turn"),
+        ([message("user", "x"), message("assistant", "Sure,")], "prompt ends inside the assistant's turn"),
+        ("[{'role': 'user', 'content': 'x'}, ...]", "messages written as text that cannot be read back"),
+    ],
+)
+def test_messages_that_no_prompt_can_be_made_of_are_counted(tmp_path: Path, prompt: Any, reason: str) -> None:
+    assert load(write(tmp_path, [*GOOD, {**GOOD[1], "prompt": prompt}])).dropped == {reason: 1}
 
 
 # ------------------------------------------------------------------------------------------ left out and counted
@@ -275,15 +290,17 @@ def test_rows_of_poor_quality_are_counted(tmp_path: Path) -> None:
         {"prompt": "p", "chosen": "", "rejected": "b"},
         GOOD[0],
         {**GOOD[1], "chosen": GOOD[1]["chosen"] + " "},
+        {"prompt": GOOD[1]["prompt"], "chosen": GOOD[1]["rejected"], "rejected": GOOD[1]["chosen"]},
         {"prompt": GOOD[2]["prompt"], "chosen": GOOD[2]["rejected"], "rejected": GOOD[2]["chosen"]},
     ]
     data = load(write(tmp_path, rows))
-    assert len(texts(data)) == len(data.train) + len(data.test) == 6
+    assert len(texts(data)) == len(data.train) + len(data.test) == 5
+    assert ("question 1?", "good 1", "bad 1") in texts(data), "two rows against one"
     assert data.dropped == {
         "identical responses": 1,
         "empty prompt or response": 2,
         "duplicate of an earlier pair": 2,
-        "contradicts an earlier pair": 1,
+        "contradicted by as many or more rows": 3,
     }
 
 
@@ -316,9 +333,12 @@ BAD_FILES: list[tuple[str, bytes, list[str]]] = [
     ("a.jsonl.gz", gzip.compress(b""), ["holds no rows"]),
     ("a.jsonl", MISSING, ["line 3", "no field 'chosen' (it has: prompt, rejected)", "task.chosen_field"]),
     ("a.jsonl", MISSING.replace(b"chosen", b"best"), ["line 1", "no field 'chosen'"]),
+    ("a.jsonl", b'{"text": "a", "label": 1}\n', ["line 1", "of no known layout (fields: text, label)"]),
+    ("a.json", b'{"prompt": {"0": "a"}, "chosen": {"0": "b"}}', ["line 1", "holds columns", "orient='records'"]),
+    ("a.json", b'{"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}', ["line 1", "holds columns"]),
+    ("a.json", b'{"train": [{"prompt": "a"}]}', ["line 1", "splits, not rows (fields: train)"]),
     ("a.jsonl", b'{"chosen": "a", "rejected": "b"}\n' * 2, ["line 1", "no field 'prompt'", "task.prompt_field"]),
     ("a.jsonl", line(4, chosen=3), ["line 4", "'chosen' is a number"]),
-    ("a.jsonl", line(4, chosen=None), ["line 4", "'chosen' is null"]),
     ("a.jsonl", line(4, prompt=True), ["line 4", "'prompt' is a truth value"]),
     ("a.jsonl", line(4, rejected={}), ["line 4", "'rejected' is an object"]),
     ("a.jsonl", line(4, rejected="x\ud83d"), ["line 4", "'rejected'", "lone surrogate"]),
@@ -336,19 +356,19 @@ BAD_FILES: list[tuple[str, bytes, list[str]]] = [
     ("a.jsonl.gz", gzip.compress(line(1))[:-9], ["not a whole gzip file"]),
     ("a.json", b'{"data": [\n{"prompt": "p"}]}', ["line 1", "broken JSON"]),
     ("a.json", b'"text"', ["not a JSON list"]),
-    ("a.json", b'[{"prompt": "p", "chosen": "a", "rejected": "b"} {}]', ["row 1", "broken JSON"]),
-    ("a.json", json.dumps(GOOD).encode()[:-1], ["row 6", "broken JSON"]),
-    ("a.json", json.dumps(GOOD).encode() + b"x", ["after the list's end"]),
+    ("a.json", b'[{"prompt": "p", "chosen": "a", "rejected": "b"} {}]', ["a.json", "broken JSON", "column 50"]),
+    ("a.json", json.dumps(GOOD).encode()[:-1], ["a.json", "broken JSON", "column 408"]),
+    ("a.json", json.dumps(GOOD, indent=1).encode().replace(b",", b"", 1), ["broken JSON", "at line 4 column 3"]),
+    ("a.json", json.dumps(GOOD).encode() + b"x", ["more than one value, or text after it"]),
     ("a.json", b"[1, 2]", ["row 1", "is a number, not an object"]),
     ("a.csv", b"prompt,chosen,rejected\na,b,c\na,b\n", ["row 2 (line 3)", "no field 'rejected'"]),
     ("a.csv", b"prompt,chosen,rejected\na,b,c,d\n", ["row 1 (line 2)", "4 fields where the header names 3"]),
     ("a.csv", b"prompt,chosen,chosen\na,b,c\n", ["column 'chosen' is there twice"]),
     ("a.csv", b'prompt,chosen,rejected\na,b,"c\n', ["broken CSV"]),
-    ("a.csv", b"prompt;chosen;rejected\na;b;c\n", ["no field 'chosen' (it has: prompt;chosen;rejected)"]),
+    ("a.csv", b"prompt|chosen|rejected\na|b|c\n", ["of no known layout (fields: prompt|chosen|rejected)"]),
     ("a.parquet", b"PAR1 not really PAR1", ["not a readable Parquet file"]),
     ("a.parquet", encode(GOOD, ".parquet")[:-20], ["not a readable Parquet file"]),
     ("a.parquet", encode([{**GOOD[0], "chosen": 1}], ".parquet"), ["row 1", "'chosen' is a number"]),
-    ("a.parquet", encode([*GOOD, {**GOOD[0], "chosen": None}], ".parquet"), ["row 7", "'chosen' is null"]),
     ("a.txt", b"hello", ["unknown kind of file", ".jsonl.gz"]),
     ("a.parquet.gz", b"hello", ["unknown kind of file"]),
     ("a", b"hello", ["unknown kind of file"]),
@@ -363,9 +383,11 @@ def test_bad_files_end_in_one_line(tmp_path: Path, name: str, raw: bytes, words:
     assert all(any(option in message for option in word.split("|")) for word in words), message
 
 
-def test_a_row_with_a_prompt_in_a_file_of_dialogues(tmp_path: Path) -> None:
+def test_each_row_is_read_in_its_own_layout(tmp_path: Path) -> None:
     rows: Rows = [{"chosen": hh("a", "x"), "rejected": hh("a", "y")}, {"prompt": "p", "chosen": "x", "rejected": "y"}]
-    refuse(write(tmp_path, rows), "line 2", "has a field 'prompt', which the first row has not")
+    data = load(write(tmp_path, rows))
+    assert data.layouts == {"chosen, rejected": 1, "prompt, chosen, rejected": 1}
+    assert data.rows == 2
 
 
 def test_a_prompt_field_that_was_named_must_be_there(tmp_path: Path) -> None:
@@ -516,13 +538,13 @@ rows_with_repeated_prompts = st.lists(
 def test_no_prompt_is_in_both_splits(tmp_path: Path, rows: list[tuple[str, str]], share: float, seed: int) -> None:
     made = [{"prompt": prompt, "chosen": answer, "rejected": "c"} for prompt, answer in rows]
     path = write(tmp_path, made)
-    if len({prompt for prompt, _ in rows}) < 2:
+    if len({prompt.lower() for prompt, _ in rows}) < 2:
         refuse(path, "only 1 usable prompt")
         return
     data = PairsTask(path=str(path), test_share=share).load(seed)
     assert data.train
     assert data.test
-    assert not {c.prompt for c in data.train} & {c.prompt for c in data.test}
+    assert not {c.prompt.lower() for c in data.train} & {c.prompt.lower() for c in data.test}
     assert len(data.train) + len(data.test) + sum(data.dropped.values()) == len(rows)
     assert data == PairsTask(path=str(path), test_share=share).load(seed + 1), "the seed moves no prompt"
 
@@ -613,7 +635,7 @@ def test_real_tasks(task: str) -> None:
     assert not {c.prompt_id for c in data.train} & {c.prompt_id for c in data.test}
     everything: list[Comparison] = [*data.train, *data.test]
     assert len({c.prompt_id for c in everything}) == len({c.prompt for c in everything})
-    assert all(c.chosen == c.chosen.strip() != c.rejected for c in everything)
+    assert all(c.chosen.strip() != c.rejected.strip() for c in everything)
 
 
 @needs_data

@@ -38,6 +38,9 @@ GOOD_COPIES = {(BEST, BEST): 0.8, (FAIR, POOR): 0.2}
 POOR_COPIES = {(POOR, POOR): 0.8, (BEST, POOR): 0.2}
 NO_BEST = {(FAIR, POOR): 1.0}
 
+#: nats at which arms are compared: log 3, all that there is, is 1.1
+BUDGETS = (0.1, 0.25, 0.5)
+
 Pairs = Mapping[tuple[int, int], float]
 
 
@@ -75,7 +78,7 @@ def table(pairs: Pairs) -> Array:
     return out
 
 
-def measured(runs: Mapping[str, list[Array]], seeds: int = 3, prompts: int = 600) -> View:
+def measured(runs: Mapping[str, list[Array]], seeds: int = 5, prompts: int = 600) -> View:
     """Records of these runs at their first policy past each level of KL; a win is drawn from the exact win rate."""
     rng = np.random.default_rng(0)
     rows, wins = [], []
@@ -92,7 +95,7 @@ def measured(runs: Mapping[str, list[Array]], seeds: int = 3, prompts: int = 600
                 ids = [f"p{n}" for n in range(prompts)]
                 wins.append(pd.DataFrame({**same, "prompt_id": ids, "win": won, "kl_nats": reached[step]}))
     records = pd.DataFrame(rows).reindex(columns=list(RECORD_COLUMNS))
-    return View(records, pd.concat(wins).reindex(columns=list(PER_PROMPT_COLUMNS)), opponent="sft")
+    return View(records, pd.concat(wins).reindex(columns=list(PER_PROMPT_COLUMNS)), opponent="sft", budgets=BUDGETS)
 
 
 def world(offline: Array, opened: Loss, **variants: Loss) -> dict[str, list[Array]]:

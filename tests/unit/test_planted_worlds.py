@@ -18,6 +18,8 @@ from aligngap.hypotheses.view import View
 from aligngap.types import Verdict
 
 ONLINE = {"behavior": "policy", "judge": "oracle"}
+#: nats at which arms are compared: a policy of three words has log 3, and of two log 2, to move at all
+BUDGETS = (0.1, 0.25)
 FINAL = {"behavior": "responses", "writers": ["online@6", "online@6"], "judge": "oracle"}
 
 
@@ -37,7 +39,7 @@ def test_what_the_data_hold_is_the_cause(tmp_path: Path) -> None:
         "online": ONLINE, "offline": {"behavior": "dataset", "judge": "oracle"},
         "shuffled": {"behavior": "recording", "of": "online", "order": "shuffled"}, "final-vs-final": FINAL,
     }  # fmt: skip
-    view = View(*train(arms, 3, tmp_path, blind=True), opponent="sft")
+    view = View(*train(arms, 5, tmp_path, blind=True), opponent="sft", budgets=BUDGETS)
     found = verdicts(view, "coverage", "quality")
     assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
     assert found["H1"].outcome == SUPPORTED
@@ -53,7 +55,7 @@ def test_labels_are_the_cause(tmp_path: Path) -> None:
         "shuffled": {"behavior": "recording", "of": "online", "order": "shuffled", "judge": "golden"},
         "final-vs-final": {**FINAL, "judge": "golden"},
     }  # fmt: skip
-    view = View(*train(arms, 3, tmp_path, judge_steps=40, wrong_rater=True), opponent="sft")
+    view = View(*train(arms, 5, tmp_path, judge_steps=40, wrong_rater=True), opponent="sft", budgets=BUDGETS)
     found = verdicts(view, "coverage", "quality")
     assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
     assert found["H1"].outcome == CONTRADICTED
@@ -76,8 +78,8 @@ def test_imitation_is_the_cause(tmp_path: Path) -> None:
     }  # fmt: skip
     dpo = {"set": {"recipe.loss": {"name": "dpo", "beta": 0.1}}, "arms": ["online", "offline"]}
     options = {"loss": {"name": "best-of-two"}, "variants": {"dpo": dpo}}
-    made = train(arms, 1, tmp_path, judge_steps=40, two=True, wrong_rater=True, **options)
-    view = View(*made, opponent="sft")
+    made = train(arms, 5, tmp_path, judge_steps=40, two=True, wrong_rater=True, **options)
+    view = View(*made, opponent="sft", budgets=BUDGETS)
     found = verdicts(view, "losses", "quality")
     assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
     assert found["closed by offline[dpo]"].outcome == SUPPORTED
@@ -96,6 +98,8 @@ def test_where_nothing_is_planted_nothing_is_found(tmp_path: Path) -> None:
     records, wins = train(arms, 6, tmp_path)
     outcomes = []
     for triple in ((0, 1, 2), (3, 4, 5), (0, 2, 4), (1, 3, 5)):
-        view = View(records[records["seed"].isin(triple)], wins[wins["seed"].isin(triple)], opponent="sft")
+        view = View(
+            records[records["seed"].isin(triple)], wins[wins["seed"].isin(triple)], opponent="sft", budgets=BUDGETS
+        )
         outcomes.append(ahead("gap", "online", "offline").judge(view).outcome)
     assert outcomes.count(INCONCLUSIVE) >= 3

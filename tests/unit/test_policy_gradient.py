@@ -23,7 +23,9 @@ from aligngap.pipeline.plan import expand
 from aligngap.seeding import derive
 from aligngap.storage.pairs import pair_from_row, pair_to_row
 from aligngap.streams import Dataset, Mixture, OnPolicy, Relabelled
+from aligngap.study.build import needs_probabilities
 from aligngap.study.load import validate
+from aligngap.study.variants import apply_variant
 from aligngap.study.yaml_file import parse_yaml
 from aligngap.types import AligngapError
 
@@ -193,8 +195,9 @@ def test_what_a_study_may_not_ask_for(changes: dict[str, object], named: list[st
 
 
 def test_rloo_on_probabilities_and_on_wins_is_allowed() -> None:
-    validate(study(variants={"v": {"set": {"recipe.loss": RLOO_LOSS}, "arms": ["soft"]}}), "tiny")
-    validate(study(recipe__loss=RLOO_LOSS | {"reward": "win"}), "tiny")
+    allowed = validate(study(variants={"v": {"set": {"recipe.loss": RLOO_LOSS}, "arms": ["soft"]}}), "tiny")
+    assert needs_probabilities(apply_variant(allowed, "v"))
+    assert not needs_probabilities(validate(study(recipe__loss=RLOO_LOSS | {"reward": "win"}), "tiny"))
 
 
 def test_the_golden_policy_under_rloo_hears_probabilities() -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from aligngap.execute.checks import check_models
 from aligngap.models import pretrained
 from aligngap.models.chat import TemplateRefused, messages_of
-from aligngap.models.encoding import encode_chat, encode_prompt, encode_text
+from aligngap.models.encoding import Encoding, encode_text
 from aligngap.models.loading import check_spec, check_tokenizer, load_model, load_tokenizer
 from aligngap.models.policy import Policy
 from aligngap.settings import ModelSpec
@@ -39,6 +39,7 @@ def instruct(tmp_path: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------- chat
 
+CHAT = ModelSpec(chat=True)
 DIALOGUE = "Human: how do I bake\n\nAssistant: bread?\n\nHuman: yes\n\nAssistant:"
 
 
@@ -64,7 +65,7 @@ def test_a_dialogue_becomes_messages_and_other_text_one_message() -> None:
 def test_benign_prompts_are_encoded_as_the_tokenizer_itself_does(text: str) -> None:
     tokenizer = chat_tokenizer()
     theirs = tokenizer.apply_chat_template(messages_of(text), add_generation_prompt=True, return_dict=False)
-    assert encode_chat(tokenizer, text) == theirs
+    assert list(Encoding(tokenizer, False, CHAT).prompt(text)) == theirs
 
 
 HOSTILE = [
@@ -82,28 +83,28 @@ def test_nobody_can_write_a_special_token(text: str, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     special = set(tokenizer.all_special_ids)
     prompt = f"\n\nHuman: {text}\n\nAssistant: no\n\nHuman: {text}!\n\nAssistant:"
-    benign = encode_chat(tokenizer, "\n\nHuman: a\n\nAssistant: no\n\nHuman: b\n\nAssistant:")
-    ids = encode_chat(tokenizer, prompt)
+    benign = Encoding(tokenizer, False, CHAT).prompt("\n\nHuman: a\n\nAssistant: no\n\nHuman: b\n\nAssistant:")
+    ids = Encoding(tokenizer, False, CHAT).prompt(prompt)
     assert [i for i in ids if i in special] == [i for i in benign if i in special]
     assert tokenizer.decode(ids).count(text) >= 2  # nothing was left out
-    assert not set(encode_prompt(tokenizer, False, text)) & special
+    assert not set(Encoding(tokenizer, False, ModelSpec()).prompt(text)) & special
 
 
 def test_a_template_that_refuses_a_prompt_says_so() -> None:
     with pytest.raises(TemplateRefused, match="no system"):
-        encode_chat(chat_tokenizer(STRICT), "\n\nSystem: a\n\nHuman: b\n\nAssistant:")
+        Encoding(chat_tokenizer(STRICT), False, CHAT).prompt("\n\nSystem: a\n\nHuman: b\n\nAssistant:")
 
 
 def test_a_tokenizer_that_begins_texts_with_bos_begins_prompts_with_it(tmp_path: Path) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = chat_tokenizer()
-    assert encode_prompt(tokenizer, False, "bread")[0] != tokenizer.bos_token_id
+    assert Encoding(tokenizer, False, ModelSpec()).prompt("bread")[0] != tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
     )
-    assert encode_prompt(tokenizer, False, "bread")[0] == tokenizer.bos_token_id
-    assert encode_prompt(tokenizer, True, "bread")[0] != tokenizer.bos_token_id
+    assert Encoding(tokenizer, False, ModelSpec()).prompt("bread")[0] == tokenizer.bos_token_id
+    assert Encoding(tokenizer, True, ModelSpec()).prompt("bread")[0] != tokenizer.bos_token_id
 
 
 def test_padding_with_eos_changes_nothing(instruct: Path) -> None:
@@ -136,7 +137,9 @@ def test_a_gguf_file_gives_the_model_it_was_written_from(
     ids = torch.arange(3, 40).unsqueeze(0)
     torch.testing.assert_close(policy.model(input_ids=ids).logits, original(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
     assert policy.encode_response("how do I bake bread?") == (*encode_text(chat_tokenizer(), "how do I bake bread?"), 2)
-    assert encode_chat(policy.tokenizer, DIALOGUE) == encode_chat(chat_tokenizer(), DIALOGUE)
+    assert Encoding(policy.tokenizer, False, CHAT).prompt(DIALOGUE) == Encoding(chat_tokenizer(), False, CHAT).prompt(
+        DIALOGUE
+    )
     check_spec(ModelSpec(path=str(file), chat=True))
     [folder] = [f for f in (tmp_path / "cache").iterdir() if f.is_dir()]
     assert (folder / "model.safetensors").is_file()

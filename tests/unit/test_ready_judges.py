@@ -99,7 +99,7 @@ def test_a_reward_model_by_its_folder(reward_folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_reward_model(reward_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AligngapError, match="cannot be loaded"):
+    with pytest.raises(AligngapError, match=r"holds no config\.json"):
         RewardModel(path=str(tmp_path)).check(tmp_path)
     config = LlamaConfig(**DECODER, vocab_size=20, num_labels=2)
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)

@@ -158,7 +158,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "offline": ArmTruth(configs=2, spread=0.03),
         "online-golden": ArmTruth(gap=0.14),
     }
-    save(folder, make(arms, prompts=120, texts=(HOSTILE, "plain")))
+    save(folder, make(arms, seeds=range(5), prompts=120, texts=(HOSTILE, "plain")))
     write_table(folder / BEST_OF_N, best_of_n_rows(), BEST_OF_N_COLUMNS)
     (folder / "provenance.json").write_text(
         json.dumps({"artifacts": {"sft-1": {"commit": "abc123", "device": HOSTILE, "seconds": 1.5}}})
@@ -176,7 +176,9 @@ def test_everything_is_there(made: Path) -> None:
     assert set(numbers["what"]) == {"checkpoint", "frontier", "peak", "sft level", "best-of-n"}
     assert numbers[numbers["what"] == "frontier"][["lower", "win_rate", "upper"]].notna().all().all()
     text = (made / "summary.md").read_text()
-    assert "online beats offline by" in text
+    assert "At equal KL, online beats offline in win rate: +0." in text
+    assert "The primary family, named before the runs" in text
+    assert "The paper's protocol" in text
     for name in ("R1 online", "R1 offline", "R2", "R7", "R8", "online-golden − offline", "online-golden − online"):
         assert name in text
 
@@ -184,9 +186,9 @@ def test_everything_is_there(made: Path) -> None:
 def test_page_answers_first_and_needs_no_network(made: Path) -> None:
     page = (made / "report.html").read_text()
     first = page[page.index("<h1") : page.index("</h1>")]
-    sentence = r"At equal KL, online beats offline by 0\.\d{3} in win rate \(95% interval 0\.\d{3} to 0\.\d{3}\)"
+    sentence = r"At equal KL, online beats offline in win rate: \+0\.\d{3} \(.0\.\d{3} to \+0\.\d{3}\) at 1 nat"
     assert re.search(sentence, first)
-    assert "3 seeds" in first
+    assert "5 seeds" in first
     assert "abc123" in page
     assert "aligngap run opening --set seeds=3" in page
     ours = page[: page.index("<script>")]

@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 from synthetic_records import ArmTruth, make, planted_clouds
 
-from aligngap.hypotheses.opening import CONTRADICTED, INCONCLUSIVE, SUPPORTED, decide, judge_opening
+from aligngap.hypotheses.opening import OPENING
+from aligngap.hypotheses.verdicts import CENSORED, CONTRADICTED, INCONCLUSIVE, SUPPORTED, TOO_FEW, decide
+from aligngap.hypotheses.view import View
 from aligngap.stats.axes import KL
 from aligngap.stats.clouds import make_clouds
-from aligngap.stats.compare import Comparison, compare, curves_for, ranges
+from aligngap.stats.compare import Comparison, compare, curves_for, matched, protocol_bias, ranges
 from aligngap.stats.frontier import arm_curves
+from aligngap.types import Verdict
 
 
 def planted(i: int, gap: float, seeds: int, seed_sd: float = 0.02, sweep: int = 1) -> Comparison:
@@ -108,10 +111,32 @@ def test_prompts_with_gaps_are_left_out_of_means_not_counted_as_losses() -> None
     assert np.nanmax(np.abs(part - full)) < 0.05
 
 
+def test_matched_frontiers_hold_what_both_arms_ran_and_the_protocols_bias_is_its_own_sweep_against_itself() -> None:
+    clouds = planted_clouds(
+        np.random.default_rng(8), {"online": 0.0, "offline": 0.0}, {"online": 1, "offline": 6}, 3, 200, spread=-0.06
+    )
+    curves = curves_for(clouds, 60)
+    alike = matched(clouds, curves, "online", "offline")
+    assert (alike["online"].configs, alike["offline"].configs) == (1, 1)
+    assert abs(compare(alike, "online", "offline").average.value) < 0.03
+    assert compare(curves, "online", "offline").average.value < -0.03
+    bias = protocol_bias(clouds, curves, "online", "offline")
+    assert bias is not None
+    assert bias.average.value == pytest.approx(-0.06, abs=0.02)
+    assert protocol_bias(clouds, curves, "offline", "online") is None
+    even = planted_clouds(np.random.default_rng(8), {"online": 0.0, "offline": 0.0}, {"online": 2, "offline": 2}, 2, 40)
+    assert protocol_bias(even, curves_for(even, 60), "online", "offline") is None
+
+
 def test_ranges() -> None:
     kl = np.array([1.0, 2.0, 3.0, 4.0])
     assert ranges(kl, np.array([True, True, False, True])) == ((1.0, 2.0), (4.0, 4.0))
     assert ranges(kl, np.zeros(4, bool)) == ()
+
+
+def judged(tables: tuple[pd.DataFrame, ...], online: str = "online", offline: str = "offline") -> dict[str, Verdict]:
+    """The opening verdicts of these tables."""
+    return {v.name: v for v in OPENING.judge(View(tables[0], tables[1], "golden_policy", online, offline))}
 
 
 def test_verdicts_follow_their_rules() -> None:
@@ -120,45 +145,59 @@ def test_verdicts_follow_their_rules() -> None:
     assert decide((-0.1, 0.1)) == INCONCLUSIVE
     assert decide((float("nan"), 0.1)) == INCONCLUSIVE
     assert decide((-0.01, 0.01), 0.02) == CONTRADICTED
-    records, per_prompt, _ = make(seeds=range(4), prompts=400, opponents=("golden_policy",))
-    verdicts = {v.name: v for v in judge_opening(records, per_prompt)}
-    assert list(verdicts) == ["R1 online", "R1 offline", "R2", "R7", "R8"]
-    assert {n: v.outcome for n, v in verdicts.items()} == dict.fromkeys(verdicts, SUPPORTED)
-    assert verdicts["R2"].effect.value == pytest.approx(0.08, abs=0.03)
-    assert verdicts["R8"].effect.value == pytest.approx(32.0, abs=1.0)
-    turned = {v.name: v.outcome for v in judge_opening(records, per_prompt, online="offline", offline="online")}
+    arms = {"online": ArmTruth(gap=0.08, kl_range=(0.5, 20.0), accuracy_end=0.53, chosen_end=-8.0),
+            "offline": ArmTruth(kl_range=(0.5, 20.0), accuracy_end=0.67, chosen_end=-40.0)}  # fmt: skip
+    tables = make(arms, seeds=range(6), prompts=600, opponents=("golden_policy",), seed_sd=0.003, checkpoints=9)
+    found = judged(tables)
+    assert list(found) == ["R1 online", "R1 offline", "R2", "R7", "R8"]
+    assert {n: v.outcome for n, v in found.items()} == dict.fromkeys(found, SUPPORTED)
+    assert found["R2"].effect.value == pytest.approx(0.08, abs=0.03)
+    assert found["R2"].p < 0.01
+    turned = {n: v.outcome for n, v in judged(tables, online="offline", offline="online").items()}
     assert (turned["R2"], turned["R7"], turned["R8"]) == (CONTRADICTED,) * 3
+
+
+def test_fewer_than_five_seeds_give_an_estimate_and_no_verdict() -> None:
+    found = judged(make(seeds=range(4), prompts=400, opponents=("golden_policy",)))
+    assert {found[n].outcome for n in ("R2", "R7", "R8", "R1 online")} == {TOO_FEW}
+    assert found["R2"].effect.value == pytest.approx(0.08, abs=0.03)
+    assert np.isfinite(found["R2"].interval).all()
+
+
+def test_nothing_but_ties_decides_nothing() -> None:
+    records, per_prompt, _ = make(seeds=range(6), prompts=40, opponents=("golden_policy",))
+    records["win_rate"], records["win_rate_se"] = 0.5, 0.0
+    per_prompt["win"] = 0.5
+    found = judged((records, per_prompt))
+    for name in ("R1 online", "R1 offline", "R2"):
+        assert found[name].outcome == INCONCLUSIVE
+        assert "tie" in found[name].reason
 
 
 def test_verdicts_without_data_are_inconclusive_with_a_reason() -> None:
     records, per_prompt, _ = make({"offline": ArmTruth()}, prompts=30, opponents=("golden_policy",))
     records["accuracy"] = np.nan
-    verdicts = {v.name: v for v in judge_opening(records, per_prompt)}
-    assert verdicts["R2"].outcome == INCONCLUSIVE
-    assert np.isnan(verdicts["R2"].effect.value)
-    assert "online" in verdicts["R1 online"].reason
-    assert "No accuracy" in verdicts["R7"].reason
+    found = judged((records, per_prompt))
+    assert found["R2"].outcome == INCONCLUSIVE
+    assert np.isnan(found["R2"].effect.value)
+    assert "online" in found["R1 online"].reason
+    assert "No usable checkpoint" in found["R7"].reason
 
 
-def test_a_rising_curve_contradicts_the_hump() -> None:
-    records, per_prompt, _ = make(
-        {"online": ArmTruth(kl_range=(0.3, 4.0)), "offline": ArmTruth(kl_range=(0.3, 4.0))},
-        seeds=range(5), prompts=800, opponents=("golden_policy",), seed_sd=0.0,
-    )  # fmt: skip
-    verdict = judge_opening(records, per_prompt)[0]
-    assert verdict.outcome != SUPPORTED
-    assert "not excluded" in verdict.reason
+def test_an_arm_that_was_stopped_while_rising_is_censored_and_never_contradicted() -> None:
+    arms = {"online": ArmTruth(kl_range=(0.02, 1.5)), "offline": ArmTruth()}
+    found = judged(make(arms, seeds=range(6), prompts=800, opponents=("golden_policy",), seed_sd=0.0))
+    assert found["R1 online"].outcome == CENSORED
+    assert "not seen" in found["R1 online"].reason
+    for i in range(8):
+        tables = make(arms, seeds=range(5), prompts=50, opponents=("golden_policy",), rng_seed=i)
+        assert judged(tables)["R1 online"].outcome == CENSORED
 
 
-def test_an_arm_that_is_best_where_it_ends_has_no_fall_to_speak_of() -> None:
-    records, per_prompt, _ = make(
-        {"online": ArmTruth(kl_range=(0.02, 1.5)), "offline": ArmTruth()},
-        seeds=range(3), prompts=800, opponents=("golden_policy",), seed_sd=0.0,
-    )  # fmt: skip
-    verdict = judge_opening(records, per_prompt)[0]
-    assert verdict.outcome == INCONCLUSIVE
-    assert "best at its largest KL" in verdict.reason
-    assert np.isnan([verdict.effect.value, *verdict.interval]).all()
+def test_an_arm_that_has_stopped_rising_and_does_not_fall_contradicts_the_hump() -> None:
+    arms = {"online": ArmTruth(kl_range=(0.5, 14.0)), "offline": ArmTruth()}
+    found = judged(make(arms, seeds=range(8), prompts=3000, opponents=("golden_policy",), seed_sd=0.0, height=0.0))
+    assert found["R1 online"].outcome == CONTRADICTED
 
 
 def test_duplicate_rows_of_a_resumed_run_count_once() -> None:

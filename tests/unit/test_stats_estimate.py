@@ -9,29 +9,21 @@ from scipy import stats as sps
 from aligngap.stats.estimate import (
     bootstrap_weights,
     interval,
-    paired_difference,
     simultaneous_factor,
     t_quantile,
     two_level,
 )
+from aligngap.types import Estimate
 
 
-def test_paired_difference_agrees_with_scipy_and_drops_nan() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=50), rng.normal(size=50)
-    a[3] = np.nan
-    got = paired_difference(a, b)
-    want = sps.ttest_rel(a, b, nan_policy="omit").confidence_interval(0.95)
-    assert got.n == 49
-    assert interval(got) == pytest.approx((want.low, want.high))
+def test_the_interval_of_a_mean_is_students() -> None:
+    x = np.random.default_rng(0).normal(size=50)
+    want = sps.ttest_1samp(x, 0.0).confidence_interval(0.95)
+    assert interval(Estimate.mean(x, "of fifty")) == pytest.approx((want.low, want.high))
 
 
 def test_undefined_stays_undefined() -> None:
-    nothing = paired_difference([np.nan], [1.0])
-    assert nothing.n == 0
-    assert np.isnan(nothing.value)
-    assert np.isnan(nothing.se)
-    assert np.isnan(interval(paired_difference([1.0], [0.5]))).all()
+    assert np.isnan(interval(Estimate.mean([0.5], "of one"))).all()
     empty = two_level(np.zeros((0, 2)), np.zeros((0, 10, 2)))
     assert np.isnan(empty.value).all()
     assert np.isnan(empty.se).all()

@@ -1,4 +1,4 @@
-"""Frontiers: interpolation, support, the envelope's optimism, the smoother."""
+"""Frontiers: interpolation, support, the envelope's optimism, the spline."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from synthetic_records import planted_clouds
 
 from aligngap.stats import frontier
 from aligngap.stats.axes import KL, MIN_KL_NATS
-from aligngap.stats.clouds import Cloud
-from aligngap.stats.frontier import arm_curves, envelope, interpolate, peaks, smoother
+from aligngap.stats.clouds import Cloud, Clouds
+from aligngap.stats.compare import compare, curves_for
+from aligngap.stats.frontier import arm_curves, envelope, interpolate, peaks, spline
 
 
 def test_grid_holds_the_powers_of_two() -> None:
@@ -117,14 +118,14 @@ def test_peak_of_a_clear_winner_is_its_own_value() -> None:
     assert where == pytest.approx([1.0, 1.0])
 
 
-def test_smoother_keeps_lines_and_has_its_degrees_of_freedom() -> None:
+def test_the_spline_keeps_lines_and_has_its_degrees_of_freedom() -> None:
     grid = np.linspace(0, 3, 60)
-    hat = smoother(grid, 5.0)
+    hat = spline(grid, 5.0).hat
     assert np.trace(hat) == pytest.approx(5.0, abs=0.01)
     assert hat @ (2 + 3 * grid) == pytest.approx(2 + 3 * grid, abs=1e-5)
     hump = np.exp(-((grid - 1.5) ** 2))
     assert np.abs(hat @ hump - hump).max() < 0.06
-    assert smoother(grid[:4], 5.0) == pytest.approx(np.eye(4))
+    assert spline(grid[:4], 5.0).hat == pytest.approx(np.eye(4))
 
 
 def test_arms_of_a_seed_share_their_prompts() -> None:
@@ -135,3 +136,26 @@ def test_arms_of_a_seed_share_their_prompts() -> None:
     both = [*clouds.items, *(replace(c, arm="copy") for c in clouds.items)]
     curves = arm_curves(both, KL.grid(0.5, 14), 30)
     assert np.nanmax(np.abs(curves["online"].frontier_reps - curves["copy"].frontier_reps)) < 1e-12
+
+
+def test_neither_another_arm_nor_more_replicates_move_an_arms_curve() -> None:
+    clouds = planted_clouds(np.random.default_rng(4), {"a": 0.0, "b": 0.02, "c": 0.1}, {"c": 30}, 2, 60)
+    grid = KL.grid(0.5, 14)
+    alone = arm_curves([c for c in clouds.items if c.arm != "c"], grid, 30)
+    beside = arm_curves(clouds.items, grid, {"a": 30, "b": 20, "c": 7})
+    assert np.array_equal(alone["a"].frontier, beside["a"].frontier, equal_nan=True)
+    assert np.array_equal(alone["a"].frontier_reps, beside["a"].frontier_reps, equal_nan=True)
+    assert np.array_equal(alone["b"].frontier_reps[:, :20], beside["b"].frontier_reps, equal_nan=True)
+    fewer = arm_curves(clouds.items, grid, 10)
+    assert np.array_equal(alone["a"].frontier, fewer["a"].frontier, equal_nan=True)
+    assert np.array_equal(alone["a"].peak, fewer["a"].peak)
+
+
+def test_the_number_of_an_arms_replicates_is_its_own() -> None:
+    clouds = planted_clouds(np.random.default_rng(4), {"a": 0.0, "b": 0.02, "c": 0.1}, {"c": 30}, 2, 60)
+    two = curves_for(Clouds(tuple(c for c in clouds.items if c.arm != "c")), 200, effort=3e7)
+    three = curves_for(clouds, 200, effort=3e7)
+    assert 60 <= three["c"].frontier_reps.shape[1] < three["a"].frontier_reps.shape[1]
+    assert two["a"].frontier_reps.shape == three["a"].frontier_reps.shape
+    with_c, without = compare(three, "a", "b"), compare(two, "a", "b")
+    assert with_c.average_interval == without.average_interval

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import numpy as np
 import pytest
 import statsmodels.api as sm
 
 from aligngap.stats.scaling_law import (
     MOST_FOLDS,
-    best_of_n,
     best_of_n_kl,
     better_form,
     cluster_covariance,
@@ -96,20 +93,3 @@ def test_too_few_points_and_no_peak_are_undefined() -> None:
 def test_best_of_n_kl_is_the_analytic_one() -> None:
     got = best_of_n_kl([1, 2, 4, 16, 64, 256, 1000, 60000])
     assert got == pytest.approx([0.0, 0.193, 0.636, 1.84, 3.17, 4.55, 5.91, 10.0], abs=0.006)
-
-
-def test_best_of_n_is_the_mean_over_all_subsets() -> None:
-    rng = np.random.default_rng(0)
-    choose, score = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))
-    for n in (1, 3, 8):
-        want = [
-            np.mean([s[max(subset, key=lambda i: c[i])] for subset in map(list, combinations(range(8), n))])
-            for c, s in zip(choose, score, strict=True)
-        ]
-        assert best_of_n(choose, score, n) == pytest.approx(want)
-
-
-def test_ties_in_the_chooser_are_broken_evenly() -> None:
-    assert best_of_n([[1.0, 1.0, 0.0]], [[0.0, 1.0, 5.0]], 3) == pytest.approx([0.5])
-    with pytest.raises(ValueError, match="between 1"):
-        best_of_n([[1.0]], [[1.0]], 2)

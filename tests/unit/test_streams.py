@@ -259,7 +259,7 @@ def test_hard_labels_by_the_sign_rule() -> None:
 def test_soft_labels_are_the_antisymmetric_part() -> None:
     pairs = label(PROMPTS[:4], FIRST, SECOND, ANSWERS, writer="me", soft=True)
     assert [p.chosen.ids[0] for p in pairs] == [4, 5, 4, 5]
-    np.testing.assert_allclose([p.p_chosen for p in pairs], [0.8, 0.8, 0.5, 0.6], atol=1e-12)
+    np.testing.assert_allclose([p.p_chosen for p in pairs], [0.820871, 0.8, 0.5, 0.620204], atol=1e-6)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8), st.booleans())
@@ -309,3 +309,20 @@ def test_the_key_of_a_pair_ignores_the_label() -> None:
     assert p.key == q.key
     assert Counter([p.key, q.key])[p.key] == 2
     assert p.key != pair(PROMPTS[1], (4, 1), (5, 1)).key
+
+
+def test_soft_labels_undo_a_bias_for_the_first_place_in_logits() -> None:
+    """A judge that adds a constant to its logit for whoever stands first: the soft label is the unbiased answer."""
+    truth, bias = np.array([-6.0, -1.0, 0.0, 0.5, 4.0]), 1.5
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    judged = Judgement(sigmoid(truth + bias), sigmoid(-truth + bias))
+    assert judged.soft == pytest.approx(sigmoid(truth))
+    assert np.abs(judged.p_win - sigmoid(truth)).max() > 0.02  # the mean of probabilities is not
+    turned = Judgement(judged.backward, judged.forward)
+    assert judged.soft + turned.soft == pytest.approx(1.0)
+    assert ((judged.soft > 0.5) == (judged.hard > 0.5)).all()
+
+
+def test_answers_without_a_logit_are_averaged_as_probabilities() -> None:
+    judged = Judgement(np.array([1.0, 1.0, 0.0, 1.0, 0.5]), np.array([0.0, 1.0, 0.0, 0.5, 0.5]))
+    assert judged.soft == pytest.approx([1.0, 0.5, 0.5, 0.75, 0.5])

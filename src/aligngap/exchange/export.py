@@ -17,12 +17,11 @@ import yaml
 from aligngap import __version__
 from aligngap.registry import did_you_mean
 from aligngap.settings import LoraSpec, LossSpec, Optimization
+from aligngap.storage.columns import OPPONENTS
 from aligngap.storage.files import whole_folder
 from aligngap.storage.records import read_records
 from aligngap.storage.store import Store
 from aligngap.types import AligngapError, first_line
-
-OPPONENTS = {"golden_policy": "the golden policy", "sft": "the SFT policy", "chosen": "the data's chosen responses"}
 
 
 def export(out: Path, name: str, to: Path, store: Store) -> Path:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligngap.judges.kinds import CheckedKind
+from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, FileTask, RunFailed, one_line
 
 if TYPE_CHECKING:
@@ -16,19 +18,25 @@ if TYPE_CHECKING:
     from aligngap.settings import Study
     from aligngap.storage.store import Store
     from aligngap.storage.tracking import Tracking
+    from aligngap.types import TaskData
 
 
-def check_data(made: Plan, store: Store) -> None:
-    """Read every data file that no earlier run has read: a broken row, or too few, costs a line and nothing more."""
+def check_data(made: Plan, store: Store) -> list[TaskData]:
+    """What the data files hold that no earlier run has read: a broken row, or too few, costs a line and nothing more.
+
+    A file is read once however many seeds there are, since the seed only draws rows under a limit.
+    """
     from aligngap.pipeline.data import Data
     from aligngap.study.build import build_task
 
+    read: dict[str, TaskData] = {}
     for step in made.steps():
-        if isinstance(step, Data) and not store.has(step.name):
+        if isinstance(step, Data) and not store.has(step.name) and step.fingerprint not in read:
             task = build_task(step.task)
             if isinstance(task, FileTask):
-                found = task.load(step.seed)
+                found = read[step.fingerprint] = task.load(step.seed)
                 step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
+    return list(read.values())
 
 
 def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
@@ -97,9 +105,14 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 
 
 def check_models(study: Study) -> None:
-    """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour."""
+    """Look at every model the study names before anything is computed: an unknown one costs a line, not an hour.
+
+    A line on stderr says which policy families transformers' `generate` samples.
+    """
+    from aligngap.models.decoding import knows
     from aligngap.models.loading import check_spec, check_tokenizer, config_of, load_tokenizer, quiet
     from aligngap.models.lora import check_peft
+    from aligngap.models.policy import try_family
     from aligngap.models.rollout import rollout_of
     from aligngap.study.variants import apply_variant
 
@@ -113,8 +126,58 @@ def check_models(study: Study) -> None:
     for spec in {m.model_dump_json(): m for s in every for m in s.models}.values():
         check_spec(spec)
         check_tokenizer(spec)
-    for s in every:
-        rollout_of(s.recipe.rollouts).check(config_of(s.policy))
+        try_family(spec)
+    configs = [config_of(s.policy) for s in every]
+    for s, config in zip(every, configs, strict=True):
+        rollout_of(s.recipe.rollouts).check(config)
+        check_windows(s)
+    for family in dict.fromkeys(c.model_type for c in configs if not knows(c)):
+        what = "is none that our own sampling loop knows: transformers' generate samples it, which is slower"
+        print(f"aligngap: policy family `{family}` {what}", file=sys.stderr)
+
+
+def check_planned(study: Study) -> None:
+    """Look at a study's models before it is run, unless all are a T5 from scratch, which no limit is too long for.
+
+    Nothing of torch is imported for those.
+    """
+    from aligngap.judges.kinds import LimitedKind
+    from aligngap.study.build import build_judge
+    from aligngap.study.variants import apply_variant
+
+    every = [study, *(apply_variant(study, name) for name in study.variants)]
+    other = any(m.path is not None or m.model_type != ModelSpec().model_type for s in every for m in s.models)
+    if other or any(isinstance(build_judge(j), LimitedKind) for s in every for j in (s.golden, s.proxy)):
+        check_models(study)
+
+
+def check_windows(study: Study) -> None:
+    """Hold the study's limits against what each of its models reads at once, which no training makes longer.
+
+    A decoder-only model reads the prompt and what follows it in one; limits are in tokens of the policy's tokenizer.
+    """
+    from aligngap.judges.kinds import LearningKind, LimitedKind, ReadingKind
+    from aligngap.models.loading import config_of, window
+    from aligngap.study.build import build_judge
+
+    limits = study.limits
+    prompt, response = limits.prompt_tokens, limits.response_tokens
+    longest = [("policy", study.policy, prompt + response, response)]
+    for role, judge in (("golden", study.golden), ("proxy", study.proxy)):
+        kind = build_judge(judge, role)
+        if isinstance(kind, LimitedKind):
+            kind.check_limits(limits)
+        elif isinstance(kind, LearningKind):
+            whole = kind.reads(prompt, response) if isinstance(kind, ReadingKind) else prompt + response
+            longest.append((f"{role} judge ({judge.kind})", judge.model or study.policy, whole, whole - prompt))
+    for who, spec, whole, after in longest:
+        config = config_of(spec)
+        most, needed = window(config), max(prompt, after) if config.is_encoder_decoder else whole
+        if most is not None and needed > most:
+            raise AligngapError(
+                f"{who}: its model reads at most {most} tokens, and limits.prompt_tokens {prompt} with "
+                f"limits.response_tokens {response} make {needed} of them; lower them, or give it another model"
+            )
 
 
 def check_judges(made: Plan, store: Any) -> None:

@@ -54,20 +54,20 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         outcome = result["outcome"]
         measured = [store.path(name) / "rows.parquet" for name in (start.name, run.measure.name)]
         if outcome == "ok" and all(path.exists() for path in measured):
-            outcome = noticed(*map(read, measured))
+            outcome = find_trouble(*map(read, measured))
         about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": outcome}
         if "rollouts" in result:
             stated = {"tolerance_nats": run.align.rollouts.tolerance_nats}
             about["runs"][run.name]["rollouts"] = result["rollouts"] | stated
         log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
         if "costs" in about:
-            about["costs"][run.name] = generated(run, store, log, result)
+            about["costs"][run.name] = count_generated(run, store, log, result)
         for source in [start.name, run.measure.name] if run.align.start is None else [run.measure.name]:
             for table, frames in tables.items():
                 part = store.path(source) / f"{table}.parquet"
                 if part.exists():
                     frame = read(part).assign(arm=run.arm, run=run.name, seed=run.seed)
-                    frames.append(with_run(frame, run, plan, log, outcome) if table == "rows" else frame)
+                    frames.append(add_run_columns(frame, run, plan, log, outcome) if table == "rows" else frame)
     if not count:
         return 0
     best = [
@@ -94,7 +94,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         about["judges"] = asked
     shown: set[str] = set()
     for run in plan.runs:
-        about["pipeline"] += parts(run, plan.start[run.name], store, shown)
+        about["pipeline"] += describe_parts(run, plan.start[run.name], store, shown)
     columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
     files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
     for table, frames in tables.items():
@@ -106,7 +106,7 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
     return count
 
 
-def noticed(start: pd.DataFrame, rows: pd.DataFrame) -> str:
+def find_trouble(start: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What a run's measurements say went wrong, with the first step at which they do, or "ok".
 
     `start` is the SFT policy's measurement. A run is judged after it ended: nothing here stops or repeats it.
@@ -126,7 +126,7 @@ def noticed(start: pd.DataFrame, rows: pd.DataFrame) -> str:
     return "ok"
 
 
-def generated(run: Run, store: Store, log: pd.DataFrame, result: dict[str, Any]) -> dict[str, Any]:
+def count_generated(run: Run, store: Store, log: pd.DataFrame, result: dict[str, Any]) -> dict[str, Any]:
     """What a run generated for training: responses, tokens of those it trained on, seconds of writing and labelling."""
     writes = bool(run.align.source.sampled)
     tokens = 0
@@ -139,7 +139,7 @@ def generated(run: Run, store: Store, log: pd.DataFrame, result: dict[str, Any])
     return {"arm": run.arm, "responses": responses, "tokens": tokens, "seconds": seconds}
 
 
-def parts(run: Run, start: Measure, store: Store, shown: set[str]) -> list[dict[str, Any]]:
+def describe_parts(run: Run, start: Measure, store: Store, shown: set[str]) -> list[dict[str, Any]]:
     """What the steps before the arms found: rows kept and dropped, how well SFT and the judges learned.
 
     Each step is told once; one that a variant does not share is named as its arms are, "proxy judge[VARIANT]".
@@ -153,11 +153,11 @@ def parts(run: Run, start: Measure, store: Store, shown: set[str]) -> list[dict[
     for name, step in steps.items():
         if step.name not in shown and store.has(step.name):
             shown.add(step.name)
-            found += told(run.seed, name + variant, step, store)
+            found += describe_step(run.seed, name + variant, step, store)
     return found
 
 
-def told(seed: int, part: str, step: Step, store: Store) -> list[dict[str, Any]]:
+def describe_step(seed: int, part: str, step: Step, store: Store) -> list[dict[str, Any]]:
     """What a finished step found, a row a quantity."""
     if not store.has(step.name):
         return []
@@ -166,7 +166,7 @@ def told(seed: int, part: str, step: Step, store: Store) -> list[dict[str, Any]]
     return [{"seed": seed, "part": part, "what": k.replace("_", " "), "value": v} for k, v in found.items()]
 
 
-def with_run(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outcome: str) -> pd.DataFrame:
+def add_run_columns(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame, outcome: str) -> pd.DataFrame:
     """Measurement rows with what is known of the run: hyper-parameters, pairs seen by each step, outcome."""
     counts = {
         name: [int(log[name].get(step, 0)) if step else 0 for step in frame["step"]] if name in log else 0

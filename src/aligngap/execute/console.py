@@ -15,6 +15,7 @@ from rich.table import Table
 from aligngap.execute.watch import clock, labels
 from aligngap.storage.store import Store
 from aligngap.types import Progress as ProgressRole
+from aligngap.types import TaskData
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +69,15 @@ def print_plan(plan: Plan, store: Store, out: Path) -> None:
     )
     if absent := unsized(plan.steps()):
         print(f"the sizes of {', '.join(absent)} are not known here: their steps take longer than the guess")
+
+
+def print_data(read: Sequence[TaskData]) -> None:
+    """Say a line about each task whose files were read: rows by layout, comparisons by split, what was left out."""
+    for found in read:
+        known = "; ".join(f"{count} laid out as {name}" for name, count in found.layouts.items())
+        left_out = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items()) or "nothing"
+        kept = f"{len(found.train)} comparisons in train, {len(found.test)} in test"
+        print(f"{found.source}: {found.rows} rows ({known}); {kept}; left out: {left_out}")
 
 
 def print_records(records: pd.DataFrame) -> None:

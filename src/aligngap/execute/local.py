@@ -12,7 +12,6 @@ import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -22,7 +21,7 @@ from itertools import islice
 from typing import Any
 
 from aligngap.execute.agenda import Agenda, Answer, Event, position
-from aligngap.execute.worker import WorkerSettings, open_worker, work
+from aligngap.execute.worker import WorkerSettings, leave_with, open_worker, work
 from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Tracking
@@ -44,13 +43,7 @@ class Outcome:
 
 def start(settings: WorkerSettings, parent: int) -> None:
     """Open this process's worker: it ends with the command, and at SIGTERM once its step has saved its state."""
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    leave_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the command decides what follows
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     worker = open_worker(settings)
@@ -78,7 +71,7 @@ def end(processes: Sequence[Any], patience_seconds: float) -> None:
             process.kill()
 
 
-def interrupted() -> KeyboardInterrupt:
+def announce_stop() -> KeyboardInterrupt:
     """What a stop raises, said first."""
     print("aligngap: stopping at the next step …", file=sys.stderr, flush=True)
     return KeyboardInterrupt()
@@ -120,7 +113,7 @@ class Local:
             try:
                 while agenda.waiting or running:
                     if stopped():
-                        raise interrupted()
+                        raise announce_stop()
                     for step, why in agenda.lost():
                         yield Event.LOST, step, why
                     for step in islice(agenda.ready(), self.workers - len(running)):
@@ -135,7 +128,7 @@ class Local:
                             event, message = future.result()
                         except BrokenProcessPool as error:
                             if stopped():  # the signal reached the workers as well, and they were quicker
-                                raise interrupted() from None
+                                raise announce_stop() from None
                             what = "a worker process was killed; the same command goes on from where it was"
                             raise RunFailed(what) from error
                         agenda.end(step, event, message)

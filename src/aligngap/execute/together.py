@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligngap.execute.agenda import Agenda, Answer, Event, position
 from aligngap.execute.local import importance
-from aligngap.execute.worker import attempt, make, work_on
+from aligngap.execute.worker import attempt, leave_with, make, work_on
 from aligngap.parallel.world import ALONE, Released, World
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.context import Context, Job, never
@@ -106,7 +106,7 @@ class Together:
         from aligngap.models.loading import quiet
         from aligngap.parallel.distributed import Processes
 
-        threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+        leave_with(os.getppid())
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         quiet()
         self.store, self.threads = store, threads
@@ -207,13 +207,6 @@ class Together:
     def position(self, step: Step) -> tuple[float, str]:
         """(fraction done, note) of a running step."""
         return position(self.store, step)
-
-
-def _leave_with(parent: int) -> None:
-    """End this process when its launcher is gone."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _in_thread(work: Callable[[], Any]) -> Future[Any]:

@@ -7,6 +7,7 @@ Leaves out which step comes next (`agenda.py`) and where workers come from (`loc
 from __future__ import annotations
 
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -126,6 +127,17 @@ class Worker:
             return attempt(step, lambda: make(step, self.context, job), self.context.store)
         finally:
             self.busy = False
+
+
+def leave_with(parent: int) -> None:
+    """End this process as soon as its parent is gone: a command that is killed leaves no worker behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def open_worker(settings: WorkerSettings) -> Worker:

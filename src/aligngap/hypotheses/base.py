@@ -75,7 +75,7 @@ class Hypothesis:
 
     def judge(self, view: View) -> list[Verdict]:
         """The verdict of every rule whose arms are there."""
-        return [rule.judge(view) for rule in self.rules if not rule.missing(view)]
+        return [rule.judge(view) for rule in self.rules if not rule.missing(view) and rule.recorded(view)]
 
     def touched(self, view: View) -> bool:
         """Whether the records decide some rule about an arm of its own; where it has none, any rule."""

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.base import COMMON, Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import Rule, own
+from aligngap.hypotheses.rules import AT_BUDGETS, Rule, told
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -22,12 +22,15 @@ from aligngap.hypotheses.verdicts import (
     alike,
     arms_difference,
     decide,
+    decide_anywhere,
     one_seed,
     over_seeds,
+    p_value,
 )
 from aligngap.hypotheses.view import View
-from aligngap.stats.estimate import FloatArray, two_level
-from aligngap.types import Verdict
+from aligngap.stats.budgets import read_all
+from aligngap.stats.estimate import NAN, FloatArray, interval
+from aligngap.types import Estimate, Verdict
 
 #: a rank correlation below this explains less than a tenth of the variance: "almost none"
 WEAK = 0.3
@@ -52,14 +55,16 @@ RULE_PROXY = (
     "over its runs). Supported if the 95% two-level interval lies above 0; contradicted if below 0; else inconclusive."
 )
 RULE_H3 = (
-    "Two intervals, 95% two-level: online - offline win rate at equal KL, and online - offline accuracy at the last "
-    "checkpoint. Supported if both lie on the same side of 0 (the better classifier generates better); contradicted if "
-    "on opposite sides; else inconclusive."
-)
-RULE_R9 = (
-    "Rank correlation of accuracy and win rate over offline's checkpoints beyond 0.1 nats, per seed. Supported (no "
-    f"positive correlation) if its 95% two-level interval lies below {WEAK}; contradicted if above {WEAK}; else "
+    f"Online - offline in win rate and in accuracy on held-out D_golden, each {AT_BUDGETS}. Supported if both are sure "
+    "and on the same side of 0 (the better classifier generates better); contradicted if on opposite sides; else "
     "inconclusive."
+)
+#: configurations at one KL below which they are not ranked
+LEAST = 4
+RULE_R9 = (
+    "Rank correlation of accuracy and win rate over offline's configurations at a KL budget that at least "
+    f"{LEAST} of them reached, mean over such budgets, per seed. Supported (no positive correlation) if its 95% t "
+    f"interval lies below {WEAK}; contradicted if above {WEAK}; else inconclusive."
 )
 
 
@@ -71,52 +76,52 @@ def proxy_first(view: View, rule: Rule) -> Verdict:
     if found is None:
         return rule.unknown("The proxy's accuracy is not in the provenance of these records.")
     a, b = (float(np.mean([v for v, _ in e.values()])) for e in (judge, policy))
-    interval = found.interval()
+    bounds = found.interval()
     effect = found.estimate("proxy - offline policy, accuracy, as independent samples of pairs")
     reason = f"The proxy classifies {a:.3f} of held-out D_golden, the offline policy {b:.3f}."
-    return rule.found(decide(interval), effect, interval, reason + one_seed(found.n))
+    return rule.found(decide(bounds), effect, bounds, reason + one_seed(found.n), p=p_value(found))
 
 
 def explains(view: View, rule: Rule) -> Verdict:
-    wins = view.contrast({"online": 1.0, "offline": -1.0})
-    accuracy = arms_difference(view.last("online", "accuracy"), view.last("offline", "accuracy"))
-    if not wins.defined or accuracy is None:
-        return rule.unknown(wins.why or "No accuracy on held-out D_golden.")
-    sides = [{SUPPORTED: 1, CONTRADICTED: -1}.get(decide(i), 0) for i in (wins.interval, accuracy.interval())]
+    weights = {"online": 1.0, "offline": -1.0}
+    wins, accuracy = view.contrast(weights), view.contrast(weights, "accuracy")
+    if not (wins.defined and accuracy.defined):
+        return rule.unknown(wins.why or accuracy.why)
+    sides = [{SUPPORTED: 1, CONTRADICTED: -1}.get(decide_anywhere(c.found)[0], 0) for c in (wins, accuracy)]
     product = sides[0] * sides[1]
     outcome = SUPPORTED if product > 0 else CONTRADICTED if product < 0 else INCONCLUSIVE
-    gap, ahead = wins.effect.value, accuracy.value[0]
-    reason = f"Online is {gap:+.3f} in win rate at equal KL and {ahead:+.3f} in accuracy at the end."
-    effect = accuracy.estimate("online - offline accuracy at the end")
-    return rule.found(outcome, effect, accuracy.interval(), reason + one_seed(accuracy.n))
+    reason = f"{told('Online − offline in win rate', wins.found)} {told('In accuracy it', accuracy.found)}"
+    p = max(wins.found.p, accuracy.found.p)
+    return rule.found(outcome, accuracy.effect, accuracy.interval, reason + one_seed(len(wins.seeds)), p=p)
 
 
-def ranks_correlate(x: FloatArray, y: FloatArray) -> FloatArray:
-    """Spearman's correlation of x [C, B] with y [C, B], column by column [B]."""
-    a, b = (pd.DataFrame(v).rank().to_numpy() for v in (x, y))
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0)))
+def ranks_correlate(x: FloatArray, y: FloatArray) -> float:
+    """Spearman's correlation of x [C] with y [C]; nan where either does not vary."""
+    a, b = (pd.Series(v).rank().to_numpy(np.float64) for v in (x, y))
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / size if size > 0 else NAN
 
 
 def correlation(view: View, rule: Rule) -> Verdict:
-    point, reps = [], []
-    for seed, (rows, wins, draws) in view.wins("offline").items():
-        keep = ((rows["kl_nats"] > 0.1) & rows["accuracy"].notna()).to_numpy()
-        if keep.sum() < 4:
-            continue
-        accuracy = rows["accuracy"].to_numpy(np.float64)[keep, None]
-        error = rows["accuracy_se"].fillna(0.0).to_numpy(np.float64)[keep, None]
-        noise = np.random.default_rng([seed, 3]).normal(size=(1, draws.shape[1]))  # the pairs are the same at each
-        point.append(float(ranks_correlate(accuracy, wins[keep, None])[0]))
-        reps.append(ranks_correlate(accuracy + error * noise, draws[keep]))
-    if not point or not np.isfinite(point).all():
-        return rule.unknown("Fewer than four offline checkpoints, or none that differ.")
-    found = two_level(np.array(point), np.array(reps))
-    low, high = found.interval()
+    """Over offline's configurations at one KL, then over budgets and seeds: KL itself raises both, so it is held."""
+    places = np.log(np.asarray(view.budgets))
+    wins, accuracy = (read_all(view.clouds(c), ("offline",), places)["offline"] for c in ("win", "accuracy"))
+    by_seed = []
+    for seed in (s for s in view.seeds if s in wins and s in accuracy):
+        shared = [c for c in wins[seed] if c in accuracy[seed]]
+        both = np.array([[accuracy[seed][c].value, wins[seed][c].value] for c in shared]).reshape(-1, 2, len(places))
+        known = np.isfinite(both).all(axis=1)
+        each = [ranks_correlate(*both[known[:, k], :, k].T) for k in range(len(places)) if known[:, k].sum() >= LEAST]
+        if np.isfinite(each).any():
+            by_seed.append(float(np.nanmean(each)))
+    if not by_seed:
+        return rule.unknown(f"At no KL budget did {LEAST} configurations of offline have an accuracy and a win rate.")
+    found = Estimate.mean(by_seed, "rank correlation over configurations at equal KL, mean over budgets and seeds")
+    low, high = interval(found)
     outcome = decide((WEAK - high, WEAK - low))
-    reason = f"Over offline's checkpoints accuracy and win rate correlate by {found.value[0]:+.2f}."
-    return rule.found(outcome, found.estimate("rank correlation"), (low, high), reason + one_seed(found.n))
+    reason = f"Over offline's configurations at equal KL accuracy and win rate correlate by {found.value:+.2f}."
+    return rule.found(outcome, found, (low, high), reason + one_seed(found.n))
 
 
 def along_run(view: View, who: str, arm: str | None = None) -> Ends:
@@ -138,7 +143,8 @@ def along(view: View, rule: Rule) -> Verdict:
     reason = ", ".join(f"the proxy is {f.value[0]:+.3f} above {arm}" for arm, f in zip(found, both, strict=True))
     least = min(both, key=lambda f: float(f.value[0]))
     effect = least.estimate("proxy minus the better policy, accuracy along the online run")
-    return rule.found(outcome, effect, least.interval(), f"Along the run {reason}.{one_seed(least.n)}")
+    p = max(p_value(f) for f in both)
+    return rule.found(outcome, effect, least.interval(), f"Along the run {reason}.{one_seed(least.n)}", p=p)
 
 
 def decay(view: View, rule: Rule) -> Verdict:
@@ -149,7 +155,8 @@ def decay(view: View, rule: Rule) -> Verdict:
     assert found is not None
     reason = f"From the first checkpoint to the last the proxy loses {found.value[0]:+.3f} of accuracy."
     effect = found.estimate("proxy's accuracy at the first checkpoint minus the last")
-    return rule.found(decide(found.interval()), effect, found.interval(), reason + one_seed(found.n))
+    outcome = decide(found.interval())
+    return rule.found(outcome, effect, found.interval(), reason + one_seed(found.n), p=p_value(found))
 
 
 def itself(view: View, rule: Rule) -> Verdict:
@@ -269,14 +276,14 @@ CLASSIFICATION = Hypothesis(
     claim="The proxy classifies best, but accuracy does not explain the gap: offline classifies better, online wins.",
     study="classification",
     rules=(
-        own("H3 proxy", "The proxy is a better classifier than a policy of its size (section 5.3.1).", RULE_PROXY,
+        Rule("H3 proxy", "The proxy is a better classifier than a policy of its size (section 5.3.1).", RULE_PROXY,
             ("offline",), proxy_first),
-        own("H3", "Accuracy does not explain the gap: online has the worst accuracy and wins (Fig. 7).", RULE_H3,
+        Rule("H3", "Accuracy does not explain the gap: online has the worst accuracy and wins (Fig. 7).", RULE_H3,
             COMMON, explains),
-        own("R6", "Along the online data the proxy classifies best (Fig. 6).", RULE_R6, COMMON, along),
-        own("R6 decay", "And its accuracy falls along the run (Fig. 6).", RULE_DECAY, ("online",), decay),
-        own("R13", "On pairs it writes itself a policy is at chance (5.3.3).", RULE_R13, ("online",), itself),
-        own("R9", "Inside offline, accuracy and win rate hardly correlate (Fig. 7).", RULE_R9, ("offline",),
+        Rule("R6", "Along the online data the proxy classifies best (Fig. 6).", RULE_R6, COMMON, along),
+        Rule("R6 decay", "And its accuracy falls along the run (Fig. 6).", RULE_DECAY, ("online",), decay),
+        Rule("R13", "On pairs it writes itself a policy is at chance (5.3.3).", RULE_R13, ("online",), itself),
+        Rule("R9", "Inside offline, accuracy and win rate hardly correlate (Fig. 7).", RULE_R9, ("offline",),
             correlation),
     ),
     dial=cloud,

@@ -1,20 +1,23 @@
 """Is offline enough? The decision of `aligngap compare`, by a rule fixed before any run, from records alone.
 
-The rule weighs the gap online - offline at equal KL against a margin, the gain in win rate that online must bring to be
-worth its generation (`decision_margin` of the study). Leaves out: what the arms cost, which the report sets beside it,
-and whether golden, which is trained on the user's labels, prefers what the user prefers beyond how often they agree.
+The rule weighs the gap online - offline at one KL, that of the policy that will be deployed, against a margin: the gain
+in win rate that online must bring to be worth its generation (`decision_margin` of the study). Nothing is averaged over
+KL: an average from a tenth of a nat up mixes in the first steps of both arms, where there is nothing to gain.
+Leaves out: what the arms cost, which the report sets beside it, and whether golden, which is trained on the user's
+labels, prefers what the user prefers beyond how often they agree.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from scipy import special
 
 from aligngap.hypotheses.view import View
-from aligngap.stats.compare import Comparison
+from aligngap.stats.budgets import Budget
 from aligngap.stats.estimate import NAN
 from aligngap.stats.power import MAX_SEEDS, POWER, Spread, power, seeds_needed, spread_of
 from aligngap.types import Estimate
@@ -23,16 +26,46 @@ OFFLINE, ONLINE, SEMI, OPEN = "offline is enough", "online", "semi-online", "can
 #: below this agreement with the user's own labels golden is called a weak stand-in, whatever its interval
 WEAK = 0.6
 MAX_PROMPTS = 1_000_000
+#: seeds below which training noise is not seen at all, and nothing is decided
+LEAST_SEEDS = 2
 Z = float(special.ndtri(0.975))
 
 RULE = (
-    "G is the win rate of online minus that of offline at equal KL, averaged over the log-KL range that both reached, "
-    "with its 95% interval over seeds, then prompts; m is the margin. Offline is enough if the whole interval of G "
-    "lies below m. Online is worth it if the interval lies above 0 and reaches m; the recommendation is then the "
-    "semi-online arm with the most steps between syncs for which the whole interval of (online minus it) lies below m "
-    "and whose kept share of G is above one half, or else online. Otherwise, or if G is undefined, or if the 95% "
-    "interval of golden's agreement with the user's held-out labels is not above one half, it cannot be told."
+    "G is the win rate of online minus that of offline at the KL that will be deployed (`decision_kl`; where none is "
+    "given, that of the best checkpoint of either arm, chosen by its mean over seeds), over the configurations that "
+    "both ran, with t intervals over seeds; m is the margin. Offline is enough if a one-sided test at 5% puts G below "
+    "m (the upper end of its 90% interval). Online is worth it if the 95% interval of G lies above 0 and reaches m; "
+    "the recommendation is then the semi-online arm with the most steps between syncs for which a one-sided test at 5% "
+    "puts (online minus it) below m and whose kept share of G is above one half, or else online. Otherwise it cannot "
+    "be told; so also with one seed, where G is undefined, where the other arm ended below the KL of the best "
+    "checkpoint (then only online can be recommended, at the largest KL that both reached), or where the 95% interval "
+    "of golden's agreement with the user's held-out labels is not above one half."
 )
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Online minus offline at the KL of the decision."""
+
+    a: str
+    b: str
+    kl: float  # nats; nan where the arms share none
+    best: float  # nats of the best checkpoint of either arm; nan where a KL was asked for
+    value: Estimate
+    interval: tuple[float, float]  # 95%
+    upper: float  # that of the 90% interval: G lies below it with 95%
+    seeds: int
+    spread: Spread | None
+    why: str = ""  # what is missing, where it is undefined
+
+    @property
+    def defined(self) -> bool:
+        return math.isfinite(self.value.value)
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the best checkpoint lies farther than the other arm went."""
+        return self.best > self.kl * (1 + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -40,7 +73,7 @@ class Option:
     """A cheaper arm than online: how far online is ahead of it, and the share of online's gap that it keeps."""
 
     arm: str
-    behind: Estimate  # online - arm at equal KL
+    behind: Estimate  # online - arm at the decision's KL
     interval: tuple[float, float]
     kept: Estimate  # (arm - offline) / (online - offline)
     kept_interval: tuple[float, float]
@@ -64,41 +97,101 @@ class Decision:
     outcome: str
     choose: str
     margin: float
-    gap: Comparison
+    gap: Gap
     options: tuple[Option, ...]
     agreement: Estimate  # golden with the user's held-out labels
     agreement_interval: tuple[float, float]
-    doubt: str  # "judge", "undefined", "noise" or ""
+    doubt: str  # "judge", "undefined", "one seed", "reach", "noise" or ""
     need: Need | None
 
 
-def decide(view: View, margin: float, cheaper: Sequence[str] = ()) -> Decision:
-    """Decide by `RULE`. `cheaper` are the semi-online arms, the one with the most steps between syncs first."""
-    gap = view.compare(view.online, view.offline)
-    options = tuple(option(view, arm, margin) for arm in cheaper if view.has(arm))
+def decide(view: View, margin: float, cheaper: Sequence[str] = (), kl: float | None = None) -> Decision:
+    """Decide by `RULE` at a KL in nats. `cheaper` are the semi-online arms, the one with the most steps between syncs
+    first."""
+    gap = gap_at(view, kl)
+    here = view.at(gap.kl)
+    options = tuple(option(here, arm, margin) for arm in cheaper if view.has(arm)) if gap.defined else ()
     agreement, agrees = judge_agreement(view)
-    low, high = gap.average_interval
     outcome, choose, doubt = OPEN, "", ""
     if math.isfinite(agreement.value) and not agrees[0] > 0.5:
         doubt = "judge"
-    elif not gap.defined or not (math.isfinite(low) and math.isfinite(high)):
+    elif not gap.defined or not math.isfinite(gap.upper):
         doubt = "undefined"
-    elif high < margin:
+    elif gap.seeds < LEAST_SEEDS:
+        doubt = "one seed"
+    elif gap.upper < margin and not gap.beyond:
         outcome, choose = OFFLINE, view.offline
-    elif low > 0:
+    elif gap.interval[0] > 0 and gap.interval[1] >= margin:
         good = next((o for o in options if o.enough), None)
         outcome, choose = (SEMI, good.arm) if good else (ONLINE, view.online)
     else:
-        doubt = "noise"
-    need = needed(gap, margin) if doubt == "noise" else None
+        doubt = "reach" if gap.beyond else "noise"
+    need = needed(gap, margin) if doubt in ("noise", "one seed") else None
     return Decision(outcome, choose, margin, gap, options, agreement, agrees, doubt, need)
 
 
+def gap_at(view: View, kl: float | None) -> Gap:
+    """Online minus offline at a KL, or where the best checkpoint of either arm lies, or as near as both went."""
+    a, b = view.online, view.offline
+    best = NAN if kl is not None else best_kl(view)
+    asked = best if kl is None else kl
+    nothing = Gap(a, b, NAN, best, Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
+    if kl is None:
+        low, high = common(view)
+        if not (math.isfinite(best) and low <= high):
+            found = view.contrast({a: 1.0, b: -1.0})
+            return replace(nothing, why=found.why or f"{a} and {b} reached no KL in common in every seed.")
+        asked = min(max(best, low), high)
+    found = view.at(asked).contrast({a: 1.0, b: -1.0})
+    if found.last is None:
+        return replace(nothing, why=found.why)
+    at: Budget = found.last
+    return Gap(a, b, asked, best, at.mean, at.interval, at.equivalence[1], at.mean.n, spread_of(found.found))
+
+
+def best_kl(view: View) -> float:
+    """The KL (geometric mean over seeds) of the checkpoint of either arm with the highest mean win rate over seeds."""
+    found: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
+    clouds = [c for c in view.clouds().items if c.arm in (view.online, view.offline) and c.seed not in view.spent]
+    for c in clouds:
+        for run, step, x, win in zip(c.run, c.step, c.x, c.win, strict=True):
+            if math.isfinite(win) and math.isfinite(x):
+                found.setdefault((c.arm, c.configs[run], int(step)), []).append((float(win), float(x)))
+    most = max((len(v) for v in found.values()), default=0)
+    whole = [v for v in found.values() if len(v) == most]
+    if not whole:
+        return NAN
+    top = max(whole, key=lambda v: sum(win for win, _ in v))
+    return float(np.exp(np.mean([math.log(x) for _, x in top])))
+
+
+def common(view: View) -> tuple[float, float]:
+    """The range of KL that some shared configuration covers in both arms in every seed; (inf, 0) if there is none."""
+    arms = (view.online, view.offline)
+    by = {(c.arm, c.seed): c for c in view.clouds().items if c.arm in arms and c.seed not in view.spent}
+    seeds = sorted({s for _, s in by})
+    if not seeds or any((a, s) not in by for a in arms for s in seeds):
+        return math.inf, 0.0
+    shared = set.intersection(*({*by[key].configs} for key in by))
+    best = (math.inf, 0.0)
+    for config in shared:
+        ends = []
+        for cloud in by.values():
+            x = cloud.x[cloud.run == cloud.configs.index(config)]
+            x = x[np.isfinite(x)]
+            ends.append((float(x.min()), float(x.max())) if len(x) else (math.inf, 0.0))
+        low, high = max(e[0] for e in ends), min(e[1] for e in ends)
+        if low < high and high > best[1]:
+            best = (low, high)
+    return best
+
+
 def option(view: View, arm: str, margin: float) -> Option:
+    """A cheaper arm beside online, at the one KL of the view."""
     behind = view.contrast({view.online: 1.0, arm: -1.0})
     kept, interval, why = view.share({arm: 1.0, view.offline: -1.0})
-    enough = bool(behind.interval[1] < margin and kept.value > 0.5)
-    return Option(arm, behind.effect, behind.interval, kept, interval, behind.why or why, enough)
+    near = behind.last is not None and behind.last.mean.n >= LEAST_SEEDS and behind.last.equivalence[1] < margin
+    return Option(arm, behind.effect, behind.interval, kept, interval, behind.why or why, near and kept.value > 0.5)
 
 
 def judge_agreement(view: View) -> tuple[Estimate, tuple[float, float]]:
@@ -119,26 +212,26 @@ def judge_agreement(view: View) -> tuple[Estimate, tuple[float, float]]:
     return Estimate(mean, se, len(known), said + "narrow it"), (mean - Z * se, mean + Z * se)
 
 
-def needed(gap: Comparison, margin: float) -> Need | None:
-    """What would see a difference of the margin with power 80%; half the margin, where the runs already see that."""
-    s = spread_of(gap)
-    if s is None:
+def needed(gap: Gap, margin: float) -> Need | None:
+    """What would see a difference of the margin with power 80%; half the margin, where the runs already see that.
+
+    One seed tells nothing of training noise, so it cannot say what further seeds would see.
+    """
+    s = gap.spread
+    if s is None or gap.seeds < LEAST_SEEDS:
         return None
-    seeds, prompts = len(gap.seeds), gap.prompts
-    difference = margin if not power(s, margin, seeds, prompts) >= POWER else margin / 2
-    more = prompts_needed(s, difference, seeds)
-    total = seeds_needed(s, difference, prompts) if seeds > 1 else None
+    difference = margin if not power(s, margin, gap.seeds, s.prompts) >= POWER else margin / 2
+    more = prompts_needed(s, difference, gap.seeds)
+    total = seeds_needed(s, difference, s.prompts)
     return Need(
-        prompts=None if more is None else max(more - prompts, 1),
-        seeds=None if total is None else max(total - seeds, 1),
+        prompts=None if more is None else max(more - s.prompts, 1),
+        seeds=None if total is None else max(total - gap.seeds, 1),
         difference=difference,
     )
 
 
 def prompts_needed(s: Spread, difference: float, seeds: int, goal: float = POWER) -> int | None:
     """The least number of prompts with which that many seeds see the difference; None: no number does."""
-    if seeds == 1:
-        return math.ceil(s.prompt * ((Z + float(special.ndtri(goal))) / difference) ** 2)
     low, high = 2, MAX_PROMPTS
     if not power(s, difference, seeds, high) >= goal:
         return None
@@ -148,4 +241,4 @@ def prompts_needed(s: Spread, difference: float, seeds: int, goal: float = POWER
     return low
 
 
-__all__ = ["MAX_SEEDS", "RULE", "Decision", "Need", "Option", "decide"]
+__all__ = ["MAX_SEEDS", "RULE", "Decision", "Gap", "Need", "Option", "decide"]

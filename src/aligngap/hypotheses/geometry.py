@@ -9,13 +9,22 @@ Every world has its own golden policy as opponent, so a gap is one of win rates 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import special
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
-from aligngap.hypotheses.rules import Rule, contrast, own
-from aligngap.hypotheses.verdicts import arms_difference, decide, one_seed, over_seeds
+from aligngap.hypotheses.rules import AT_BUDGETS, Rule, contrast, signed
+from aligngap.hypotheses.verdicts import (
+    CONTRADICTED,
+    SUPPORTED,
+    arms_difference,
+    decide,
+    one_seed,
+    over_seeds,
+    p_value,
+)
 from aligngap.hypotheses.view import View, under
 from aligngap.stats.ratio import slope_weights
 from aligngap.stats.reference import gain_per_nat
@@ -32,9 +41,9 @@ RULE_KNOB = (
     "else inconclusive."
 )
 RULE_PREDICTS = (
-    "Per seed the least-squares slope of online - offline at equal KL, averaged over the log-KL range that all "
-    f"reached, over the {GAIN}. Supported if its 95% two-level interval lies below 0 (the less there is to gain near "
-    "the SFT policy, the wider the gap); contradicted if above 0; else inconclusive. The effect is given for ten "
+    f"Per seed the least-squares slope of online - offline over the {GAIN}; the slope {AT_BUDGETS}. Supported if an "
+    "interval lies below 0 and none above (the less there is to gain near the SFT policy, the wider the gap); "
+    "contradicted if the reverse; else inconclusive. The effect is given for ten "
     "points of win rate per nat. Undefined where the worlds' gains are not told apart (Cochran's Q over worlds, 5%): a "
     "slope over the noise of its own x-axis says nothing."
 )
@@ -50,7 +59,8 @@ def knob(view: View, rule: Rule) -> Verdict:
         f"With the peak inside, best-of-n gains {found.value[0]:+.3f} more of win rate per nat than with it outside."
     )
     effect = found.estimate("difference of win rate gained per nat, worlds as independent")
-    return rule.found(decide(found.interval()), effect, found.interval(), reason + one_seed(found.n))
+    outcome = decide(found.interval())
+    return rule.found(outcome, effect, found.interval(), reason + one_seed(found.n), p=p_value(found))
 
 
 def predicts(view: View, rule: Rule) -> Verdict:
@@ -67,12 +77,9 @@ def predicts(view: View, rule: Rule) -> Verdict:
         for i, world in enumerate(WORLDS)
         for arm, sign in (("online", 1.0), ("offline", -1.0))
     }
-    found = view.contrast(weights)
-    if not found.defined:
-        return rule.unknown(found.why)
-    low, high = found.interval
-    reason = f"Ten points more of win rate per nat by best-of-n go with {found.effect.value:+.3f} of gap."
-    return rule.found(decide((-high, -low)), found.effect, found.interval, reason + one_seed(len(found.seeds)))
+    found = signed(view, rule, view.contrast(weights), "What ten points more of win rate per nat go with")
+    turned = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}
+    return replace(found, outcome=turned.get(found.outcome, found.outcome))
 
 
 def heterogeneity(gains: Sequence[Sequence[tuple[float, float]]]) -> float:
@@ -106,13 +113,13 @@ GEOMETRY = Hypothesis(
     claim="Not studied (section 7); on-policy data should help most where the peak is unlikely (arXiv 2404.14367).",
     study="geometry",
     rules=(
-        own("geometry knob", "", RULE_KNOB, (f"online[{IN}]", f"online[{OUT}]"), knob),
+        Rule("geometry knob", "", RULE_KNOB, (f"online[{IN}]", f"online[{OUT}]"), knob),
         contrast(
             "geometry", {f"online[{OUT}]": 1.0, f"offline[{OUT}]": -1.0, f"online[{IN}]": -1.0, f"offline[{IN}]": 1.0},
             f"online - offline under {OUT} minus that under {IN}",
             "On-policy data help most where the reward's peak is unlikely (arXiv 2404.14367; not tested).",
         ),
-        own("geometry predicts", "", RULE_PREDICTS, ARMS, predicts),
+        Rule("geometry predicts", "", RULE_PREDICTS, ARMS, predicts),
     ),
     dial=gaps,
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """The opening hypothesis: is online alignment better than offline at equal KL, and do both over-optimise?
 
 Tests assertions R1, R2, R7 and R8 of arXiv 2405.08448 (Figures 1, 7, 8) on records. Each rule is a string here, fixed
-before any run, and printed with its verdict. Rules judge with 95% two-level intervals (seeds, then prompts or pairs).
-Leaves out: a correction for judging four assertions at once; each verdict stands for itself.
+before any run, and printed with its verdict. Arms are compared at named KL budgets over the configurations that both
+ran (`stats.budgets`): an average over log KL, or one configuration against the best of a sweep, is no estimand here.
 """
 
 from __future__ import annotations
@@ -10,49 +10,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 
 from aligngap.hypotheses.base import Hypothesis
-from aligngap.hypotheses.rules import own
+from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, signed, told
 from aligngap.hypotheses.verdicts import (
+    CENSORED,
     CONTRADICTED,
     INCONCLUSIVE,
     SUPPORTED,
-    arms_difference,
-    decide,
-    no_values,
+    decide_anywhere,
     one_seed,
-    over_seeds,
-    undefined,
-    verdict,
 )
 from aligngap.hypotheses.view import View
-from aligngap.stats.axes import MIN_KL_NATS
-from aligngap.stats.compare import Comparison, hump
-from aligngap.stats.frontier import ArmCurves
-from aligngap.types import Verdict
+from aligngap.stats.budgets import ending_of, mean_over_seeds, peaks_of
+from aligngap.types import Estimate, Verdict
 
 #: a fall smaller than this (two points of win rate) is no fall worth the name
 NO_FALL = 0.02
 
 RULE_R1 = (
-    "Fall = win rate of the arm's best checkpoint (chosen on three quarters of the prompts, scored on the rest) minus "
-    "that of its largest-KL checkpoint. Supported if the 95% two-level interval of the fall lies above 0; contradicted "
-    f"if it lies below {NO_FALL}; else inconclusive. An arm that is best where its runs end, in every seed, is "
-    "inconclusive: it was stopped before it could fall."
+    "Fall = win rate of the arm's best checkpoint (chosen on the other seeds) minus that of the last checkpoint of the "
+    "configuration that moved farthest; rise = that last checkpoint minus the same run at half its KL (95% t intervals "
+    "over seeds). Supported if the interval of the fall lies above 0. Else censored if the interval of the rise does "
+    "not lie below 0.02 a doubling (the arm may have been stopped while rising, so its fall was not seen); "
+    f"contradicted if it does and the fall's interval lies below {NO_FALL}; else inconclusive."
 )
 RULE_R2 = (
-    "Supported if the 95% two-level interval of the difference online - offline, averaged over the common log-KL range "
-    f"(from {MIN_KL_NATS} nats), lies above 0; contradicted if it lies below 0; else inconclusive."
+    f"Online - offline{{by}} {AT_BUDGETS}. {SIGN} With fewer than five seeds there is the estimate and no verdict."
 )
-RULE_R7 = (
-    "Accuracy on held-out D_golden at each run's last checkpoint, mean over an arm's runs. Supported if the 95% "
-    "two-level interval of offline - online lies above 0; contradicted if below 0; else inconclusive."
-)
+RULE_R7 = f"Accuracy on held-out D_golden, offline - online, {AT_BUDGETS}. {SIGN}"
 RULE_R8 = (
-    "Log-ratio of held-out D_golden winners at each run's last checkpoint, mean over an arm's runs. Supported if the "
-    "95% two-level intervals lie below 0 in both arms and that of online - offline above 0; contradicted if the "
-    "interval of either arm lies above 0 or that of online - offline below 0; else inconclusive."
+    f"Log-ratio of held-out D_golden winners, {AT_BUDGETS}. Supported if it lies below 0 in both arms at every budget "
+    "and that of online - offline above 0 at some budget and below at none; contradicted if that of either arm lies "
+    "above 0 at some budget, or that of online - offline below 0 at some and above at none; else inconclusive."
 )
 
 #: what the paper says, to stand beside what was found
@@ -64,83 +54,66 @@ CLAIMS: Mapping[str, str] = {
 }
 
 
-def judge_opening(
-    records: pd.DataFrame,
-    per_prompt: pd.DataFrame,
-    online: str = "online",
-    offline: str = "offline",
-    opponent: str = "golden_policy",
-) -> list[Verdict]:
-    """Verdicts on R1 (each arm), R2, R7 and R8. Never raises for thin data: the reason says what is missing."""
-    return OPENING.judge(View(records, per_prompt, opponent, online, offline))
-
-
-def _r1(curve: ArmCurves | None, arm: str) -> Verdict:
-    name = f"R1 {arm}"
-    if curve is None:
-        return undefined(name, RULE_R1, f"No usable checkpoint of {arm}.")
-    largest = float(np.mean(curve.end_x))
-    if np.allclose(curve.peak_x, curve.end_x):
-        text = f"{arm} is best at its largest KL ({largest:.3g} nats): longer runs would show whether it falls."
-        return undefined(name, RULE_R1, text + one_seed(len(curve.seeds)))
-    effect, interval = hump(curve)
-    top = float(np.exp(np.mean(np.log(curve.peak_x))))
-    outcome = decide(interval, NO_FALL)
+def _r1(view: View, rule: Rule, arm: str) -> Verdict:
+    found = ending_of(view.clouds(), arm, view.spent)
+    if isinstance(found, str):
+        return rule.unknown(found)
+    fall, rise = mean_over_seeds(found.fall), mean_over_seeds(found.rise)
+    interval, slope = fall.interval(), rise.interval()
+    outcome = INCONCLUSIVE
+    if interval[0] > 0:
+        outcome = SUPPORTED
+    elif not slope[1] < NO_FALL:
+        outcome = CENSORED
+    elif interval[1] < NO_FALL:
+        outcome = CONTRADICTED
     text = (
-        f"{arm} peaks near {top:.2g} nats; at its largest KL ({largest:.3g} nats) the win rate is "
-        f"{abs(effect.value):.3f} {'below' if effect.value >= 0 else 'above'} that peak."
+        f"At its end ({np.exp(np.mean(np.log(found.kl))):.2g} nats, {found.config}) {arm} is {abs(fall.value):.3f} "
+        f"{'below' if fall.value >= 0 else 'above'} its best checkpoint; over the last doubling of its KL the win rate "
+        f"changed by {rise.value:+.3f} ({slope[0]:+.3f} to {slope[1]:+.3f})."
     )
-    if outcome != SUPPORTED:
-        text += " A fall beyond the KL that was reached is not excluded."
-    return verdict(name, outcome, RULE_R1, effect, interval, text + one_seed(len(curve.seeds)))
+    if outcome == CENSORED:
+        text += " It may have been stopped while rising: whether it falls later was not seen."
+    effect = Estimate(fall.value, fall.se, fall.n, "best checkpoint, chosen on other seeds, minus the last")
+    return rule.found(outcome, effect, interval, text + one_seed(fall.n), p=fall.p())
 
 
-def _r2(c: Comparison) -> Verdict:
-    if not c.defined:
-        return undefined("R2", RULE_R2, " ".join(c.warnings))
-    text = (
-        f"{c.a} − {c.b} is {c.average.value:+.3f} over {c.common[0]:.2g} to {c.common[1]:.2g} nats; of the "
-        f"peaks {c.peak.value:+.3f} ({c.peak_interval[0]:+.3f} to {c.peak_interval[1]:+.3f})."
-    )
-    outcome = decide(c.average_interval)
-    return verdict("R2", outcome, RULE_R2, c.average, c.average_interval, text + one_seed(len(c.seeds)))
+def _r2(view: View, rule: Rule, score: str) -> Verdict:
+    weights = {view.online: 1.0, view.offline: -1.0}
+    found = signed(view, rule, view.contrast(weights, score), f"{view.online} − {view.offline}")
+    best = peaks_of(view.clouds(score), tuple(weights), spent=view.spent)
+    if isinstance(best, str) or not np.isfinite(found.effect.value):
+        return found
+    peak = mean_over_seeds(best[view.online].values.plus(best[view.offline].values, -1.0))
+    low, high = peak.interval()
+    said = f" Of the best checkpoints, chosen on other seeds: {peak.value:+.3f} ({low:+.3f} to {high:+.3f})."
+    return rule.found(found.outcome, found.effect, found.interval, found.reason + said, p=found.p)
 
 
-def _r7(view: View) -> Verdict:
+def _r7(view: View, rule: Rule) -> Verdict:
+    found = view.contrast({view.offline: 1.0, view.online: -1.0}, "accuracy")
+    return signed(view, rule, found, f"Accuracy of {view.offline} − {view.online}")
+
+
+def _r8(view: View, rule: Rule) -> Verdict:
     online, offline = view.online, view.offline
-    ends = {arm: view.last(arm, "accuracy") for arm in (online, offline)}
-    found = arms_difference(ends[offline], ends[online])
-    if found is None:
-        return undefined("R7", RULE_R7, no_values("accuracy on held-out D_golden", ends))
-    each = {arm: over_seeds(values) for arm, values in ends.items()}
-    text = f"At the end {offline} classifies {each[offline].value[0]:.3f} and {online} {each[online].value[0]:.3f}."
-    interval = found.interval()
-    effect = found.estimate("offline - online accuracy at the end, arms as independent samples of pairs")
-    return verdict("R7", decide(interval), RULE_R7, effect, interval, text + one_seed(found.n))
-
-
-def _r8(view: View) -> Verdict:
-    online, offline = view.online, view.offline
-    ends = {arm: view.last(arm, "chosen_log_ratio") for arm in (online, offline)}
-    found = arms_difference(ends[online], ends[offline])
-    if found is None:
-        return undefined("R8", RULE_R8, no_values("log-ratio of the winners", ends))
-    each = {arm: over_seeds(values) for arm, values in ends.items()}
-    rises = any(e.lower[0] > 0 for e in each.values())
-    falls = all(e.upper[0] < 0 for e in each.values())
-    interval = found.interval()
-    order = decide(interval)
+    column = "chosen_log_ratio"
+    apart = view.contrast({online: 1.0, offline: -1.0}, column)
+    if not apart.defined:
+        return rule.unknown(apart.why)
+    each = {arm: view.contrast({arm: 1.0, other: 0.0}, column) for arm, other in ((online, offline), (offline, online))}
+    rises = any(b.interval[0] > 0 for c in each.values() for b in c.found.judged)
+    falls = all(b.interval[1] < 0 for c in each.values() for b in c.found.judged)
+    order, at = decide_anywhere(apart.found)
+    assert at is not None
     outcome = INCONCLUSIVE
     if rises or order == CONTRADICTED:
         outcome = CONTRADICTED
     elif falls and order == SUPPORTED:
         outcome = SUPPORTED
-    text = (
-        f"At the end the winners' log-ratio is {each[online].value[0]:+.1f} nats in {online} and "
-        f"{each[offline].value[0]:+.1f} in {offline}."
-    )
-    effect = found.estimate("online - offline log-ratio of winners at the end, nats")
-    return verdict("R8", outcome, RULE_R8, effect, interval, text + one_seed(found.n))
+    means = ", ".join(f"{c.effect.value:+.1f} nats in {arm}" for arm, c in each.items())
+    text = f"At {apart.kl:g} nats of KL the winners' log-ratio is {means}. {told(f'{online} − {offline}', apart.found)}"
+    return rule.found(outcome, at.mean, at.interval, text + one_seed(len(apart.seeds)), p=apart.found.p)
 
 
 #: rules without arms: they are judged on the two arms that the study compares, whatever their names, and never raise
@@ -150,10 +123,14 @@ OPENING = Hypothesis(
     claim="Both arms rise and fall with KL; at equal KL online is ahead, on every task (Fig. 1).",
     study="opening",
     rules=(
-        own("R1 online", CLAIMS["R1"], RULE_R1, (), lambda v, _: _r1(v.curves.get(v.online), v.online)),
-        own("R1 offline", CLAIMS["R1"], RULE_R1, (), lambda v, _: _r1(v.curves.get(v.offline), v.offline)),
-        own("R2", CLAIMS["R2"], RULE_R2, (), lambda v, _: _r2(v.compare(v.online, v.offline))),
-        own("R7", CLAIMS["R7"], RULE_R7, (), lambda v, _: _r7(v)),
-        own("R8", CLAIMS["R8"], RULE_R8, (), lambda v, _: _r8(v)),
+        Rule("R1 online", CLAIMS["R1"], RULE_R1, (), lambda v, r: _r1(v, r, v.online)),
+        Rule("R1 offline", CLAIMS["R1"], RULE_R1, (), lambda v, r: _r1(v, r, v.offline)),
+        Rule("R2", CLAIMS["R2"], RULE_R2.format(by=BY["win"]), (), lambda v, r: _r2(v, r, "win")),
+        Rule(
+            "R2 truth", CLAIMS["R2"], RULE_R2.format(by=BY["oracle_win"]), (), lambda v, r: _r2(v, r, "oracle_win"),
+            column="oracle_win_rate",
+        ),
+        Rule("R7", CLAIMS["R7"], RULE_R7, (), _r7),
+        Rule("R8", CLAIMS["R8"], RULE_R8, (), _r8),
     ),
-)
+)  # fmt: skip

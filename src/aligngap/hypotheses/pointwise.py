@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
 from aligngap.hypotheses.classification import CHANCE, along_run
-from aligngap.hypotheses.rules import Rule, own, same
+from aligngap.hypotheses.rules import Rule, same
 from aligngap.hypotheses.verdicts import alike, arms_difference, one_seed, over_seeds
 from aligngap.hypotheses.view import View, under
 from aligngap.types import Verdict
@@ -64,7 +64,7 @@ POINTWISE_PROXY = Hypothesis(
         rule
         for kind, variant in POINTWISE.items()
         for rule in (
-            own(f"{kind} accuracy", f"A {kind} proxy classifies the online run's pairs as well (5.3; not run).",
+            Rule(f"{kind} accuracy", f"A {kind} proxy classifies the online run's pairs as well (5.3; not run).",
                 RULE.format(kind=kind), ("online", under("online", variant)), as_well(variant)),
             same(f"{kind} frontier", under("online", variant), "online",
                  f"Online with a {kind} proxy reaches the same frontier (5.3; not run)."),

@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
-from aligngap.hypotheses.rules import Rule, ahead, own
-from aligngap.hypotheses.verdicts import decide, one_seed
+from aligngap.hypotheses.rules import AT_BUDGETS, SIGN, Rule, ahead, signed
 from aligngap.hypotheses.view import View, under
 from aligngap.stats.ratio import slope_weights
 from aligngap.types import Verdict
@@ -19,9 +18,8 @@ WEAKEST = "labels-1000"
 VARIANTS = ("labels-1000", "labels-4000", "labels-16000", "", "proxy-small", "proxy-large")
 ARMS = tuple(under("online", v) for v in VARIANTS)
 RULE = (
-    "Per seed the least-squares slope of online's win rate at equal KL, averaged over the log-KL range that all "
-    "reached, over the proxy's accuracy on held-out D_golden. Supported if its 95% two-level interval lies above 0;"
-    " contradicted if below 0; else inconclusive. The effect is given for ten points of accuracy."
+    "Per seed the least-squares slope of online's win rate over the proxy's accuracy on held-out D_golden, "
+    f"{AT_BUDGETS}. {SIGN} The effect is given for ten points of accuracy."
 )
 
 
@@ -37,13 +35,7 @@ def slope(view: View, rule: Rule) -> Verdict:
         return rule.unknown("The proxies' accuracies are not in the provenance of these records.")
     by_seed = {s: 0.1 * slope_weights([a[s] for a in found]) for s in seeds}
     weights = {arm: {s: float(by_seed[s][i]) for s in seeds} for i, arm in enumerate(ARMS)}
-    result = view.contrast(weights)
-    if not result.defined:
-        return rule.unknown(result.why)
-    reason = (
-        f"Ten points of the proxy's accuracy are worth {result.effect.value:+.3f} of online's win rate at equal KL."
-    )
-    return rule.found(decide(result.interval), result.effect, result.interval, reason + one_seed(len(result.seeds)))
+    return signed(view, rule, view.contrast(weights), "What ten points of the proxy's accuracy are worth online")
 
 
 def gaps(view: View) -> Dial | None:
@@ -75,7 +67,7 @@ PROXY_DIAL = Hypothesis(
     claim="Predicted, not run: a better proxy raises online's peak and widens the gap (section 5.5).",
     study="proxy-dial",
     rules=(
-        own("dial", "A better proxy widens the gap (section 5.5; not run).", RULE, ARMS, slope),
+        Rule("dial", "A better proxy widens the gap (section 5.5; not run).", RULE, ARMS, slope),
         ahead("weak proxy", "offline", under("online", WEAKEST)),
         ahead("larger proxy", under("online", "proxy-large"), "online", "A larger proxy raises online (section 5.5)."),
     ),

@@ -1,8 +1,9 @@
 """Rules: how a question about arms is decided, declared in code before any run and printed with its verdict.
 
 A rule names the arms it needs, says in words when it is supported, contradicted or inconclusive, and decides a `View`.
-`ahead`, `alike`, `no_better` and `share` cover most questions; `own` takes a function. All intervals are 95%, over
-seeds, then prompts. Leaves out: a correction for judging many rules at once; each verdict stands for itself.
+`ahead`, `same`, `no_better`, `share` and `contrast` cover most; a `Rule` takes any function. Arms are compared
+at named KL budgets over the configurations that all of them ran (`stats.budgets`), never on an average over KL.
+Leaves out: a correction for judging many rules at once, which `families` makes.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
     SUPPORTED,
     decide,
-    defined,
+    decide_anywhere,
+    guarded,
     minus,
     one_seed,
+    p_equivalence,
     undefined,
 )
-from aligngap.hypotheses.verdicts import (
-    alike as inside,
-)
-from aligngap.hypotheses.view import Contrast, View
+from aligngap.hypotheses.view import NOTHING, Contrast, View, Weights
+from aligngap.stats.budgets import AtBudgets, Budget
 from aligngap.stats.estimate import NAN
 from aligngap.types import Estimate, Verdict
 
@@ -33,8 +36,10 @@ MARGIN = 0.02
 #: an explanation that accounts for more than half of the gap is called its cause, for less than half it is not
 HALF = 0.5
 
-EQUAL_KL = "averaged over the log-KL range that these arms reached"
-MATCHED = " Only hyper-parameters that these arms have in common are compared."
+AT_BUDGETS = (
+    "at the KL budgets that every seed reached, over the configurations that all these arms ran (t intervals over "
+    "seeds, 95% for all budgets at once)"
+)
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,21 @@ class Rule:
     text: str
     arms: tuple[str, ...]
     decide: Callable[[View, Rule], Verdict]
+    column: str = ""  # of the records, without which there is nothing to judge
+
+    def recorded(self, view: View) -> bool:
+        """Whether the records hold the column that it needs."""
+        return not self.column or bool(view.records[self.column].notna().any())
 
     def missing(self, view: View) -> tuple[str, ...]:
         return tuple(a for a in self.arms if not view.has(a))
 
     def judge(self, view: View) -> Verdict:
-        """The verdict; where arms are missing it is undefined and says which."""
+        """The verdict; where arms are missing it is undefined and says which, with too few seeds there is none."""
         absent = self.missing(view)
         if absent:
             return replace(undefined(self.name, self.text, f"Not run: {', '.join(absent)}."), claim=self.claim)
-        return replace(self.decide(view, self), claim=self.claim)
+        return guarded(replace(self.decide(view, self), claim=self.claim))
 
     def found(
         self,
@@ -64,85 +74,110 @@ class Rule:
         interval: tuple[float, float],
         reason: str,
         share: tuple[Estimate, tuple[float, float]] | None = None,
+        p: float = NAN,
     ) -> Verdict:
         """A verdict under this rule."""
         value, bounds = share or (None, (NAN, NAN))
-        return Verdict(self.name, outcome, self.text, effect, interval, minus(reason), self.claim, value, bounds)
+        return Verdict(self.name, outcome, self.text, effect, interval, minus(reason), self.claim, value, bounds, p)
 
     def unknown(self, why: str) -> Verdict:
         return undefined(self.name, self.text, why)
 
 
-def own(name: str, claim: str, text: str, arms: tuple[str, ...], decide: Callable[[View, Rule], Verdict]) -> Rule:
-    """A rule with a decision of its own."""
-    return Rule(name, claim, text, arms, decide)
-
-
-def ahead(name: str, a: str, b: str, claim: str = "", *, matched: bool = False) -> Rule:
+def ahead(name: str, a: str, b: str, claim: str = "", *, score: str = "win") -> Rule:
     """Is a ahead of b at equal KL?"""
-    text = (
-        f"Supported if the 95% two-level interval of {a} - {b} at equal KL, {EQUAL_KL}, lies above 0; contradicted if "
-        f"it lies below 0; else inconclusive.{MATCHED if matched else ''}"
-    )
-    return _difference(name, a, b, claim, text, matched, decide)
+    text = f"{a} - {b}{BY[score]} {AT_BUDGETS}. {SIGN}"
+    weights = {a: 1.0, b: -1.0}
+
+    def judge(view: View, rule: Rule) -> Verdict:
+        return signed(view, rule, view.contrast(weights, score), f"{a} − {b}", weights if score == "win" else None)
+
+    return Rule(name, claim, text, (a, b), judge, "" if score == "win" else "oracle_win_rate")
 
 
-def same(name: str, a: str, b: str, claim: str = "", *, matched: bool = False) -> Rule:
+#: by whom a win is judged, in a rule's words
+BY = {"win": "", "oracle_win": " by the true preference"}
+SIGN = (
+    "Supported if an interval lies above 0 and none below; contradicted if one lies below 0 and none above; else "
+    "inconclusive."
+)
+
+
+def same(name: str, a: str, b: str, claim: str = "") -> Rule:
     """Are a and b alike at equal KL, to within two points of win rate?"""
     text = (
-        f"Supported if the 95% two-level interval of {a} - {b} at equal KL, {EQUAL_KL}, lies within {MARGIN} of 0; "
-        f"contradicted if it lies wholly outside; else inconclusive.{MATCHED if matched else ''}"
+        f"{a} - {b} {AT_BUDGETS}. Supported if at every budget two one-sided tests at 5% put it within {MARGIN} of 0 "
+        f"(the 90% interval lies inside); contradicted if an interval lies wholly outside; else inconclusive."
     )
-    return _difference(name, a, b, claim, text, matched, lambda interval: inside(interval, MARGIN))
+    weights = {a: 1.0, b: -1.0}
+
+    def judge(view: View, rule: Rule) -> Verdict:
+        found = view.contrast(weights)
+        if not found.defined:
+            return rule.unknown(found.why)
+        judged = found.found.judged
+        far = [x for x in judged if x.interval[0] > MARGIN or x.interval[1] < -MARGIN]
+        near = all(x.equivalence[0] > -MARGIN and x.equivalence[1] < MARGIN for x in judged)
+        outcome = CONTRADICTED if far else SUPPORTED if near else INCONCLUSIVE
+        at = max(judged, key=lambda x: abs(x.mean.value))
+        said = f" The 90% interval at {nats(at.kl)} is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
+        reason = told(f"{a} − {b}", found.found) + said + one_seed(len(found.seeds))
+        p = p_equivalence(found.found, MARGIN)
+        return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
+
+    return Rule(name, claim, text, (a, b), judge)
 
 
-def no_better(name: str, a: str, b: str, claim: str = "", *, matched: bool = False) -> Rule:
+def no_better(name: str, a: str, b: str, claim: str = "") -> Rule:
     """Is a no better than b at equal KL, to within two points of win rate?"""
     text = (
-        f"Contradicted if the 95% two-level interval of {a} - {b} at equal KL, {EQUAL_KL}, lies above 0; supported if "
-        f"it lies below {MARGIN} and not above 0; else inconclusive.{MATCHED if matched else ''}"
+        f"{a} - {b} {AT_BUDGETS}. Contradicted if an interval lies above 0; supported if none does and a one-sided "
+        f"test at 5% puts it below {MARGIN} at every budget; else inconclusive."
     )
+    weights = {a: 1.0, b: -1.0}
 
-    def judged(interval: tuple[float, float]) -> str:
-        if not defined(interval):
-            return INCONCLUSIVE
-        return CONTRADICTED if interval[0] > 0 else SUPPORTED if interval[1] < MARGIN else INCONCLUSIVE
+    def judge(view: View, rule: Rule) -> Verdict:
+        found = view.contrast(weights)
+        if not found.defined:
+            return rule.unknown(found.why)
+        judged = found.found.judged
+        better = any(x.interval[0] > 0 for x in judged)
+        below = all(x.equivalence[1] < MARGIN for x in judged)
+        outcome = CONTRADICTED if better else SUPPORTED if below else INCONCLUSIVE
+        at = max(judged, key=lambda x: x.mean.value)
+        reason = told(f"{a} − {b}", found.found) + one_seed(len(found.seeds))
+        return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), found.found.p)
 
-    return _difference(name, a, b, claim, text, matched, judged)
+    return Rule(name, claim, text, (a, b), judge)
 
 
 def share(
-    name: str,
-    top: tuple[str, str],
-    claim: str = "",
-    *,
-    of: tuple[str, str] | None = None,
-    matched: bool = False,
-    less: bool = False,
+    name: str, top: tuple[str, str], claim: str = "", *, of: tuple[str, str] | None = None, less: bool = False
 ) -> Rule:
     """Is the difference of `top` more than half of the opening gap (of the gap `of`)? With `less`: less than half?"""
     a, b = top
     gap = of or ("online", "offline")
     sides = ("below", "above") if less else ("above", "below")
     text = (
-        f"Share = ({a} - {b}) / ({gap[0]} - {gap[1]}), both at equal KL, {EQUAL_KL}. Supported if its 95% interval "
-        f"(Fieller, two-level) lies {sides[0]} {HALF}; contradicted if it lies {sides[1]}; else inconclusive. If the "
-        f"interval of {gap[0]} - {gap[1]} does not lie above 0, the share is undefined.{MATCHED if matched else ''}"
+        f"Share = ({a} - {b}) / ({gap[0]} - {gap[1]}), each over the configurations that its arms ran, at the largest "
+        f"KL budget that every seed reached in both. Supported if its 95% interval (Fieller, t over seeds) lies "
+        f"{sides[0]} {HALF}; contradicted if it lies {sides[1]}; else inconclusive. If the interval of {gap[0]} - "
+        f"{gap[1]} does not lie above 0, the share is undefined."
     )
 
     def judged(view: View, rule: Rule) -> Verdict:
         weights = {a: 1.0, b: -1.0}
-        contrast = view.contrast(weights, matched=matched)
+        contrast = view.contrast(weights)
         if not contrast.defined:
             return rule.unknown(contrast.why)
-        value, interval, why = view.share(weights, {gap[0]: 1.0, gap[1]: -1.0} if of else None, matched=matched)
+        value, interval, why = view.share(weights, {gap[0]: 1.0, gap[1]: -1.0} if of else None)
+        reason = told(f"{a} − {b}", contrast.found)
         if why:
-            reason = f"{words(a, b, contrast)} {why}"
-            return rule.found(INCONCLUSIVE, contrast.effect, contrast.interval, reason, (value, interval))
+            return rule.found(INCONCLUSIVE, contrast.effect, contrast.interval, f"{reason} {why}", (value, interval))
         outcome = decide(interval, HALF, HALF)
         if less:
             outcome = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}.get(outcome, outcome)
-        reason = f"{words(a, b, contrast)} That is {value.value:.0%} of {gap[0]} − {gap[1]}."
+        reason += f" That is {value.value:.0%} of {gap[0]} − {gap[1]}."
         return rule.found(
             outcome, contrast.effect, contrast.interval, reason + one_seed(len(contrast.seeds)), (value, interval)
         )
@@ -150,66 +185,53 @@ def share(
     return Rule(name, claim, text, tuple(dict.fromkeys((a, b, *gap))), judged)
 
 
-def contrast(
-    name: str,
-    weights: Mapping[str, float],
-    what: str,
-    claim: str = "",
-    *,
-    matched: bool = False,
-) -> Rule:
+def contrast(name: str, weights: Mapping[str, float], what: str, claim: str = "") -> Rule:
     """Is a weighted sum of arms above 0 at equal KL?"""
-    text = (
-        f"{what[0].upper()}{what[1:]} at equal KL, {EQUAL_KL}. Supported if its 95% two-level interval lies above 0; "
-        f"contradicted if it lies below 0; else inconclusive.{MATCHED if matched else ''}"
-    )
+    text = f"{what[0].upper()}{what[1:]}, {AT_BUDGETS}. {SIGN}"
 
     def judged(view: View, rule: Rule) -> Verdict:
-        return from_contrast(view, rule, view.contrast(weights, matched=matched), weights, decide, what, matched)
+        return signed(view, rule, view.contrast(weights), "It", weights)
 
     return Rule(name, claim, text, tuple(weights), judged)
 
 
-def from_contrast(
-    view: View,
-    rule: Rule,
-    found: Contrast,
-    weights: Mapping[str, float],
-    judged: Callable[[tuple[float, float]], str],
-    what: str = "",
-    matched: bool = False,
-) -> Verdict:
-    """A verdict on a contrast, with its share of the opening gap beside it."""
+def signed(view: View, rule: Rule, found: Contrast, what: str, weights: Weights | None = None) -> Verdict:
+    """A verdict on the sign of a contrast, with its share of the opening gap beside it where `weights` ask for one."""
     if not found.defined:
         return rule.unknown(found.why)
-    part, bounds, _ = view.share(weights, matched=matched)
-    names = list(weights)
-    text = (
-        words(names[0], names[1], found)
-        if not what
-        else f"It is {found.effect.value:+.3f} over {found.kl[0]:.2g} to {found.kl[1]:.2g} nats."
-    )
-    reason = text + one_seed(len(found.seeds))
-    return rule.found(judged(found.interval), found.effect, found.interval, reason, (part, bounds))
+    outcome, at = decide_anywhere(found.found)
+    assert at is not None
+    reason = told(what, found.found) + one_seed(len(found.seeds))
+    return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), found.found.p)
 
 
-def words(a: str, b: str, found: Contrast) -> str:
-    return f"{a} − {b} is {found.effect.value:+.3f} over {found.kl[0]:.2g} to {found.kl[1]:.2g} nats."
+def _share(view: View, weights: Weights | None) -> tuple[Estimate, tuple[float, float]]:
+    if weights is None:
+        return NOTHING, (NAN, NAN)
+    value, interval, _ = view.share(weights)
+    return value, interval
 
 
-def _difference(
-    name: str,
-    a: str,
-    b: str,
-    claim: str,
-    text: str,
-    matched: bool,
-    judged: Callable[[tuple[float, float]], str],
-) -> Rule:
-    weights = {a: 1.0, b: -1.0}
+def told(what: str, found: AtBudgets) -> str:
+    """The differences at every budget as a sentence, and what was not reached."""
+    judged = ", ".join(at(b) for b in found.judged)
+    out = f"{what} is {judged}."
+    lost = [b for b in found.budgets if not b.judged]
+    short = dict.fromkeys(f"{arm}'s runs" for b in lost for arm, n in b.short.items() if n)
+    if lost:
+        names = " and ".join(f"{b.kl:g}" for b in lost)
+        why = f": {' and '.join(short)} ended below." if short else "."
+        out += f" Not judged at {names} nat{'s' if names != '1' else ''}{why}"
+    return out
 
-    def judge(view: View, rule: Rule) -> Verdict:
-        found = view.contrast(weights, matched=matched)
-        return from_contrast(view, rule, found, weights, judged, matched=matched)
 
-    return Rule(name, claim, text, (a, b), judge)
+def at(b: Budget) -> str:
+    """One budget's difference with its interval."""
+    low, high = b.interval
+    ends = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else ""
+    return f"{b.mean.value:+.3f}{ends} at {nats(b.kl)}"
+
+
+def nats(kl: float) -> str:
+    """A KL budget with its unit."""
+    return f"{kl:g} nat{'' if kl == 1 else 's'}"

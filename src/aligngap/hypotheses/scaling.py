@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import Rule, own
-from aligngap.hypotheses.verdicts import decide, one_seed
+from aligngap.hypotheses.rules import Rule
+from aligngap.hypotheses.verdicts import decide, one_seed, p_value
 from aligngap.hypotheses.view import View, under
 from aligngap.stats.estimate import FloatArray, TwoLevel, two_level
 from aligngap.stats.ratio import slope_weights
-from aligngap.types import Verdict
+from aligngap.types import Estimate, Verdict
 
 SIZES = ("small", "", "large")
 SMALL, LARGE = "small", "large"
@@ -24,8 +24,8 @@ ARMS = ("online", "shuffled", "offline")
 QUANTILE = 0.9
 BEST = "The best of an arm is the 90% quantile of the win rates of all its checkpoints, its ratio that over online's."
 RULE_PEAK = (
-    "Win rate of online's best checkpoint (cross-fitted), large minus small policy. Supported if the 95% two-level "
-    "interval lies above 0; contradicted if below 0; else inconclusive."
+    "Win rate of online's best checkpoint (chosen on the other seeds), large minus small policy. Supported if the 95% "
+    "t interval lies above 0; contradicted if below 0; else inconclusive."
 )
 RULE_FIX = (
     f"{BEST} Supported if the 95% two-level interval of offline's ratio at the largest size lies below 1 (size has not "
@@ -86,15 +86,17 @@ def judge_slope(view: View, rule: Rule, arm: str, minus: str = "") -> Verdict:
     reason = f"Per doubling of the policy {what} changes by {found.value[0]:+.3f}."
     interval = found.interval()
     effect = found.estimate("change of the ratio per doubling of the parameters")
-    return rule.found(decide(interval), effect, interval, reason + one_seed(found.n))
+    return rule.found(decide(interval), effect, interval, reason + one_seed(found.n), p=p_value(found))
 
 
 def peak(view: View, rule: Rule) -> Verdict:
     found = view.peak({under("online", LARGE): 1.0, under("online", SMALL): -1.0})
-    if not found.defined:
-        return rule.unknown(found.why)
-    reason = f"Online's best checkpoint gains {found.effect.value:+.3f} from the smallest to the largest policy."
-    return rule.found(decide(found.interval), found.effect, found.interval, reason + one_seed(len(found.seeds)))
+    if isinstance(found, str):
+        return rule.unknown(found)
+    mean, seeds = found
+    reason = f"Online's best checkpoint gains {mean.value:+.3f} from the smallest to the largest policy."
+    effect = Estimate(mean.value, mean.se, mean.n, "difference of best checkpoints, chosen on other seeds")
+    return rule.found(decide(mean.interval()), effect, mean.interval(), reason + one_seed(len(seeds)), p=mean.p())
 
 
 def fix(view: View, rule: Rule) -> Verdict:
@@ -160,11 +162,11 @@ SCALING = Hypothesis(
     claim="Not a fix: the gap shrinks slowly with size and may level off; with size coverage explains more (Fig. 11).",
     study="scaling",
     rules=(
-        own("H5", "Size does not close the gap (Fig. 11).", RULE_FIX, arms("online", "offline"), fix),
-        own("R11 peak", "A larger policy peaks higher (Fig. 10).", RULE_PEAK, arms("online"), peak),
-        own("R11 gap", "The gap shrinks with size, slowly (Fig. 11).", RULE_SHRINKS, arms("online", "offline"),
+        Rule("H5", "Size does not close the gap (Fig. 11).", RULE_FIX, arms("online", "offline"), fix),
+        Rule("R11 peak", "A larger policy peaks higher (Fig. 10).", RULE_PEAK, arms("online"), peak),
+        Rule("R11 gap", "The gap shrinks with size, slowly (Fig. 11).", RULE_SHRINKS, arms("online", "offline"),
             lambda view, rule: judge_slope(view, rule, "offline")),
-        own("R11 tandem", "The gap to shuffled online data closes faster (Fig. 11).", RULE_TANDEM,
+        Rule("R11 tandem", "The gap to shuffled online data closes faster (Fig. 11).", RULE_TANDEM,
             arms("online", "shuffled", "offline"), lambda view, rule: judge_slope(view, rule, "shuffled", "offline")),
     ),
     dial=ratios,

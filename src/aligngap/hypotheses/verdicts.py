@@ -1,18 +1,23 @@
-"""What every verdict is made from: three outcomes, an interval's decision, and values at the end of an arm's runs."""
+"""What every verdict is made from: the outcomes, an interval's decision, and values at the end of an arm's runs."""
 
 from __future__ import annotations
 
 import re
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
+from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget
 from aligngap.stats.estimate import NAN, FloatArray, TwoLevel, two_level
 from aligngap.types import Estimate, Verdict
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+#: an arm was stopped while it rose, so its fall was not seen; and fewer seeds than a verdict takes
+CENSORED, TOO_FEW = "censored", "too few seeds"
 
 #: per seed (value, standard error)
 Ends = dict[int, tuple[float, float]]
@@ -29,13 +34,58 @@ def decide(interval: tuple[float, float], below: float = 0.0, above: float = 0.0
 
 
 def alike(interval: tuple[float, float], margin: float) -> str:
-    """Supported inside +-margin, contradicted wholly outside it, else inconclusive: a test of equivalence."""
+    """Supported inside +-margin, contradicted wholly outside it, else inconclusive: a test of equivalence.
+
+    The interval is the 95% one, so this asks for more than two one-sided tests at 5% do.
+    """
     low, high = interval
     if not defined(interval):
         return INCONCLUSIVE
     if -margin < low and high < margin:
         return SUPPORTED
     return CONTRADICTED if low > margin or high < -margin else INCONCLUSIVE
+
+
+def decide_anywhere(found: AtBudgets) -> tuple[str, Budget | None]:
+    """Supported where some judged budget's interval lies above 0 and none below, contradicted where the reverse holds.
+
+    The intervals hold at once, so any of them may speak. The budget returned is the one farthest from 0 in standard
+    errors. With signs that differ between budgets, or none that is sure, the outcome is inconclusive.
+    """
+    if not found.judged:
+        return INCONCLUSIVE, None
+    sides = {decide(b.interval) for b in found.judged}
+    outcome = INCONCLUSIVE
+    if SUPPORTED in sides and CONTRADICTED not in sides:
+        outcome = SUPPORTED
+    elif CONTRADICTED in sides and SUPPORTED not in sides:
+        outcome = CONTRADICTED
+    known = [b for b in found.judged if np.isfinite(b.mean.se)]
+    return outcome, max(known or found.judged, key=lambda b: abs(b.mean.value) / max(b.mean.se, 1e-12))
+
+
+def p_equivalence(found: AtBudgets, margin: float) -> float:
+    """The p-value of two one-sided tests of |difference| >= margin at every judged budget: the largest of all."""
+    worst = 0.0
+    for b in found.judged:
+        if b.mean.n < 2:
+            return NAN
+        distance = margin - abs(b.mean.value)
+        if b.mean.se > 0:
+            worst = max(worst, float(special.stdtr(b.mean.n - 1, -distance / b.mean.se)))
+        elif distance <= 0:
+            worst = 1.0
+    return worst if found.judged else NAN
+
+
+def p_value(found: TwoLevel) -> float:
+    """The two-sided p-value that a mean over seeds is 0; nan where it has no error."""
+    value, se, df = float(found.value[0]), float(found.se[0]), float(found.df[0])
+    if not (np.isfinite(value) and np.isfinite(se)) or found.n < 2:
+        return NAN
+    if se == 0:
+        return 1.0 if value == 0 else 0.0
+    return float(2 * special.stdtr(min(df, 1e6), -abs(value) / se))
 
 
 def defined(interval: tuple[float, float]) -> bool:
@@ -105,4 +155,17 @@ def minus(text: str) -> str:
 
 
 def one_seed(n: int) -> str:
+    """A sentence where one seed stands alone, to follow another."""
     return " One seed: run-to-run variation is not covered." if n == 1 else ""
+
+
+def guarded(verdict: Verdict) -> Verdict:
+    """The verdict, or, where its estimate rests on fewer seeds than a verdict takes, the estimate without one.
+
+    A difference that is 0 without any error, where that is what the rule asks for, is an identity and needs no seeds.
+    """
+    n = verdict.effect.n
+    exact = verdict.outcome == SUPPORTED and verdict.effect.value == 0 and verdict.effect.se == 0
+    if not np.isfinite(verdict.effect.value) or n >= LEAST_SEEDS or exact:
+        return verdict
+    return replace(verdict, outcome=TOO_FEW)

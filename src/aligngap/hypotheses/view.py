@@ -1,4 +1,4 @@
-"""What a hypothesis may look at: records, frontiers, comparisons and contrasts at equal KL, all against one opponent.
+"""What a hypothesis may look at: records, checkpoints, frontiers and contrasts at equal KL, against one opponent.
 
 A `View` answers questions about arms by name; an arm under a variant is "ARM[VARIANT]". Whatever the records do not
 hold comes back undefined, with a sentence that says what is missing; nothing here raises for thin data.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.verdicts import Ends, last_values
-from aligngap.stats.clouds import make_clouds
-from aligngap.stats.compare import Comparison, compare, curves_for
-from aligngap.stats.estimate import NAN, FloatArray, two_level
+from aligngap.stats.budgets import BUDGETS, AtBudgets, Budget, Mean, Seedwise, at_budgets, mean_over_seeds, peaks_of
+from aligngap.stats.clouds import SCORES, Clouds, column_clouds, make_clouds
+from aligngap.stats.compare import curves_for
+from aligngap.stats.estimate import NAN, FloatArray
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.ratio import ratio
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PROBE_COLUMNS
@@ -27,24 +29,47 @@ from aligngap.types import Estimate
 
 #: a weight of an arm in a contrast: one number, or one per seed
 Weights = Mapping[str, float | Mapping[int, float]]
-#: range of KL (ratio of its ends) below which arms are not averaged: a quarter octave, as in `stats.compare`
-NARROW = 2.0**0.25
 NOTHING = Estimate(NAN, NAN, 0, "undefined")
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of arms' win rates at equal KL, averaged over the ln KL range that all of them reached."""
+    """A weighted sum of arms at equal KL: what was found at each budget, and the largest budget that is judged.
 
-    effect: Estimate
-    interval: tuple[float, float]
-    kl: tuple[float, float] = (NAN, NAN)
-    seeds: tuple[int, ...] = ()
-    why: str = ""  # what is missing, where it is undefined
+    `effect` and `interval` are those of that budget, the interval one that covers all judged budgets at once.
+    """
+
+    found: AtBudgets
+
+    @property
+    def last(self) -> Budget | None:
+        """The largest budget that is judged."""
+        return self.found.judged[-1] if self.found.judged else None
+
+    @property
+    def effect(self) -> Estimate:
+        return self.last.mean if self.last else NOTHING
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.last.interval if self.last else (NAN, NAN)
+
+    @property
+    def kl(self) -> float:
+        return self.last.kl if self.last else NAN
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.found.seeds
+
+    @property
+    def why(self) -> str:
+        """What is missing, where it is undefined."""
+        return self.found.why
 
     @property
     def defined(self) -> bool:
-        return bool(np.isfinite(self.effect.value))
+        return self.last is not None
 
 
 def base_of(arm: str) -> str:
@@ -77,21 +102,50 @@ class View:
         offline: str = "offline",
         *,
         curves: Mapping[str, ArmCurves] | None = None,
+        clouds: Clouds | None = None,
         pipeline: Sequence[Mapping[str, Any]] = (),
         probe: pd.DataFrame | None = None,
         best_of_n: pd.DataFrame | None = None,
+        budgets: Sequence[float] = BUDGETS,
+        spent: Collection[int] = (),
     ) -> None:
         self.records = records[records["opponent"] == opponent]
         self._per_prompt = per_prompt[per_prompt["opponent"] == opponent] if len(per_prompt) else per_prompt
         self.opponent, self.online, self.offline, self.pipeline = opponent, online, offline, tuple(pipeline)
+        self.budgets, self.spent = tuple(budgets), tuple(spent)
         self.probe = empty(PROBE_COLUMNS) if probe is None else probe
         self.best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
-        self.curves = dict(curves) if curves is not None else self._curves(self.records)
+        self._clouds = {} if clouds is None else {"win": clouds}
         self.arms = tuple(map(str, self.records["arm"].unique()))
-        self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique()))
-        self._matched: dict[tuple[str, ...], dict[str, ArmCurves]] = {}
-        self._last: dict[tuple[str, str], Ends] = {}
+        self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique() if s not in self.spent))
+        self._curves = curves
+        self._last: dict[tuple[str, str, str], Ends] = {}
+        self._contrasts: dict[tuple[tuple[str, str], tuple[float, ...]], Contrast] = {}
         self._upper: dict[tuple[str, float], dict[int, tuple[float, FloatArray]]] = {}
+
+    @property
+    def curves(self) -> Mapping[str, ArmCurves]:
+        """Frontiers of all arms, pooled over the configurations that each ran."""
+        if self._curves is None:
+            self._curves = curves_for(self.clouds())
+        return self._curves
+
+    def clouds(self, score: str = "win") -> Clouds:
+        """The checkpoints by a score: `win` (golden's), `proxy_win` or `oracle_win`; or by a column of the records."""
+        if score not in self._clouds:
+            made = (
+                make_clouds(self.records, self._per_prompt, self.opponent, score)
+                if score in SCORES
+                else column_clouds(self.records, score)
+            )
+            self._clouds[score] = made
+        return self._clouds[score]
+
+    def at(self, *budgets: float) -> View:
+        """The same view with other KL budgets, in nats."""
+        other = copy(self)
+        other.budgets = budgets
+        return other
 
     def has(self, *arms: str) -> bool:
         return all(a in self.arms for a in arms)
@@ -107,121 +161,67 @@ class View:
 
     # ------------------------------------------------------------------------------------------- at equal KL
 
-    def matched(self, *arms: str) -> dict[str, ArmCurves]:
-        """Frontiers of these arms from the configurations that every one of them ran: equal effort, equal settings."""
-        key = tuple(sorted(set(arms)))
-        if key not in self._matched:
-            rows = self.records[self.records["arm"].isin(key)]
-            configs = [set(rows["config"][rows["arm"] == a]) for a in key]
-            shared = set.intersection(*configs) if configs else set()
-            self._matched[key] = self._curves(rows[rows["config"].isin(shared)])
-        return self._matched[key]
+    def contrast(self, weights: Weights, score: str = "win") -> Contrast:
+        """The weighted sum of arms at each KL budget, over the configurations that all of them ran, seed by seed."""
+        named = {a: sorted(w.items()) if isinstance(w, Mapping) else w for a, w in weights.items()}
+        key = (repr(sorted(named.items())), score)
+        if (key, self.budgets) not in self._contrasts:
+            found = at_budgets(self.clouds(score), weights, self.budgets, spent=self.spent)
+            self._contrasts[key, self.budgets] = Contrast(found)
+        return self._contrasts[key, self.budgets]
 
-    def compare(self, a: str, b: str, *, matched: bool = False) -> Comparison:
-        """a - b at equal KL; `matched`: only at the hyper-parameters that both arms ran."""
-        return compare(self.matched(a, b) if matched else self.curves, a, b, self.opponent)
-
-    def contrast(self, weights: Weights, *, matched: bool = False) -> Contrast:
-        """The weighted sum of arms at equal KL, paired by seed and prompt."""
-        found = self._terms([(weights, self._of(weights, matched))])
-        if isinstance(found, str):
-            return Contrast(NOTHING, (NAN, NAN), why=found)
-        [(point, reps)], seeds, kl = found
-        mean = two_level(point, reps)
-        effect = mean.estimate(f"contrast at equal KL, averaged over the common ln KL range, {len(seeds)} seed(s)")
-        return Contrast(effect, mean.interval(), kl, seeds)
-
-    def share(
-        self, weights: Weights, of: Weights | None = None, *, matched: bool = False
-    ) -> tuple[Estimate, tuple[float, float], str]:
+    def share(self, weights: Weights, of: Weights | None = None) -> tuple[Estimate, tuple[float, float], str]:
         """A contrast as a share of the opening gap (or of `of`): estimate, interval, and why it is undefined.
 
-        A share is of a lead: it is undefined where the gap is not surely above 0, and also where it is surely below 0,
-        since an arm that is worse than offline would then close the gap by falling as low as online.
-        Both are averaged over the same KL range, the one that every arm in either reached; `matched` holds for the
-        contrast, while the gap is that of the arms as they were run.
+        Both are taken at the largest budget at which both are judged. A share is of a lead: it is undefined where the
+        gap is not surely above 0, and also where it is surely below 0, since an arm that is worse than offline would
+        then close the gap by falling as low as online.
         """
         gap: Weights = of or {self.online: 1.0, self.offline: -1.0}
-        found = self._terms([(weights, self._of(weights, matched)), (gap, self.curves)])
-        if isinstance(found, str):
-            return NOTHING, (NAN, NAN), found
-        (top, bottom), _, _ = found
-        value, interval = ratio(*top, *bottom)
+        top, bottom = self.contrast(weights).found, self.contrast(gap).found
+        for found in (top, bottom):
+            if found.why:
+                return NOTHING, (NAN, NAN), found.why
+        both = [k for k, (a, b) in enumerate(zip(top.budgets, bottom.budgets, strict=True)) if a.judged and b.judged]
+        if not both or top.seeds != bottom.seeds or top.values is None or bottom.values is None:
+            return NOTHING, (NAN, NAN), "The arms and the gap are not judged at the same budget over the same seeds."
+        value, interval = ratio(top.values.at(both[-1]), bottom.values.at(both[-1]))
         if not np.isfinite(value.value):
-            return value, interval, "The gap it would be a share of is not told from 0 over this range."
-        if bottom[0].mean() < 0:
-            return NOTHING, (NAN, NAN), "The gap it would be a share of is negative over this range: no lead to close."
+            return value, interval, "The gap it would be a share of is not told from 0 at this KL."
+        if np.mean(bottom.values.value[:, both[-1]]) < 0:
+            return NOTHING, (NAN, NAN), "The gap it would be a share of is negative at this KL: no lead to close."
         return value, interval, ""
-
-    def _of(self, weights: Weights, matched: bool) -> Mapping[str, ArmCurves]:
-        return self.matched(*weights) if matched else self.curves
-
-    def _curves(self, rows: pd.DataFrame) -> dict[str, ArmCurves]:
-        runs = self._per_prompt
-        if len(runs) and len(rows) < len(self.records):
-            runs = runs[runs["run"].isin(rows["run"].unique())]
-        return dict(curves_for(make_clouds(rows, runs, self.opponent)))
-
-    def _terms(
-        self, sums: Sequence[tuple[Weights, Mapping[str, ArmCurves]]]
-    ) -> tuple[list[tuple[FloatArray, FloatArray]], tuple[int, ...], tuple[float, float]] | str:
-        """Each weighted sum as point [S] and replicates [S, B] over one KL range and the seeds that all arms share."""
-        missing = [a for weights, curves in sums for a in weights if a not in curves]
-        if missing:
-            return f"No usable checkpoint of {' and '.join(dict.fromkeys(missing))}."
-        used = [curves[a] for weights, curves in sums for a in weights]
-        seeds = tuple(s for s in used[0].seeds if all(s in c.seeds for c in used))
-        if not seeds:
-            return "The arms share no seed."
-        grids = [np.round(c.grid, 9) for c in used]
-        grid = grids[0]
-        for g in grids[1:]:
-            grid = np.intersect1d(grid, g)
-        rows = [[c.seeds.index(s) for s in seeds] for c in used]
-        inside = np.ones(len(grid), dtype=bool)
-        for c, g, at in zip(used, grids, rows, strict=True):
-            inside &= np.isfinite(c.frontier[at][:, np.isin(g, grid)]).all(axis=0)
-        grid = grid[inside]
-        if len(grid) < 2 or np.exp(grid[-1] - grid[0]) < NARROW:
-            return "No range of KL was reached by every one of these arms, so they are not compared at equal KL."
-        draws = min(c.frontier_reps.shape[1] for c in used)
-        out = []
-        for weights, curves in sums:
-            point, reps = np.zeros(len(seeds)), np.zeros((len(seeds), draws))
-            for arm, weight in weights.items():
-                c = curves[arm]
-                at, here = [c.seeds.index(s) for s in seeds], np.isin(np.round(c.grid, 9), grid)
-                w = np.array([weight[s] if isinstance(weight, Mapping) else weight for s in seeds])
-                point += w * c.frontier[at][:, here].mean(axis=1)
-                reps += w[:, None] * c.frontier_reps[at, :draws][:, :, here].mean(axis=2)
-            out.append((point, reps))
-        return out, seeds, (float(np.exp(grid[0])), float(np.exp(grid[-1])))
 
     # ------------------------------------------------------------------------------------ peaks, ends and parts
 
-    def peak(self, weights: Weights) -> Contrast:
-        """The weighted sum of the arms' best checkpoints (each chosen on other prompts than it is scored on)."""
-        missing = [a for a in weights if a not in self.curves]
-        if missing:
-            return Contrast(NOTHING, (NAN, NAN), why=f"No usable checkpoint of {' and '.join(missing)}.")
-        used = [self.curves[a] for a in weights]
-        seeds = tuple(s for s in used[0].seeds if all(s in c.seeds for c in used))
-        if not seeds:
-            return Contrast(NOTHING, (NAN, NAN), why="The arms share no seed.")
-        draws = min(c.peak_reps.shape[1] for c in used)
-        point, reps = np.zeros(len(seeds)), np.zeros((len(seeds), draws))
-        for (_, weight), c in zip(weights.items(), used, strict=True):
-            at = [c.seeds.index(s) for s in seeds]
-            w = np.array([weight[s] if isinstance(weight, Mapping) else weight for s in seeds])
-            point, reps = point + w * c.peak[at], reps + w[:, None] * c.peak_reps[at, :draws]
-        found = two_level(point, reps)
-        return Contrast(found.estimate("difference of cross-fitted peaks"), found.interval(), seeds=seeds)
+    def peak(self, weights: Weights) -> tuple[Mean, tuple[int, ...]] | str:
+        """The weighted sum of the arms' best checkpoints, chosen on other seeds; or why there is none.
 
-    def last(self, arm: str, column: str) -> Ends:
-        """Per seed (value, standard error) at the last checkpoint of the arm's runs, mean over its runs."""
-        if (arm, column) not in self._last:
-            self._last[arm, column] = last_values(self.records, arm, column)
-        return self._last[arm, column]
+        The arms choose among the configurations that all of them ran.
+        """
+        found = peaks_of(self.clouds(), tuple(weights), spent=self.spent)
+        if isinstance(found, str):
+            return found
+        total: Seedwise | None = None
+        for arm, weight in weights.items():
+            values = found[arm].values
+            each = np.array([weight[s] if isinstance(weight, Mapping) else weight for s in values.seeds])
+            term = values.times(each)
+            total = term if total is None else total.plus(term)
+        assert total is not None
+        return mean_over_seeds(total), total.seeds
+
+    def last(self, arm: str, column: str, like: str = "") -> Ends:
+        """Per seed (value, standard error) at the last checkpoint of the arm's runs, mean over its runs.
+
+        With `like` only over the configurations that this other arm ran too.
+        """
+        if (arm, column, like) not in self._last:
+            rows = self.records[~self.records["seed"].isin(self.spent)]
+            if like:
+                rows = rows[rows["config"].isin(rows["config"][rows["arm"] == like].unique())]
+            self._last[arm, column, like] = last_values(rows, arm, column)
+        return self._last[arm, column, like]
 
     def part(self, part: str, what: str, variant: str = "") -> dict[int, float]:
         """Per seed what a step before the arms found, for instance ("proxy judge", "held out accuracy")."""

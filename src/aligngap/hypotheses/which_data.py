@@ -19,10 +19,10 @@ WHICH_DATA = Hypothesis(
     rules=(
         contrast(
             "R12", NEAR, "the mean of the sets with a side by the SFT policy minus that of the sets without",
-            "At least one side by the SFT policy is what helps (Fig. 12).", matched=True,
+            "At least one side by the SFT policy is what helps (Fig. 12).",
         ),
-        ahead("contrast", "mid-vs-final", "final-vs-final", "Contrast alone does not help (section 6).", matched=True),
-        ahead("own samples", "sft-vs-sft", "offline", matched=True),
-        ahead("mixture", "final-and-data", "offline", matched=True),
+        ahead("contrast", "mid-vs-final", "final-vs-final", "Contrast alone does not help (section 6)."),
+        ahead("own samples", "sft-vs-sft", "offline"),
+        ahead("mixture", "final-and-data", "offline"),
     ),
 )  # fmt: skip

@@ -65,7 +65,7 @@ class BradleyTerryModel(HeadedJudge):
     def score(self, read: Sequence[Read]) -> Scores:
         """Rewards [N] of texts, in batches of neighbours in length, in the order given."""
         prompts = [self.encode_prompt(p) for p, _, _ in read]
-        responses = [self.encode_response(y, ended) for _, y, ended in read]
+        responses = [self.encode_response(y, ended, p) for p, y, ended in read]
         order = sorted(range(len(read)), key=lambda i: (len(prompts[i]), len(responses[i]), i))
         out = np.empty(len(read))
         for part in chunks(order, self.batch_size):

@@ -55,6 +55,7 @@ class HeadedJudge(Backbone):
         config = model.config
         self.head = self.new_head(getattr(config, "d_model", None) or config.hidden_size, seed)
         self.module = nn.ModuleDict({"backbone": model, "head": self.head})
+        self.check_reading()
         self.separator: int = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else self.eos_id
 
     def to(self, device: torch.device) -> Self:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pydantic import Field, field_validator
 
-from aligngap.settings import LoraSpec, ModelSpec, Settings
+from aligngap.settings import Limits, LoraSpec, ModelSpec, Settings
 from aligngap.types import Judge, Judgement, Pair, Prompt, Response
 
 if TYPE_CHECKING:
@@ -80,6 +80,24 @@ class CheckedKind(Protocol):
 
 
 @runtime_checkable
+class ReadingKind(Protocol):
+    """A kind of judge that learns and can say how long the texts are that its model reads."""
+
+    def reads(self, prompt: int, response: int) -> int:
+        """The tokens that its model reads at once, of a prompt and responses of so many tokens."""
+        ...
+
+
+@runtime_checkable
+class LimitedKind(Protocol):
+    """A ready kind of judge that can say whether it reads texts of a study's limits."""
+
+    def check_limits(self, limits: Limits) -> None:
+        """Raise AligngapError where texts of these limits are longer than what the judge reads."""
+        ...
+
+
+@runtime_checkable
 class IdentifiedKind(Protocol):
     """A kind of judge that says itself what makes its answers; of others it is their settings."""
 
@@ -90,6 +108,10 @@ class IdentifiedKind(Protocol):
 
 class Pairwise(Settings):
     """A preference model that reads both responses in one context and assumes no scale of quality: the paper's."""
+
+    def reads(self, prompt: int, response: int) -> int:
+        """The tokens that it reads at once: the prompt, and both responses with a separator after each."""
+        return prompt + 2 * response + 2
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
         from aligngap.judges.preference_model import PreferenceModel
@@ -105,6 +127,10 @@ class Pairwise(Settings):
 
 class BradleyTerry(Settings):
     """A point-wise reward model: one number per response, and the sigmoid of the difference as its preference."""
+
+    def reads(self, prompt: int, response: int) -> int:
+        """The tokens that it reads at once: the prompt, and the response with a separator after it."""
+        return prompt + response + 1
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
         from aligngap.judges.bradley_terry import BradleyTerryModel
@@ -122,6 +148,10 @@ class Local(Settings):
     """A policy as reward model: beta times its log-ratio to the backbone it started at, trained by DPO."""
 
     beta: float = Field(default=0.1, gt=0, description="scale of its reward, and the beta of its DPO loss")
+
+    def reads(self, prompt: int, response: int) -> int:
+        """The tokens that it reads at once: the prompt and the response."""
+        return prompt + response
 
     def start(self, backbone: Path, spec: ModelSpec, tokenizer: Any, *, key: str, seed: int) -> Learner:
         from aligngap.judges.local import LocalReward
@@ -141,9 +171,13 @@ class RewardModel(Settings):
 
     path: str = Field(description="a local folder or a hub name")
     template: str = Field(
-        default="{prompt}\n\n{response}", description="how both are joined, if its tokenizer has no chat template"
+        default="{prompt}\n\n{response}",
+        description="how both are joined, if its tokenizer has no chat template; as it is by default, a model with CLS "
+        "and SEP reads both as a pair",
     )
-    max_tokens: int = Field(default=2048, ge=8, description="longer texts are cut at the front")
+    max_tokens: int | None = Field(
+        default=None, ge=8, description="longer texts are cut at the front of the prompt; null: what the model reads"
+    )
     batch: int = Field(default=32, ge=1, description="texts per forward pass")
 
     @field_validator("template")
@@ -154,12 +188,18 @@ class RewardModel(Settings):
         return template
 
     def identity(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"batch"})
+        return self.model_dump(exclude={"batch"}) | {"reading": 2}  # raised when the same texts are read as other ids
 
     def check(self, folder: Path) -> None:
         from aligngap.judges.reward_model import check_path
 
-        check_path(self.path)
+        check_path(self.path, self.max_tokens)
+
+    def check_limits(self, limits: Limits) -> None:
+        """Raise AligngapError where texts of the study's limits are longer than what the model reads."""
+        from aligngap.judges.reward_model import check_path
+
+        check_path(self.path, self.max_tokens, limits)
 
     def open(self, folder: Path, device: torch.device) -> Any:
         from aligngap.judges.reward_model import RewardModelJudge

@@ -43,6 +43,8 @@ class LocalReward:
         self.key, self.batch_size = key, batch
         # Neither policy ever samples, so the longest response is nobody's business here.
         self.policy, self.reference = (Policy(m, tokenizer, response_tokens=1, spec=spec) for m in (model, reference))
+        self.policy.check_head()
+        self.reference.shares = self.policy.shares
         self.loss = DPO(beta)
         self.module = model
 
@@ -93,7 +95,7 @@ class LocalReward:
     def score(self, read: Sequence[Read]) -> Scores:
         """beta log pi(y|x)/pi_ref(y|x) [N]."""
         prompts = [self.policy.encode_prompt(p) for p, _, _ in read]
-        responses = [self.policy.encode_response(y, ended) for _, y, ended in read]
+        responses = [self.policy.encode_response(y, ended, p) for p, y, ended in read]
         ours, theirs = (m.logps_of(prompts, responses, self.batch_size) for m in (self.policy, self.reference))
         found: Scores = self.loss.beta * (ours - theirs).double().numpy()
         return found

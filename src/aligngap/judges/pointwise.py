@@ -33,8 +33,8 @@ def labelled(encoder: Backbone, pairs: Sequence[Pair]) -> list[Labelled]:
     return [
         Labelled(
             encoder.encode_prompt(p.prompt.text),
-            encoder.encode_response(p.chosen.text, p.chosen.ended),
-            encoder.encode_response(p.rejected.text, p.rejected.ended),
+            encoder.encode_response(p.chosen.text, p.chosen.ended, p.prompt.text),
+            encoder.encode_response(p.rejected.text, p.rejected.ended, p.prompt.text),
             p.p_chosen,
         )
         for p in pairs

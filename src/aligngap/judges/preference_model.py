@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from aligngap.judges.headed import HeadedJudge, ScoringHead
 from aligngap.models.batch import Ids, collate
-from aligngap.models.encoding import encode_response
 from aligngap.models.loading import seeded
 from aligngap.types import Judgement, Pair, Prompt, Response, chunks
 
@@ -83,7 +82,7 @@ class PreferenceModel(HeadedJudge):
 
         def shown(p: Pair, swap: bool) -> Shown:
             prompt = self.encode_prompt(p.prompt.text)
-            a, b = (self.encode_response(r.text, r.ended) for r in (p.chosen, p.rejected))
+            a, b = (self.encode_response(r.text, r.ended, p.prompt.text) for r in (p.chosen, p.rejected))
             return Shown(prompt, b, a, 1.0 - p.p_chosen) if swap else Shown(prompt, a, b, p.p_chosen)
 
         return [shown(p, bool(s)) for p in pairs for s in rng.permutation([False, True])]
@@ -101,8 +100,10 @@ class PreferenceModel(HeadedJudge):
         n = len(prompts)
         forward, backward = torch.empty(n), torch.empty(n)
         encoded = {p.text: self.encode_prompt(p.text) for p in prompts}
-        ids_a = [encode_response(self.tokenizer, r.text, r.ended) for r in a]
-        ids_b = [encode_response(self.tokenizer, r.text, r.ended) for r in b]
+        ids_a, ids_b = (
+            [self.encode_response(r.text, r.ended, p.text) for p, r in zip(prompts, side, strict=True)]
+            for side in (a, b)
+        )
         order = sorted(range(n), key=lambda i: (len(encoded[prompts[i].text]), len(ids_a[i]) + len(ids_b[i]), i))
         for part in chunks(order, max(1, self.batch_size // 2)):
             ab = [Shown(encoded[prompts[i].text], ids_a[i], ids_b[i], 0.5) for i in part]

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models import lora
-from aligngap.models.batch import Batch, Ids, pad, positions
-from aligngap.models.encoding import encode_prompt, encode_response
+from aligngap.models import attention, lora
+from aligngap.models.batch import Batch, Ids, collate, pad, positions
+from aligngap.models.encoding import Encoding, generation_ends
 from aligngap.models.loading import PLAIN, seeded
 from aligngap.settings import LoraSpec, ModelSpec
-from aligngap.types import AligngapError
+from aligngap.types import AligngapError, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,11 +45,16 @@ class Backbone:
         adapter: PeftModel | None = None,
     ) -> None:
         self.model = model.eval()
+        attention.use(model)
         self.tokenizer = tokenizer
         self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
         self.eos_id: int = tokenizer.eos_token_id
         self.encoder_decoder: bool = bool(model.config.is_encoder_decoder)
+        self.encoding = Encoding(tokenizer, self.encoder_decoder, spec)
+        ends = [self.eos_id, self.encoding.close_id, *generation_ends(model, tokenizer)]
+        self.end_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))  # any of them ends a response
+        self.shares = not self.encoder_decoder  # a decoder reads a prompt once for all its responses, if it is able to
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +65,23 @@ class Backbone:
         self.model.to(device)
         return self
 
+    @property
+    def body(self) -> Any:
+        """The model without its output layer."""
+        found = self.model.base_model
+        return found if found is not self.model else getattr(self.model, "model", found)
+
     def precision(self) -> Any:
         """A context for forward passes: bfloat16 matrix products on float32 weights, if the specification says so."""
         if self.spec.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @property
+    def alike_without_gradient(self) -> bool:
+        """Whether a forward pass gives the same bits with gradient and without: our own attention does, on a CPU."""
+        own = self.model.config._attn_implementation == attention.ATTENTION
+        return own and self.device.type == "cpu" and self.spec.dtype == "float32" and self.spec.dropout == 0.0
 
     def attach(self, spec: LoraSpec, seed: int) -> Self:
         """Put a fresh adapter into this very model: its weights are frozen, and only the adapter trains."""
@@ -81,10 +98,11 @@ class Backbone:
         return self
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
-        return encode_prompt(self.tokenizer, self.encoder_decoder, text, self.spec.chat)
+        return self.encoding.prompt(text)
 
-    def encode_response(self, text: str, ended: bool = True) -> tuple[int, ...]:
-        return encode_response(self.tokenizer, text, ended)
+    def encode_response(self, text: str, ended: bool = True, prompt: str = "") -> tuple[int, ...]:
+        """Ids of a response to a prompt, whose text can decide how the response begins (`encoding.py`)."""
+        return self.encoding.response(text, ended, prompt)
 
     def hidden(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
         """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""
@@ -102,7 +120,7 @@ class Backbone:
         owners = batch.prompt_of.tolist()
         whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
         ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
-        states: Tensor = self.model.base_model(
+        states: Tensor = self.body(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             position_ids=positions(mask).to(self.device),
@@ -116,13 +134,19 @@ class Backbone:
     def _shares_prompts(self, batch: Batch) -> bool:
         """Whether a decoder-only model reads each prompt once and goes on from its keys and values.
 
-        Not where they are not kept (activations computed again, a recurrent state), where FSDP lets a layer be called
-        once a step, nor under dropout, which two responses to one prompt would then share.
+        Not where the family cannot (`shares`), where they are not kept (activations computed again, a recurrent state),
+        where FSDP lets a layer be called once a step, nor under dropout, which two responses would then share.
         """
         repeated = len(batch.completions) > len(batch.prompts) and min(map(len, batch.prompts)) > 1
         kept = not self.spec.gradient_checkpointing and not getattr(self.model, "_is_stateful", False)
         dropped = self.model.training and self.spec.dropout > 0
-        return repeated and kept and not dropped and not any(hasattr(m, "unshard") for m in self.model.modules())
+        return (
+            self.shares
+            and repeated
+            and kept
+            and not dropped
+            and not any(hasattr(m, "unshard") for m in self.model.modules())
+        )
 
     def _continue(self, batch: Batch) -> Tensor:
         """`_hidden` of a decoder-only model whose prompts have several completions: [M, d], differentiable."""
@@ -135,12 +159,61 @@ class Backbone:
             """The model on the last of the tokens that the mask is of."""
             given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)[:, -ids.shape[1] :]}
             moved = {name: t.to(self.device) for name, t in given.items()}
-            return self.model.base_model(**moved, past_key_values=cache, use_cache=True)
+            return self.body(**moved, past_key_values=cache, use_cache=True)
 
         cache = forward(ids, read).past_key_values
-        cache.reorder_cache(batch.prompt_of)
+        slots = attention.Slots.of(batch.prompt_of, len(batch.prompts))
+        if slots.tiled:  # to repeat is much cheaper than to select, in the backward pass above all
+            for layer in cache.layers:
+                layer.keys, layer.values = (x.repeat(slots.width, 1, 1, 1) for x in (layer.keys, layer.values))
+        else:
+            cache.reorder_cache(batch.prompt_of)
         out: Tensor = forward(inputs, torch.cat([read[owners], real], -1), cache).last_hidden_state
         return out[batch.rows, batch.columns]
+
+    def last_states(self, rows: Sequence[Ids]) -> Tensor:
+        """The state [N, d] at the last token of each row of a decoder, every row read from its beginning."""
+        ids, mask = pad(rows, self.pad_id)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask)}
+        states: Tensor = self.body(
+            **{n: t.to(self.device) for n, t in given.items()}, use_cache=False
+        ).last_hidden_state
+        return states[range(len(rows)), [len(r) - 1 for r in rows]]
+
+    @torch.no_grad()
+    def check_reading(self) -> None:
+        """Hold the states of padded batches against the model's own, row by row, once, when weights are loaded.
+
+        A decoder whose prompts cannot be shared is noticed here and reads each prompt anew. Raises AligngapError where
+        even that gives other states than the model's own forward pass.
+        """
+        family = f"model family `{self.model.config.model_type}`"
+        try:
+            prompts, completions = probe_rows(self)
+            apart = collate([prompts[0], prompts[0], prompts[1], prompts[1]], completions)
+            ours = self._hidden(apart.to(self.device), "right")
+            if self.encoder_decoder:
+                rows = [collate([p], [c]) for p, c in zip(apart.prompts, completions, strict=True)]
+                own = [self._hidden(row.to(self.device), "right") for row in rows]
+            else:
+                own = [self._own_states(p, c) for p, c in zip(apart.prompts, completions, strict=True)]
+        except Exception as error:
+            what = f"cannot be read here ({first_line(error, 120)}); choose another family"
+            raise AligngapError(f"{family}: {what}") from error
+        if not alike(ours, torch.cat(own)):
+            what = "the states of a padded batch are not those of its rows alone; choose another family"
+            raise AligngapError(f"{family}: {what}")
+        together = collate(prompts, completions, [0, 0, 1, 1]).to(self.device)
+        if self._shares_prompts(together):
+            try:
+                self.shares = alike(self._continue(together), ours)
+            except Exception:
+                self.shares = False
+
+    def _own_states(self, prompt: Ids, completion: Ids) -> Tensor:
+        whole = torch.tensor([[*prompt, *completion]], device=self.device)
+        states: Tensor = self.body(input_ids=whole, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+        return states
 
     def encode(self, prompts: Sequence[Ids], prompt_padding: str = "right") -> tuple[Tensor, Tensor]:
         """Encoder states [P, T, d] and mask [P, T]: once per prompt, however many responses it has."""
@@ -151,10 +224,26 @@ class Backbone:
     def _decode(self, batch: Batch, states: Tensor, mask: Tensor) -> Tensor:
         start = self.model.config.decoder_start_token_id
         inputs, _ = pad([(start, *c[:-1]) for c in batch.completions], self.pad_id)
-        out: Tensor = self.model.get_decoder()(
-            input_ids=inputs.to(self.device),
-            encoder_hidden_states=states[batch.prompt_of],
-            encoder_attention_mask=mask[batch.prompt_of],
-            use_cache=False,
-        ).last_hidden_state
+        given: dict[str, Any] = {"input_ids": inputs.to(self.device), "use_cache": False}
+        slots = attention.Slots.of(batch.prompt_of, len(states)) if attention.shares_texts(self.model) else None
+        if slots is not None and slots.width * len(states) < 2 * len(inputs):
+            read = None if bool(mask.all()) else mask.bool()[:, None, None]
+            given |= {"encoder_hidden_states": states, "encoder_attention_mask": read, "slots": slots}
+        else:
+            given |= {
+                "encoder_hidden_states": states[batch.prompt_of], "encoder_attention_mask": mask[batch.prompt_of]
+            }  # fmt: skip
+        out: Tensor = self.model.get_decoder()(**given).last_hidden_state
         return out
+
+
+def probe_rows(backbone: Backbone) -> tuple[list[Ids], list[Ids]]:
+    """Two prompts of three and two tokens, and two completions of each, of three and two tokens."""
+    size, end = backbone.model.get_input_embeddings().num_embeddings, backbone.eos_id
+    a, b, c, d = (token % size for token in (3, 5, 4, 6))
+    return [(a, b, end), (d, a)], [(c, d, end), (b, end), (d, c, end), (a, end)]
+
+
+def alike(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two computations of the same numbers [M, d] in float32 agree, by the spread of the numbers."""
+    return bool((ours.float() - theirs.float()).abs().max() <= 1e-3 * theirs.float().std() + 1e-5)

@@ -36,8 +36,12 @@ from aligngap.types import AligngapError, first_line
 LOADING: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 PLAIN = ModelSpec()  # float32, no dropout, no template: how a model is run unless a study says otherwise
 WRITES_TEXT = ("ForCausalLM", "LMHeadModel", "LMHead", "ForConditionalGeneration", "DoubleHeadsModel")
-DROPOUT_FIELDS = (
-    "dropout_rate", "dropout", "attention_dropout", "activation_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+
+#: families that the tests hold against their own forward pass; any other is tried before anything is computed
+TESTED = (
+    "bloom", "cohere", "falcon", "falcon_h1", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite",
+    "granitemoehybrid", "lfm2", "llama", "llama4_text", "mamba", "mistral", "mixtral", "mpt", "olmo2", "opt", "phi",
+    "phi3", "qwen2", "qwen3", "qwen3_next", "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "t5",
 )  # fmt: skip
 
 
@@ -59,8 +63,8 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer from wherever a study's `path` may name; it must have an EOS token."""
+def load_tokenizer(path: str | Path, ends: bool = True) -> PreTrainedTokenizerBase:
+    """A tokenizer from wherever a study's `path` may name; with `ends` it must have an EOS token."""
     place = located(path)
     try:
         about = Path(place) / "tokenizer_config.json"
@@ -72,9 +76,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         )
     except Exception as error:
         raise refusal("tokenizer", path, error) from error
-    if tokenizer.eos_token_id is None:
+    if tokenizer.eos_token_id is None and ends:
         raise AligngapError(f"tokenizer {path}: has no EOS token; a response could never end")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token  # responses are masked by length, never by `!= pad`
     tokenizer.split_special_tokens = True  # "</s>" inside data is text, not the end of a response
     return tokenizer
@@ -192,12 +196,32 @@ def check_tokenizer(spec: ModelSpec) -> None:
         chat.check_template(tokenizer, f"model {spec.path}")
 
 
+def window(config: Any) -> int | None:
+    """The most tokens that a model of this transformers configuration reads at once, or None where it has no limit."""
+    config = config.get_text_config()
+    if hasattr(config, "relative_attention_num_buckets"):  # T5 knows distances and no positions
+        return None
+    names = ("n_positions", "max_position_embeddings", "max_seq_len", "n_ctx")
+    found = next((v for v in (getattr(config, name, None) for name in names) if isinstance(v, int) and v > 0), None)
+    counted_from_padding = config.model_type in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+    return found - config.pad_token_id - 1 if found and counted_from_padding else found
+
+
 def is_encoder_decoder(spec: ModelSpec) -> bool:
     """Whether the model a specification names reads the prompt with an encoder."""
     return bool(config_of(spec).is_encoder_decoder)
 
 
 def set_dropout(config: Any, dropout: float) -> None:
-    for name in DROPOUT_FIELDS:
-        if hasattr(config, name):
-            setattr(config, name, dropout)
+    """Set every dropout of a transformers configuration, under whatever name its family has for it.
+
+    Whole layers or paths are never dropped, nor is noise added to a router: that is no dropout and has no other use
+    here. The check that a run starts at a margin of 0 (`pair_logps.check_start`) finds what has yet another name.
+    """
+    for part in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))):
+        for name, value in list(vars(part).items()) if part is not None else []:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                if "layer_drop" in name or "layerdrop" in name or "drop_path" in name or "jitter" in name:
+                    setattr(part, name, type(value)(0))
+                elif "dropout" in name or "pdrop" in name:
+                    setattr(part, name, type(value)(0) if dropout == 0 else dropout)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from aligngap.losses import PairLogps
 from aligngap.models.batch import collate
+from aligngap.models.loading import seeded
 from aligngap.models.policy import Policy
-from aligngap.types import Pair, Progress, silent
+from aligngap.types import AligngapError, Pair, Progress, silent
 
 
 def pair_logps(policy: Policy, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
@@ -36,8 +37,8 @@ def with_reference(reference: Policy, pairs: Sequence[Pair], anew: bool = False)
         pairs = [replace(p, ref_chosen=None, ref_rejected=None) for p in pairs]
     if all(p.ref_chosen is not None and p.ref_rejected is not None for p in pairs):
         return list(pairs)
-    # With gradient, as the policy's forward is: T5's attention takes another kernel without, and h would not be 0.
-    with torch.enable_grad():
+    # Where kernels differ with gradient and without, as the policy's forward is: else h would not be 0 at the start.
+    with torch.set_grad_enabled(not reference.alike_without_gradient):
         chosen, rejected = (logps.detach() for logps in pair_logps(reference, pairs))
     return [
         p if p.ref_chosen is not None else replace(p, ref_chosen=float(c), ref_rejected=float(r))
@@ -74,3 +75,30 @@ def compare_logps(policy: Policy, pairs: Sequence[Pair]) -> PairLogps:
         rejected_length=column([len(p.rejected.ids) for p in pairs]),
         labelled=torch.tensor([p.labelled for p in pairs], dtype=torch.bool, device=chosen.device),
     )
+
+
+def check_start(policy: Policy, reference: Policy, pairs: Sequence[Pair]) -> None:
+    """Refuse a run whose policy, as it is trained, does not start at its reference: h is 0 before the first step.
+
+    Both have the same weights, so anything else is noise in training that nobody asked for. Where the study sets
+    dropout there is such noise, and nothing to check.
+    """
+    if policy.spec.dropout > 0:
+        return
+    training, specs = policy.model.training, (policy.spec, reference.spec)
+    policy.model.train()
+    try:
+        for model in (policy, reference):  # in bfloat16 another kernel would be another number
+            model.spec = model.spec.model_copy(update={"dtype": "float32"})
+        with seeded(0, policy.device):
+            h = compare_logps(policy, with_reference(reference, pairs, anew=True)).margin().detach()
+    finally:
+        policy.model.train(training)
+        policy.spec, reference.spec = specs
+    worst = float(h.abs().max())
+    if not worst <= 1e-3:  # nan too
+        what = (
+            f"in training its log-probabilities are not its reference's before the first step (h = {worst:.2g}, not 0)"
+        )
+        remedy = "it has a dropout or another noise of a name that is not known here; choose another family"
+        raise AligngapError(f"model family `{policy.model.config.model_type}`: {what}: {remedy}")

@@ -36,6 +36,9 @@ def located(path: str | Path) -> str:
         raise AligngapError(
             f"{path}: cannot be loaded: no such folder; give one that exists, or a hub name (OWNER/NAME)"
         )
+    if (local / "adapter_config.json").is_file() and not (local / "config.json").is_file():
+        remedy = "add it to its model with PEFT's merge_and_unload, save that, and give its folder"
+        raise AligngapError(f"{path}: holds a low-rank adapter and no whole model; {remedy}")
     if local.is_dir() and not (local / "config.json").is_file() and not (local / "tokenizer_config.json").is_file():
         raise AligngapError(f"{path}: holds no config.json; give the folder that save_pretrained has written")
     return found

@@ -5,7 +5,8 @@ the policy itself, `vllm.Vllm` an engine that holds a copy of the weights. Such 
 weights over whenever the policy's key says that they are others, and holds the engine's log-probabilities of what it
 wrote against the trainer's. Training reads the trainer's only; the difference is measured, logged and reported.
 
-What this module leaves out: measurement, opponents and fixed sets, which are always sampled by transformers.
+What this module leaves out: measurement, opponents and fixed sets, which the policy's own model always samples, and how
+it does so (`decoding.py`, `sampling.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Ids], n: int, max_new_tokens: int, seed: int) -> list[list[Generated]]:
         """n responses to each prompt from the whole distribution at temperature 1: a function of weights and arguments.
 
-        A response ends with its first EOS or at `max_new_tokens`, whichever comes first.
+        A response ends with the first of the policy's `end_ids` or at `max_new_tokens`, whichever comes first.
         """
         ...
 
@@ -100,7 +101,7 @@ class Following:
         written = self.engine.generate([p.ids for p in prompts], n, self.policy.response_tokens, seed)
         rows = ((p.ids, g) for p, row in zip(prompts, written, strict=True) for g in row)
         self.gaps.append(gaps(self.policy, list(islice(rows, COMPARED))))
-        return [[self.policy.response(g.ids) for g in row] for row in written]
+        return [[self.policy.response(g.ids, p.text) for g in row] for p, row in zip(prompts, written, strict=True)]
 
     def mismatch(self) -> dict[str, float]:
         """Mean and largest |engine - trainer| log-probability of a token since last asked, nats; nan if none."""

@@ -1,4 +1,7 @@
-"""Generation by transformers: KV cache on, the prompt encoded once for all of its responses, nothing truncated."""
+"""Generation by transformers, for families that `decoding.py` does not know.
+
+With a KV cache, the prompt read once for all of its responses, and nothing truncated.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +88,11 @@ def generate(
 
     With `mixture=(other, m)` tokens come from policy^(1-m) other^m, normalised at each position. With `share` the rows
     are part of a larger batch. Draws from torch's global random state, which the caller has seeded. An encoder runs
-    once per prompt (transformers expands its output); a decoder's prompt is prefilled once and its cache repeated.
+    once per prompt (transformers expands its output); a decoder's prompt is prefilled once and its cache repeated,
+    unless the family keeps none that can be (`reread`).
     """
+    if not all(getattr(p, "keeps", True) for p in (policy, *(mixture or ())[:1])):
+        return reread(policy, prompts, n, max_new_tokens, mixture, temperature, share)
     model, drawn = policy.model, [] if share is None else [share]
     if policy.encoder_decoder:
         ids, mask = pad(prompts, policy.pad_id, side="right")
@@ -115,3 +121,35 @@ def generate(
         synced_gpus=False,
     )  # fmt: skip
     return [row[width:] for row in torch.as_tensor(out).tolist()]
+
+
+def reread(
+    policy: Any,
+    prompts: Sequence[Ids],
+    n: int,
+    max_new_tokens: int,
+    mixture: tuple[Any, float] | None,
+    temperature: float,
+    share: Share | None,
+) -> list[list[int]]:
+    """`generate` for decoders whose state cannot be kept for padded rows: every token is drawn after reading all anew.
+
+    Slow, and right for every family whose log-probabilities are: both read the same rows in the same way.
+    """
+    rows = [list(ids) for ids in prompts for _ in range(n)]
+    lengths, going = [len(row) for row in rows], set(range(len(rows)))
+    for _ in range(max_new_tokens):
+        scores = policy.logits(policy.last_states(rows))
+        if mixture is not None:
+            other, part = mixture
+            scores = (1.0 - part) * scores + part * other.logits(other.last_states(rows))
+        if share is not None:
+            new = share(torch.tensor([]), scores).argmax(-1)
+        else:
+            new = torch.multinomial(torch.softmax(scores / temperature, -1), 1).squeeze(-1)
+        for row, token in zip(rows, new.tolist(), strict=True):
+            row.append(token)
+        going -= {i for i in going if rows[i][-1] in policy.end_ids}
+        if not going:
+            break
+    return [row[length:] for row, length in zip(rows, lengths, strict=True)]

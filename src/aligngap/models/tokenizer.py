@@ -38,3 +38,11 @@ def make_tokenizer(spec: TokenizerSpec, data: TaskData) -> PreTrainedTokenizerBa
         )  # fmt: skip
     tokenizer.train_from_iterator(text, trainer=trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, split_special_tokens=True, **SPECIAL_TOKENS)
+
+
+def stand_in() -> PreTrainedTokenizerBase:
+    """A tokenizer of a few words, to try a model from scratch with before the data are read."""
+    words = [*SPECIAL_TOKENS.values(), *"abcdefgh"]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, split_special_tokens=True, **SPECIAL_TOKENS)

@@ -69,7 +69,7 @@ class VllmEngine:
             import vllm
 
             self.name = f"vllm {vllm.__version__}"
-            self.eos_id = policy.eos_id
+            self.eos_id, self.end_ids = policy.eos_id, policy.end_ids
             config = copy.deepcopy(policy.model.config)
             config.architectures = [type(policy.model).__name__]
             options: dict[str, Any] = {}
@@ -109,7 +109,7 @@ class VllmEngine:
             how = [
                 SamplingParams(
                     temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, seed=derive(seed, "request", number),
-                    max_tokens=max_new_tokens, stop_token_ids=[self.eos_id], logprobs=0, detokenize=False,
+                    max_tokens=max_new_tokens, stop_token_ids=list(self.end_ids), logprobs=0, detokenize=False,
                 )
                 for number in range(len(asked))
             ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 class Written(Step):
     """A fixed set of pairs written once: to each training prompt one response by each of two writers, judged."""
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["written"] = "written"
     data: Data
     writers: list[Sft | Align]
@@ -36,6 +37,10 @@ class Written(Step):
     soft: bool = False
     temperature: float = 1.0
     seed: int
+
+    @property
+    def revision(self) -> int:
+        return 2 if self.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference
@@ -124,6 +129,11 @@ class ArmStream(Settings):
         return max((s.sampled for s in self.mixed), default=2.0 * arm.unlabelled)
 
     @property
+    def soft(self) -> bool:
+        """Whether the run itself labels some of its pairs softly; stored pairs have a key of their own."""
+        return (self.judge is not None and self.arm.soft_labels) or any(s.soft for s in self.mixed)
+
+    @property
     def unlabelled(self) -> bool:
         """Whether some of the pairs may be unlabelled."""
         replayed = self.recording is not None and self.recording.source.unlabelled
@@ -136,6 +146,7 @@ class Align(Step):
     With `start` it begins at that run's checkpoint `start_at` instead, which is then also the reference of its loss.
     """
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft
@@ -150,6 +161,10 @@ class Align(Step):
     start_at: int | None = None
     on_policy_kl: float = 0.0
     rollouts: RolloutSpec = Field(default_factory=RolloutSpec)
+
+    @property
+    def revision(self) -> int:
+        return 2 if self.source.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     @cached_property
     def configuration(self) -> Any:
@@ -175,7 +190,7 @@ class Align(Step):
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.fit import Trainer, pair_objective
         from aligngap.models.flops import Flops
-        from aligngap.models.pair_logps import with_reference
+        from aligngap.models.pair_logps import check_start, with_reference
         from aligngap.models.rollout import Following, opened
         from aligngap.pipeline.training import mismatch, train
         from aligngap.streams import Stopwatch
@@ -185,6 +200,7 @@ class Align(Step):
             policy = reference.copy(key)
         else:
             policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
+        check_start(policy, reference, self.data.pairs(ctx, "train")[:4])
         stream = Stopwatch(self.source.stream(ctx, job, self.data, derive(self.seed, "data order"), reference))
         trainer = Trainer(policy.model, self.optimization, self.seed, job.world)
         measured = set(self.measured_steps)

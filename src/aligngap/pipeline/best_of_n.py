@@ -1,9 +1,10 @@
 """Best-of-n of the SFT policy, ranked by the proxy: the reference that needs no training, so any arm should beat it.
 
-The proxy is pairwise and gives no scores, so a response is ranked by its mean probability of beating the other n - 1
-responses to the same prompt, in both orders: a round robin, ranked by Borda score. For every m up to n the average over
-*all* subsets of m of the n responses gives the win rate of best-of-m from one set of samples (Nakano et al. 2021, arXiv
-2112.09332, appendix I; `stats.scaling_law.best_of_n`).
+The proxy is pairwise and gives no scores, so of m responses to a prompt the one is picked whose mean probability of
+beating the other m - 1, in both orders, is highest: a round robin, ranked by Borda score. For every m up to n the win
+rate of best-of-m is the average over subsets of m of the n responses (Nakano et al. 2021, arXiv 2112.09332, appendix
+I), each ranked by its own members alone, as m samples would be: over all subsets where they are few, else over
+`MOST_SUBSETS` drawn at random.
 
 KL is the analytic ln m - (m-1)/m, an upper bound here: no rule that picks one of m independent samples, whatever else
 it looks at, spreads its choice more unevenly than a strict ranking does (Border 1991, Econometrica 59: 1175-1187, for
@@ -16,9 +17,13 @@ the golden judge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
 
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
@@ -27,9 +32,8 @@ from aligngap.pipeline.measure import Responses, opponents_of
 from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import MeasurementSpec
-from aligngap.stats.scaling_law import best_of_n as best_of_subsets
 from aligngap.stats.scaling_law import best_of_n_kl
-from aligngap.streams import round_robin
+from aligngap.streams import judge_pairs
 from aligngap.types import Estimate, Judge, Prompt, Sampler
 
 if TYPE_CHECKING:
@@ -57,7 +61,8 @@ def best_of_n(
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
     answers = policy.sample(prompts, n, derive(seed, "best of n"))
-    score = round_robin(proxy, prompts, answers)
+    beats = judge_pairs(proxy, prompts, answers)
+    shares = {m: shares_of_best(beats, m) for m in sizes(n)}
     repeated = [p for p in prompts for _ in range(n)]
     flat = [r for row in answers for r in row]
     rows: list[dict[str, Any]] = []
@@ -68,7 +73,7 @@ def best_of_n(
             for j in (golden, proxy)
         ]
         for m in sizes(n):
-            by_golden, by_proxy = (Estimate.mean(best_of_subsets(score, w, m)) for w in won)
+            by_golden, by_proxy = (Estimate.mean((w * shares[m]).sum(axis=1)) for w in won)
             rows.append({
                 "seed": seed, "opponent": opponent.name, "n": m, "kl_nats": float(best_of_n_kl(m)),
                 "win_rate": by_golden.value, "win_rate_se": by_golden.se,
@@ -76,6 +81,34 @@ def best_of_n(
                 "prompts": len(prompts),
             })  # fmt: skip
     return rows
+
+
+#: subsets of one size above which as many are drawn at random, alike for every prompt
+MOST_SUBSETS = 2000
+
+
+def shares_of_best(beats: np.ndarray, m: int) -> np.ndarray:
+    """Each response's share [P, n] of being the best of m, over subsets of the n responses; they sum to 1.
+
+    beats [P, n, n] holds the probability that one beats another. Members that tie for the highest score share the
+    subset's weight equally.
+    """
+    prompts, n, _ = beats.shape
+    shares = np.zeros((prompts, n))
+    members = np.array(_subsets(n, m))  # [S, m]
+    for part in members:
+        among = beats[:, part[:, None], part[None, :]].sum(axis=2)  # the diagonal adds the same to all
+        best = among >= among.max(axis=1, keepdims=True) - 1e-12
+        shares[:, part] += best / best.sum(axis=1, keepdims=True)
+    return np.asarray(shares / len(members))
+
+
+def _subsets(n: int, m: int) -> list[tuple[int, ...]]:
+    """All subsets of m of n, or `MOST_SUBSETS` of them."""
+    if math.comb(n, m) <= MOST_SUBSETS:
+        return list(combinations(range(n), m))
+    rng = np.random.default_rng([n, m])
+    return [tuple(rng.permutation(n)[:m].tolist()) for _ in range(MOST_SUBSETS)]
 
 
 def sizes(n: int) -> list[int]:
@@ -86,6 +119,7 @@ def sizes(n: int) -> list[int]:
 class BestOfN(Step):
     """The reference that needs no training: best-of-n of the SFT policy as the proxy ranks it."""
 
+    version: ClassVar[int] = 2  # 1 ranked the members of a subset by all n responses, which transformers sampled
     kind: Literal["best-of-n"] = "best-of-n"
     data: Data
     sft: Sft

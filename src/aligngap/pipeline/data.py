@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from aligngap.pipeline.context import Context, Job
 
 
+MARKED = "prompts_with_marks_of_a_template_read_as_text"
+MERGED = "responses_whose_first_token_would_merge_with_the_prompt"
+MOSTLY = 0.9  #: share of such prompts above which a person meant the marks
+ENCODING = 2  #: raised when a pretrained tokenizer's ids change for the same text, so that old artifacts are not taken
+
+
+def encoded_by(path: str | None) -> dict[str, int]:
+    """What stands in the key of a step for the way in which a pretrained tokenizer is used; {} for one of our own."""
+    return {"encoding": ENCODING} if path is not None else {}
+
+
 class Data(Step):
     """Load a task, train or load the tokenizer, encode both splits; over-long rows are dropped and counted."""
 
@@ -27,6 +38,7 @@ class Data(Step):
     limits: Limits
     seed: int
     judge_share: float = 0.0
+    template: str = ""  # the hash of the chat template that writes the prompts, if one does
 
     @property
     def expected(self) -> float:
@@ -36,11 +48,11 @@ class Data(Step):
     @cached_property
     def configuration(self) -> Any:
         # The content of the data is hashed (`fingerprint`), not where they lie.
-        return configuration_of(self) | {"task": self.task.get("name")}
+        return configuration_of(self) | {"task": self.task.get("name")} | encoded_by(self.tokenizer.path)
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.chat import TemplateRefused, check_template
-        from aligngap.models.encoding import encode_prompt, encode_response
+        from aligngap.models.encoding import Encoding
         from aligngap.models.loading import is_encoder_decoder
         from aligngap.models.tokenizer import make_tokenizer
         from aligngap.storage.pairs import write_rows
@@ -48,19 +60,21 @@ class Data(Step):
         loaded = build_task(self.task).load(self.seed)
         tokenizer = make_tokenizer(self.tokenizer, loaded)
         tokenizer.save_pretrained(str(job.work / "tokenizer"))
-        enc_dec = is_encoder_decoder(self.family)
         if self.family.chat:
             check_template(tokenizer, "policy")
+        encoding = Encoding(tokenizer, is_encoder_decoder(self.family), self.family)
         rows, dropped = [], dict(loaded.dropped)
+        noted = {MARKED: 0, MERGED: 0}
         for split, comparisons in (("train", loaded.train), ("test", loaded.test)):
             for c in comparisons:
                 try:
-                    prompt_ids = encode_prompt(tokenizer, enc_dec, c.prompt, self.family.chat)
-                except TemplateRefused:
-                    reason = f"{split}: prompt that the chat template refuses"
+                    prompt_ids = encoding.prompt(c.prompt)
+                except TemplateRefused as refused:
+                    reason = f"{split}: {refused}"
                     dropped[reason] = dropped.get(reason, 0) + 1
                     continue
-                sides = [encode_response(tokenizer, text, self.closed) for text in (c.chosen, c.rejected)]
+                joined = [encoding.joined(text, self.closed, c.prompt) for text in (c.chosen, c.rejected)]
+                sides = [ids for ids, _ in joined]
                 if len(prompt_ids) > self.limits.prompt_tokens:
                     reason = f"{split}: prompt over {self.limits.prompt_tokens} tokens"
                 elif max(map(len, sides)) > self.limits.response_tokens:
@@ -70,26 +84,42 @@ class Data(Step):
                     row |= {"chosen": c.chosen, "chosen_ids": sides[0]}
                     row |= {"rejected": c.rejected, "rejected_ids": sides[1]}
                     rows.append(row)
+                    noted[MARKED] += encoding.holds_marks(c.prompt)
+                    noted[MERGED] += sum(merged for _, merged in joined)
                     continue
                 dropped[reason] = dropped.get(reason, 0) + 1
-        if self.judge_share:
-            apart = kept_for_judges(
-                [r["prompt_id"] for r in rows if r["split"] == "train"], self.judge_share, self.seed
+        if self.family.path is not None and noted[MARKED] > MOSTLY * len(rows):
+            raise AligngapError(
+                f"task {self.task['name']} ({loaded.source}): {noted[MARKED]} of {len(rows)} prompts are already "
+                "written in a chat template's marks, which would be read as text; give messages or plain prompts, and "
+                "set policy.chat to have the template write them"
             )
+        if self.judge_share:
+            prompts = {r["prompt_id"]: r["prompt"] for r in rows if r["split"] == "train"}
+            apart = kept_for_judges(prompts, self.judge_share, self.seed)
             for row in rows:
                 row["split"] = "judge" if row["prompt_id"] in apart and row["split"] == "train" else row["split"]
         counts = {split: sum(r["split"] == split for r in rows) for split in self.splits}
         self.check_rows(loaded.source, counts, dropped)
         write_rows(job.work / "data.parquet", rows)
-        return {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+        found = {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
+        if loaded.rows:
+            found["read"] = {"rows": loaded.rows, "layouts": dict(loaded.layouts), "more": loaded.more}
+        return found | {what: n for what, n in noted.items() if n}
 
     def check_rows(self, source: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
         """Refuse a task of which a split has no two rows."""
         for split, count in counts.items():
             if count < 2:
+                most = max(dropped, key=lambda reason: dropped[reason], default="")
+                remedy = "bring more rows"
+                if " tokens" in most:
+                    remedy = "raise limits.prompt_tokens or limits.response_tokens, or bring more rows"
+                elif "chat template" in most:
+                    remedy = "bring prompts that its template takes, or leave policy.chat out"
                 raise AligngapError(
                     f"task {self.task['name']} ({source}): {count} usable {split} rows after dropping {dropped}; at "
-                    "least 2 are needed: raise limits.prompt_tokens or limits.response_tokens, or bring more rows"
+                    f"least 2 are needed: {remedy}"
                 )
 
     @property
@@ -133,7 +163,14 @@ class Data(Step):
         return [distinct[int(i)] for i in order[:n]]
 
 
-def kept_for_judges(prompt_ids: Iterable[str], share: float, seed: int) -> set[str]:
-    """The prompts that only the judges learn from: `share` of the distinct ones, drawn by the seed, at least one."""
-    ids = sorted(set(prompt_ids), key=lambda i: (derive(seed, "judges' prompts", i), i))
-    return set(ids[: max(1, round(share * len(ids)))])
+def kept_for_judges(prompts: Mapping[str, str], share: float, seed: int) -> set[str]:
+    """The ids of the prompts (text by id) that only the judges learn from: `share` of the conversations that they are
+    cut out of, drawn by the seed, at least one."""
+    from aligngap.tasks._dialogue import conversation_keys
+
+    together: dict[str, list[str]] = {}
+    for prompt_id, key in zip(prompts, conversation_keys(list(prompts.values())), strict=True):
+        together.setdefault(key, []).append(prompt_id)
+    first = {min(ids): ids for ids in together.values()}
+    drawn = sorted(first, key=lambda i: (derive(seed, "judges' prompts", i), i))[: max(1, round(share * len(first)))]
+    return {prompt_id for i in drawn for prompt_id in first[i]}

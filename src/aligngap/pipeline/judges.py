@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.judges.kinds import OpenedKind
 from aligngap.pipeline.base import Step, configuration_of
@@ -13,7 +13,7 @@ from aligngap.pipeline.sft import Sft, tokenizer_of
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Optimization, Settings
 from aligngap.study.build import build_judge, build_task
-from aligngap.types import Judge, Pair, RunFailed
+from aligngap.types import Judge, Pair, RunFailed, TellingJudge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +40,7 @@ class OracleJudge(Settings):
 class FitJudge(Step):
     """Train a judge that learns on the rater's labels (golden) or on a relabelled set (proxy)."""
 
+    version: ClassVar[int] = 2  # 1 attended by transformers
     kind: Literal["judge"] = "judge"
     data: Data
     labels: Relabel | None = None
@@ -116,7 +117,9 @@ class ReadyJudge(Step):
         return found | {"spec": {"kind": self.spec.kind}}
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        about, right = held_against(self.open(ctx, job), (self.labels or self.data).pairs(ctx, "test"))
+        judge = self.open(ctx, job)
+        about, right = held_against(judge, (self.labels or self.data).pairs(ctx, "test"))
+        about |= judge.about() if isinstance(judge, TellingJudge) else {}
         return about | {"held_out_ties": int((right == 0.5).sum())}
 
     def open(self, ctx: Context, job: Job) -> Judge:
@@ -144,11 +147,16 @@ def held_against(judge: Judge, pairs: Sequence[Pair]) -> tuple[dict[str, Any], N
 class Relabel(Step):
     """The task's pairs as a judge orders them (both orders, ties kept), with the reference's log-probabilities."""
 
+    version: ClassVar[int] = 2  # 1 attended by transformers
     kind: Literal["relabel"] = "relabel"
     data: Data
     judge: FitJudge | ReadyJudge | OracleJudge
     reference: Sft
     soft: bool = False
+
+    @property
+    def revision(self) -> int:
+        return 2 if self.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference

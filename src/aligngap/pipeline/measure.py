@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.pipeline.align import Align
 from aligngap.pipeline.base import Step, configuration_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class Responses(Step):
     """One response to each measured prompt by a finished policy: an opponent, sampled once for the whole study."""
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["responses"] = "responses"
     data: Data
     policy: Sft | Align
@@ -48,7 +49,11 @@ class Responses(Step):
             for p, r in zip(prompts, answers, strict=True)
         ]
         write_rows(job.work / "responses.parquet", rows)
-        return {"prompts": len(rows)}
+        others = sum(
+            policy.encode_response(r[0].text, r[0].ended, p.text) != r[0].ids
+            for p, r in zip(prompts, answers, strict=True)
+        )
+        return {"prompts": len(rows), "of_other_tokens_when_read_from_their_text": others}
 
     def read(self, ctx: Context) -> list[Response]:
         from aligngap.storage.pairs import read_rows
@@ -60,6 +65,7 @@ class Responses(Step):
 class Measure(Step):
     """Measure a run's checkpoints (or the SFT policy: `run=None`, step 0) against every opponent."""
 
+    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
     kind: Literal["measure"] = "measure"
     data: Data
     sft: Sft

@@ -25,6 +25,7 @@ from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
 from aligngap.study.build import build_judge, build_task, has_oracle, identity_of, needs_probabilities
 from aligngap.study.variants import apply_variant, grid_of
+from aligngap.types import AligngapError
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Pipeline:
         tokenizer = study.tokenizer if study.policy.path is None else TokenizerSpec(path=study.policy.path)
         self.data = Data(
             task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=study.policy.family,
-            limits=study.limits, seed=seed, judge_share=study.judge_share,
+            limits=study.limits, seed=seed, judge_share=study.judge_share, template=template_of(study.policy),
         )  # fmt: skip
         self.sft = self.tuned(study.policy, study.sft)
         self.golden = self.judge(study.golden, "golden", None)
@@ -198,12 +199,31 @@ def fingerprint_of(study: Study) -> str:
     return _fingerprint(json.dumps(study.task, sort_keys=True))
 
 
+@cache
+def _template(path: str) -> str:
+    from aligngap.models.chat import check_template, fingerprint
+    from aligngap.models.loading import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(path)
+        check_template(tokenizer, path)
+    except AligngapError:
+        return ""  # nothing is made with it: the check of the study's models says why
+    return fingerprint(tokenizer)
+
+
+def template_of(model: ModelSpec) -> str:
+    """The hash of the chat template that writes a model's prompts, or nothing if none does."""
+    return _template(model.path) if model.chat and model.path is not None else ""
+
+
 def expand(study: Study) -> Plan:
     """The study's runs. The whole pipeline, task and judges included, is repeated per seed.
 
     Under a variant an arm is named "ARM[VARIANT]"; what the variant does not touch is shared with the study.
     """
     _fingerprint.cache_clear()  # files may have changed since this process last looked
+    _template.cache_clear()
     runs: list[Run] = []
     start: dict[str, Measure] = {}
     references: dict[tuple[int, str], BestOfN] = {}

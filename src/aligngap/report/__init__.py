@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from aligngap.report.folder import (
     Stamps,
     compared_arms,
+    decision_kl_of,
+    declared,
     margin_of,
     pipeline_of,
     read_json,
@@ -84,6 +86,8 @@ def _analysed(folder: Path, stamps: Stamps) -> Analysis:
         probe=tables.probe,
         failures=tables.failures,
         margin=margin_of(folder, study),
+        decision_kl=decision_kl_of(folder, study),
+        **declared(folder, study),
         cheaper=cheaper_arms(section(study, "arms")),
         costs=section(provenance, "costs"),
         asked=section(provenance, "judges"),
@@ -103,5 +107,6 @@ def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, 
     from aligngap.report.tables import DETECT, planned
     from aligngap.storage.records import read_folder
 
-    tables = read_folder(pilot)
-    return planned(tables.records, tables.per_prompt, arms, seeds, prompts, DETECT if detect is None else detect)
+    tables, size = read_folder(pilot), DETECT if detect is None else detect
+    budgets = declared(pilot, read_study(pilot))["budgets"]
+    return planned(tables.records, tables.per_prompt, arms, seeds, prompts, size, budgets)

@@ -16,12 +16,15 @@ import pandas as pd
 from aligngap import registry
 from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
 from aligngap.hypotheses.decision import Decision, decide
+from aligngap.hypotheses.families import correct, primary_of
 from aligngap.hypotheses.view import View, under, world_of
 from aligngap.report.beside import beside
 from aligngap.report.robust import Robust, make_robust
+from aligngap.stats.budgets import BUDGETS, AtBudgets, at_budgets
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
-from aligngap.stats.compare import EFFORT, Comparison, compare, curves_for
+from aligngap.stats.compare import EFFORT, Comparison, compare, curves_for, matched, protocol_bias
 from aligngap.stats.frontier import ArmCurves
+from aligngap.stats.power import spread_of
 from aligngap.stats.reference import reference_table
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
 from aligngap.stats.unimodal import Line, frontier_line
@@ -77,7 +80,9 @@ class Analysis:
     clouds: Mapping[str, Clouds]
     curves: Mapping[str, Mapping[str, ArmCurves]]  # by opponent and arm
     lines: Mapping[str, Line]  # against the main opponent
-    compared: tuple[Comparison, ...]  # every pair of arms against the main opponent, the two of the question first
+    pairs: tuple[tuple[str, str], ...]  # of arms, the two of the question first
+    view: View  # against the main opponent
+    primary: tuple[str, ...]  # names of the rules of the primary family
     judged: tuple[Judged, ...]
     untested: tuple[Hypothesis, ...]
     best_of_n: pd.DataFrame  # every seed, opponent and variant that changes the task
@@ -95,25 +100,50 @@ class Analysis:
         """Every verdict, those on the paper's assertions R1 to R13 first, in their order."""
         return tuple(sorted((v for j in self.judged for v in j.verdicts), key=lambda v: assertion(v.name)))
 
+    @cached_property
+    def at_budgets(self) -> Mapping[str, tuple[AtBudgets, ...]]:
+        """Each pair's difference at the KL budgets, by opponent, over the configurations that both arms ran."""
+        view = self.view
+        return {
+            o: tuple(
+                at_budgets(self.clouds[o], {a: 1.0, b: -1.0}, view.budgets, spent=view.spent) for a, b in self.pairs
+            )
+            for o in self.opponents
+        }
+
     @property
-    def main(self) -> Comparison:
-        """The comparison that the study asks for."""
-        return self.compared[0]
+    def main(self) -> AtBudgets:
+        """The difference that the study asks for, against the main opponent."""
+        return self.at_budgets[self.opponent][0]
+
+    @cached_property
+    def compared(self) -> tuple[Comparison, ...]:
+        """The curve of each pair's difference against the main opponent, over the configurations that both ran."""
+        clouds, curves = self.clouds[self.opponent], self.curves[self.opponent]
+        return tuple(compare(matched(clouds, curves, a, b, self.rng_seed), a, b, self.opponent) for a, b in self.pairs)
 
     @cached_property
     def comparisons(self) -> Mapping[str, tuple[Comparison, ...]]:
-        """Every pair of arms against each opponent; the figures need the main one's only."""
-        return {
-            o: self.compared
-            if o == self.opponent
-            else tuple(compare(self.curves[o], c.a, c.b, o) for c in self.compared)
-            for o in self.opponents
-        }
+        """Every pair of arms against each opponent by the paper's protocol: each arm pooled over what it ran."""
+        return {o: tuple(compare(self.curves[o], a, b, o, band=False) for a, b in self.pairs) for o in self.opponents}
+
+    @cached_property
+    def bias(self) -> Comparison | None:
+        """What the paper's protocol says of the main pair where there is nothing; None where their sweeps agree."""
+        return protocol_bias(self.clouds[self.opponent], self.curves[self.opponent], *self.pairs[0])
 
     @cached_property
     def robust(self) -> Robust:
         """The same comparisons on other axes, at equal length and against best-of-n; made when first asked for."""
-        return make_robust(self.clouds, self.curves, self.comparisons, self.best_of_n, self.opponent, self.rng_seed)
+        return make_robust(
+            self.clouds,
+            self.curves,
+            self.comparisons,
+            self.best_of_n,
+            self.opponent,
+            self.rng_seed,
+            spread_of(self.main),
+        )
 
     @cached_property
     def reference(self) -> pd.DataFrame:
@@ -215,7 +245,11 @@ def analyse(
     best_of_n: pd.DataFrame | None = None,
     probe: pd.DataFrame | None = None,
     failures: Mapping[str, str] | None = None,
+    budgets: Sequence[float] = BUDGETS,
+    spent: Sequence[int] = (),
+    primary: Sequence[str] = (),
     margin: float | None = None,
+    decision_kl: float | None = None,
     cheaper: Sequence[str] = (),
     costs: Mapping[str, Any] | None = None,
     asked: Mapping[str, Any] | None = None,
@@ -244,18 +278,23 @@ def analyse(
         online,
         offline,
         curves=main_curves,
+        clouds=seen[main_opponent][0],
         pipeline=pipeline,
         probe=probe,
         best_of_n=best_of_n,
+        budgets=budgets,
+        spent=spent,
     )
-    judged, untested = judge_all(registry.every("hypotheses"), view)
+    hypotheses = registry.every("hypotheses")
+    family = primary_of(view, hypotheses, primary)
+    judged, untested = judge_all(hypotheses, view)
+    judged = correct(judged, family)
     arms = featured(arms, judged, (online, offline))
     pairs = pairs_to_compare(arms, online, offline, set(best_of_n["variant"]))
-    compared = tuple(compare(main_curves, a, b, main_opponent) for a, b in pairs)
     lines = {a: frontier_line(c) for a, c in main_curves.items()}
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     gao = gao_fits(records, gao_opponent, arms)
-    decision = None if margin is None else decide(view, margin, cheaper)
+    decision = None if margin is None else decide(view, margin, cheaper, decision_kl)
     seen |= zip(others, begun(), strict=True)
     return Analysis(
         study=str(records["study"].iloc[0]),
@@ -270,7 +309,9 @@ def analyse(
         clouds={o: clouds for o, (clouds, _) in seen.items()},
         curves={o: curves for o, (_, curves) in seen.items()},
         lines=lines,
-        compared=compared,
+        pairs=tuple(pairs),
+        view=view,
+        primary=family,
         judged=judged,
         untested=untested,
         best_of_n=best_of_n,

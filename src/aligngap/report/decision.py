@@ -10,7 +10,7 @@ from typing import Any
 from aligngap.hypotheses.decision import OFFLINE, ONLINE, RULE, SEMI, WEAK, Decision, Option
 from aligngap.report import words
 
-HEADER = ("option", "online − it at equal KL", "share of online's gain kept", "fresh responses", "tokens", "seconds")
+HEADER = ("option", "online − it at this KL", "share of online's gain kept", "fresh responses", "tokens", "seconds")
 #: the classes of the page's first line
 STATES = {OFFLINE: "undecided", ONLINE: "ahead", SEMI: "ahead"}
 
@@ -44,14 +44,16 @@ def cheaper_arms(arms: Mapping[str, Any]) -> list[str]:
 
 def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
     """The recommendation with its reason."""
-    gap, (low, high) = d.gap, d.gap.average_interval
+    gap = d.gap
     gain = (
-        f"{words.number(gap.average.value, 3, True)} in win rate at equal KL (95% interval {words.span((low, high))})"
+        f"{words.number(gap.value.value, 3, True)} in win rate at {words.nats(gap.kl)} of KL (95% interval "
+        f"{words.span(gap.interval)}; {words.seeds(gap.seeds)})"
     )
     if d.outcome == OFFLINE:
         return (
-            f"Offline is enough: {gap.a} gains {gain}, which excludes a gain of {d.margin:g} or more over {gap.b}"
-            f"{', and ' + saved(costs[gap.a]) if gap.a in costs else ''}."
+            f"Offline is enough: {gap.a} gains {gain}, and a gain of {d.margin:g} or more over {gap.b} is excluded (it "
+            f"lies below {words.number(gap.upper, 3, True)} with 95% confidence)"
+            f"{', so ' + saved(costs[gap.a]) if gap.a in costs else ''}."
         )
     if d.outcome == SEMI:
         o = next(o for o in d.options if o.arm == d.choose)
@@ -70,8 +72,19 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
             "more labelled pairs, a longer training of the judges, or a stronger model for them."
         )
     if d.doubt == "undefined":
-        return f"Cannot tell yet: {gap.a} and {gap.b} are not comparable at equal KL. {' '.join(gap.warnings)}"
-    return f"Cannot tell yet: needs {more(d)}; so far {gap.a} gains {gain}, between none and {d.margin:g}."
+        return f"Cannot tell yet: {gap.a} and {gap.b} are not comparable at equal KL. {gap.why}".rstrip()
+    if d.doubt == "one seed":
+        return (
+            f"Cannot tell yet: one seed does not show how much another training run would differ, so run at least two "
+            f"(--seeds 3); so far {gap.a} gains {gain}."
+        )
+    if d.doubt == "reach":
+        return (
+            f"Cannot tell yet: the best checkpoint lies at {words.nats(gap.best)} and one of the arms ended at "
+            f"{words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); at "
+            f"{words.nats(gap.kl)} {gap.a} gains {gain}."
+        )
+    return f"Cannot tell yet: needs {more(d)}; so far {gap.a} gains {gain}, and the margin is {d.margin:g}."
 
 
 def more(d: Decision) -> str:
@@ -104,15 +117,18 @@ def details(d: Decision) -> list[str]:
         )
     if d.need is not None:
         out.append(f"Such a study would see a difference of {d.need.difference:g} with 80% power.")
-    if len(d.gap.seeds) == 1:
-        out.append("One seed: how much another training run would differ is not in the interval.")
+    if math.isfinite(d.gap.best):
+        out.append(
+            f"No KL was given (--kl), so it is decided where the best checkpoint of either arm lies, "
+            f"{words.nats(d.gap.best)}."
+        )
     return out
 
 
 def rows(d: Decision, costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
     """Online, the cheaper arms and offline, each with what it keeps and what it generated per run."""
     gap = d.gap
-    offline = f"{words.number(gap.average.value, 3, True)} ({words.span(gap.average_interval)})"
+    offline = f"{words.number(gap.value.value, 3, True)} ({words.span(gap.interval)})"
     out: list[tuple[str, ...]] = [(gap.a, "–", "100%", *spent(costs.get(gap.a)))]
     for o in reversed(d.options):
         behind = f"{words.number(o.behind.value, 3, True)} ({words.span(o.interval)})"

@@ -64,6 +64,29 @@ def margin_of(folder: Path, study: dict[str, Any]) -> float | None:
     return margin
 
 
+def decision_kl_of(folder: Path, study: dict[str, Any]) -> float | None:
+    """The KL in nats at which a decision is made; None where the study leaves it to the best checkpoint."""
+    kl = study.get("decision_kl")
+    if kl is not None and not (isinstance(kl, int | float) and kl > 0):
+        raise AligngapError(f"{folder / 'study.yaml'}: `decision_kl` must be above 0 nats, not be {kl!r}")
+    return None if kl is None else float(kl)
+
+
+def declared(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """What the study declared of its statistics: KL `budgets`, `spent` seeds and the rules of the `primary` family."""
+    from aligngap.stats.budgets import BUDGETS
+
+    found = {
+        "budgets": study.get("budgets", list(BUDGETS)),
+        "spent": study.get("spent_seeds", []),
+        "primary": study.get("primary", []),
+    }
+    for key, kind in (("budgets", (int, float)), ("spent", (int,)), ("primary", (str,))):
+        if not isinstance(found[key], list) or not all(isinstance(v, kind) for v in found[key]):
+            raise AligngapError(f"{folder / 'study.yaml'}: `{key}` must be a list, not {found[key]!r}")
+    return found
+
+
 def section(of: dict[str, Any], key: str) -> dict[str, Any]:
     found = of.get(key)
     return found if isinstance(found, dict) else {}

@@ -25,7 +25,17 @@ from aligngap.report.charts import (
 )
 from aligngap.report.figures import difference_limits
 from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import IN_SANDBOX, effect, not_tested, pictures_of, section, titles_of, told, untested
+from aligngap.report.sections import (
+    IN_SANDBOX,
+    effect,
+    not_tested,
+    p_value,
+    pictures_of,
+    section,
+    titles_of,
+    told,
+    untested,
+)
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.report.tables import first_screen, judge_answers, tables
@@ -70,7 +80,6 @@ def page(
     source = resources.files("aligngap.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     styles = arm_styles(analysis.arms)
     target, seed, texts = samples_at_equal_kl(analysis)
-    main = analysis.main
     charts = Charts()
     chart_opening = charts.frontiers(analysis, analysis.arms)
     defined = [c for c in analysis.compared if c.defined]
@@ -97,8 +106,9 @@ def page(
         charts=charts.items,
         comparison_header=HEADER,
         comparison_rows=rows(analysis),
-        budgets=main.budgets,
-        main=main,
+        budget_header=BUDGET_HEADER,
+        budget_rows=budget_rows(analysis),
+        pair=analysis.pairs[0],
         robust=[*tables(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
         verdicts=[
@@ -107,6 +117,7 @@ def page(
                 "claim": v.claim,
                 "outcome": v.outcome,
                 "effect": effect(v),
+                "p": p_value(v),
                 "reason": v.reason,
                 "rule": v.rule,
             }
@@ -176,52 +187,59 @@ def script_json(text: str) -> str:
 
 def opening(analysis: Analysis) -> dict[str, Any]:
     """The first sentence, what stands under it, and the options of a decision where the study asks for one."""
-    main, d = analysis.main, analysis.decision
+    d = analysis.decision
     found: dict[str, Any] = {
-        "answer": words.answer(main), "state": words.verdict(main), "option_rows": [], "option_header": (),
-        "option_notes": [], "details": [*words.details(main), *first_screen(analysis)],
+        "answer": words.answer(analysis), "state": words.verdict(analysis.main), "option_rows": [], "option_header": (),
+        "option_notes": [], "details": [*words.details(analysis), *first_screen(analysis)],
     }  # fmt: skip
     if d is None:
         return found
     costs = decision.costs_of(analysis.costs)
     return found | {
         "answer": decision.sentence(d, costs), "state": decision.state(d),
-        "details": [*decision.details(d), words.answer(main), *found["details"]],
+        "details": [*decision.details(d), words.answer(analysis), *found["details"]],
         "option_header": decision.HEADER, "option_rows": decision.rows(d, costs), "option_notes": decision.notes(d),
     }  # fmt: skip
 
 
+BUDGET_HEADER = (
+    "KL, nats", "difference ± se", "95%, all budgets at once", "90%, this one", "by seed", "configurations",
+    "runs that ended below",
+)  # fmt: skip
+
+
+def budget_rows(analysis: Analysis) -> list[tuple[str, ...]]:
+    """The main pair's difference at each KL budget, judged or not."""
+    found = analysis.main
+    return [
+        (
+            words.kl(b.kl),
+            f"{words.number(b.mean.value, 3, True)} ± {words.number(b.mean.se)}",
+            words.span(b.interval) if b.judged else "not judged",
+            words.span(b.equivalence) if b.judged else "–",
+            ", ".join(words.number(v, 3, True) for v in b.by_seed),
+            str(len(found.configs)),
+            ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) or "none",
+        )
+        for b in found.budgets
+    ]
+
+
 def tiles(analysis: Analysis) -> list[dict[str, str]]:
-    """The four numbers of the first screen."""
-    c = analysis.main
+    """The numbers of the first screen."""
+    a, b = analysis.pairs[0]
     mine = analysis.records["opponent"] == analysis.opponent
     rows_ = analysis.records[["run", "step", "prompts"]][mine]
     runs, prompts = rows_["run"].nunique(), rows_["prompts"].median()
     checkpoints = len(rows_[["run", "step"]].drop_duplicates())
-    out = []
-    if c.defined:
-        out.append(
-            {
-                "label": f"{c.a} − {c.b} at equal KL",
-                "value": words.number(c.average.value, 3, True),
-                "note": f"95%: {words.span(c.average_interval)}",
-            }
-        )
-    out.append(
+    out = [
         {
-            "label": "difference of the peaks",
-            "value": words.number(c.peak.value, 3, True),
-            "note": f"95%: {words.span(c.peak_interval)}",
+            "label": f"{a} − {b} at {words.nats(x.kl)}",
+            "value": words.number(x.mean.value, 3, True),
+            "note": f"95%: {words.span(x.interval)}",
         }
-    )
-    if c.defined:
-        out.append(
-            {
-                "label": "of the log-KL range",
-                "value": f"{c.share_a_ahead:.0%}",
-                "note": f"{c.a} surely ahead; {c.b} on {c.share_b_ahead:.0%}",
-            }
-        )
+        for x in analysis.main.judged[-3:]
+    ]
     out.append(
         {
             "label": "evidence",

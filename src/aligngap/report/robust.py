@@ -19,7 +19,7 @@ from aligngap.stats.clouds import Clouds, on_axis
 from aligngap.stats.compare import Comparison, compare, curves_for, peak_of
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.length import length_controlled
-from aligngap.stats.power import Spread, spread_of
+from aligngap.stats.power import Spread
 from aligngap.stats.reference import against_best_of_n, gain_per_nat
 from aligngap.types import Estimate
 
@@ -57,6 +57,7 @@ def make_robust(
     best_of_n: pd.DataFrame,
     opponent: str,
     rng_seed: int = 0,
+    spread: Spread | None = None,
 ) -> Robust:
     """Everything beside equal KL, for the pairs of arms in `comparisons` (by opponent)."""
     pairs = [(c.a, c.b) for c in comparisons[opponent]]
@@ -90,7 +91,7 @@ def make_robust(
             if a in here
         ),
         against=tuple(against),
-        spread=spread_of(comparisons[opponent][0]),
+        spread=spread,
         gain=over_seeds(gains).estimate("mean over seeds") if gains else None,
         warnings=tuple(warnings),
     )

@@ -15,7 +15,7 @@ IN_SANDBOX = (
     "The packaged studies named here make their runs in the sandbox; a study of other data has the same arms with "
     "`extends: STUDY` in its file."
 )
-HEADER = ("", "paper", "here", "effect (95%)", "share of the opening gap (95%)", "in words")
+HEADER = ("", "paper", "here", "effect (95%)", "p, adjusted", "share of the opening gap (95%)", "in words")
 
 
 def told(analysis: Analysis) -> list[Judged]:
@@ -52,7 +52,15 @@ def share(v: Verdict) -> str:
 
 
 def cells(v: Verdict) -> tuple[str, ...]:
-    return (v.name, v.claim or "–", v.outcome, effect(v), share(v), v.reason)
+    return (v.name, v.claim or "–", v.outcome, effect(v), p_value(v), share(v), v.reason)
+
+
+def p_value(v: Verdict) -> str:
+    """The adjusted p-value and the family it was adjusted in; a dash where the rule has no test."""
+    if not math.isfinite(v.p_adjusted):
+        return "–"
+    size = f"{v.p_adjusted:.3f}" if v.p_adjusted >= 0.001 else "below 0.001"
+    return f"{size} ({'primary' if v.primary else 'exploratory'})"
 
 
 def lacking(judged: Judged, seeds: int) -> str:

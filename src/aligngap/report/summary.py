@@ -9,56 +9,52 @@ from pathlib import Path
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, told, untested
-from aligngap.report.tables import controlled_cells, first_screen, judge_answers, tables
-from aligngap.stats.compare import Comparison
+from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
+from aligngap.report.tables import first_screen, judge_answers, tables
+from aligngap.stats.budgets import AtBudgets
 
 HEADER = (
     "opponent",
     "comparison",
-    "difference ± se",
-    "95% interval",
-    "KL range, nats",
-    "peaks",
-    "length-controlled",
-    "ahead, of log KL",
+    "difference at each KL budget (95%, all budgets at once)",
+    "not judged at, nats",
+    "configurations in both",
     "seeds",
 )
 
 
-def comparison_row(c: Comparison, controlled: str) -> tuple[str, ...]:
-    """One comparison as cells of text; `controlled` is its length-controlled difference."""
-    share = "–" if not c.defined else f"{c.share_a_ahead:.0%} / {c.share_b_ahead:.0%}"
+def comparison_row(pair: tuple[str, str], opponent: str, found: AtBudgets) -> tuple[str, ...]:
+    """One comparison as cells of text."""
     return (
-        words.SHORT.get(c.opponent, c.opponent),
-        f"{c.a} − {c.b}",
-        "–" if not c.defined else f"{words.number(c.average.value, 3, True)} ± {words.number(c.average.se)}",
-        words.span(c.average_interval) if c.defined else "not comparable",
-        f"{words.kl(c.common[0])} to {words.kl(c.common[1])}" if c.defined else "none in common",
-        f"{words.number(c.peak.value, 3, True)} ({words.span(c.peak_interval)})",
-        controlled,
-        share,
-        str(len(c.seeds)),
+        words.SHORT.get(opponent, opponent),
+        f"{pair[0]} − {pair[1]}",
+        "; ".join(words.at(b) for b in found.judged) or found.why,
+        ", ".join(words.kl(b.kl) for b in found.budgets if not b.judged) or "–",
+        str(len(found.configs)),
+        str(len(found.seeds)),
     )
 
 
 def rows(analysis: Analysis) -> list[tuple[str, ...]]:
-    found = [c for o in analysis.opponents for c in analysis.comparisons[o]]
-    return [comparison_row(c, cell) for c, cell in zip(found, controlled_cells(analysis), strict=True)]
+    """Every pair of arms against each opponent."""
+    return [
+        comparison_row(pair, o, found)
+        for o in analysis.opponents
+        for pair, found in zip(analysis.pairs, analysis.at_budgets[o], strict=True)
+    ]
 
 
 def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     """Write `summary.md` atomically."""
-    main = analysis.main
     lines = [
         f"# {_escape(analysis.study)}: online against offline at equal KL",
         "",
         *decided(analysis),
-        f"**{_escape(words.answer(main))}**",
+        f"**{_escape(words.answer(analysis))}**",
         "",
     ]
-    lines += [f"- {_escape(s)}" for s in [*words.details(main), *first_screen(analysis)]]
-    lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals 95%, over seeds, then prompts.", ""]
+    lines += [f"- {_escape(s)}" for s in [*words.details(analysis), *first_screen(analysis)]]
+    lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals are 95%, over seeds.", ""]
     lines += claims(analysis)
     lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]
     lines += [_row([_escape(x) for x in r]) for r in rows(analysis)]
@@ -92,11 +88,13 @@ def decided(analysis: Analysis) -> list[str]:
 def claims(analysis: Analysis) -> list[str]:
     """The paper's assertions, each with what was found or the command that would find it."""
     lines = ["## What the paper claims, and what was found", ""]
-    lines += [_row(["", "paper", "here", "effect (95% interval)", "reason"]), _row(["---"] * 5)]
+    lines += [_row(["", "paper", "here", "effect (95% interval)", "p, adjusted", "reason"]), _row(["---"] * 6)]
     for v in analysis.verdicts:
         if assertion(v.name) < LAST:
-            lines.append(_row([_escape(x) for x in (v.name, v.claim, v.outcome, effect(v), v.reason)]))
-    lines += [_row([_escape(x) for x in (n, claim, "not tested", "–", run)]) for n, claim, run in not_tested(analysis)]
+            lines.append(_row([_escape(x) for x in (v.name, v.claim, v.outcome, effect(v), p_value(v), v.reason)]))
+    lines += [
+        _row([_escape(x) for x in (n, claim, "not tested", "–", "–", run)]) for n, claim, run in not_tested(analysis)
+    ]
     return [*lines, ""]
 
 
@@ -126,11 +124,11 @@ def terminal(analysis: Analysis) -> str:
             "",
         ]
         out += [*_aligned([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
-    out += [words.answer(analysis.main), ""]
-    out += [f"  {s}" for s in [*words.details(analysis.main), *first_screen(analysis)]]
+    out += [words.answer(analysis), ""]
+    out += [f"  {s}" for s in [*words.details(analysis), *first_screen(analysis)]]
     out += ["", *_aligned([HEADER, *rows(analysis)]), ""]
     for v in analysis.verdicts:
-        out.append(f"{v.name:<12} {v.outcome:<13} {effect(v)}  {v.reason}")
+        out.append(f"{v.name:<12} {v.outcome:<14} {effect(v)}  {v.reason}")
     out += ["", *[f"! {s}" for s in words.caveats(analysis)]]
     return "\n".join(out)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +12,9 @@ import pandas as pd
 from aligngap.report import words
 from aligngap.report.analysis import OPPONENT_ORDER, Analysis, ordered
 from aligngap.stats.axes import COMPUTE, PAIRS
+from aligngap.stats.budgets import BUDGETS, at_budgets
 from aligngap.stats.clouds import make_clouds
-from aligngap.stats.compare import Comparison, compare, curves_for
+from aligngap.stats.compare import Comparison
 from aligngap.stats.power import MAX_SEEDS, Spread, power, seeds_needed, spread_of
 from aligngap.types import Estimate
 
@@ -39,13 +40,14 @@ class Table:
 
 def tables(analysis: Analysis) -> list[Table]:
     """Every section that the records allow."""
-    return [t for t in (ranking(analysis), length(analysis), best_of_n(analysis), seeds_and_prompts(analysis)) if t]
+    found = (protocol(analysis), ranking(analysis), length(analysis), best_of_n(analysis), seeds_and_prompts(analysis))
+    return [t for t in found if t]
 
 
 def first_screen(analysis: Analysis) -> list[str]:
     """What the first screen must not leave out: best-of-n unbeaten, and what an open question would take."""
     out = unbeaten(analysis)
-    if words.verdict(analysis.main) == "undecided" and analysis.robust.spread is not None:
+    if words.verdict(analysis.main) in ("undecided", "few") and analysis.robust.spread is not None:
         out.append(open_question(analysis.robust.spread))
     return out
 
@@ -73,22 +75,62 @@ CHI_SQUARED = (
 )
 
 
+POOLED = (
+    "A second view, and no verdict rests on it: each arm is the best of what it ran, chosen on three quarters of the "
+    "prompts and scored on the rest, averaged over the log-KL range that both reached from 0.1 nats. Where one arm ran "
+    "more configurations than the other that is not the same question for both."
+)
+
+
+def protocol(analysis: Analysis) -> Table:
+    """The paper's protocol: pooled frontiers averaged over log KL, with what it says where there is nothing."""
+    bias = analysis.bias
+    note = ""
+    if bias is not None and bias.defined:
+        note = (
+            f"What it says where there is nothing: {bias.a} minus all of {bias.b}'s is {difference(bias)} "
+            f"({words.span(bias.average_interval)}) by the same average, so {bias.b} is ahead of itself by that much."
+            if bias.average.value < 0
+            else f"What it says where there is nothing: {bias.a} minus all of {bias.b}'s is {difference(bias)} "
+            f"({words.span(bias.average_interval)}) by the same average."
+        )
+    found = [c for o in analysis.opponents for c in analysis.comparisons[o]]
+    rows = tuple(
+        (
+            words.SHORT.get(c.opponent, c.opponent),
+            f"{c.a} − {c.b}",
+            difference(c) if c.defined else "–",
+            words.span(c.average_interval) if c.defined else "not comparable",
+            f"{words.kl(c.common[0])} to {words.kl(c.common[1])}" if c.defined else "none in common",
+            f"{words.number(c.peak.value, 3, True)} ({words.span(c.peak_interval)})",
+            controlled,
+            str(len(c.seeds)),
+        )
+        for c, controlled in zip(found, controlled_cells(analysis), strict=True)
+    )
+    header = (
+        "opponent", "comparison", "average difference ± se", "95% interval", "KL range, nats", "peaks",
+        "length-controlled", "seeds",
+    )  # fmt: skip
+    return Table("protocol", "The paper's protocol", (POOLED, note), header, rows)
+
+
 def ranking(analysis: Analysis) -> Table | None:
-    """x-axis by opponent: the difference, its interval, and who is ahead."""
-    main = analysis.main
+    """x-axis by opponent: the difference of pooled frontiers and its interval."""
+    main = analysis.comparisons[analysis.opponent][0]
     found = analysis.robust.axes
     mine = [c for c in found if (c.a, c.b) == (main.a, main.b)]
     others = [c for c in found if (c.a, c.b) != (main.a, main.b)]
     notes = (
         f"{main.a} − {main.b} in win rate at equal KL, and at equal everything else that could have been the budget, "
-        "averaged over the range both reached. Optimisers spend KL differently (Gao et al. 2023), so a ranking that "
-        "holds on one axis need not hold on another.",
+        "by pooled frontiers averaged over the range both reached: exploratory, no verdict rests on such an average. "
+        "Optimisers spend KL differently (Gao et al. 2023), so a ranking that holds on one axis need not on another.",
         survives(main, [c for c in mine if c is not main]),
         *([] if any(c.axis == PAIRS for c in found) else [IN_STEP]),
         *([COMPUTED] if any(c.axis == COMPUTE for c in found) else []),
         CHI_SQUARED,
     )
-    header = ("x-axis", "opponent", "difference ± se", "95% interval", "common range", "who is ahead", "seeds")
+    header = ("x-axis", "opponent", "difference ± se", "95% interval", "common range", "the interval", "seeds")
     more = tuple((f"{c.a} − {c.b}, {c.axis.name}", *axis_row(c)[1:]) for c in sort(others))
     rows = tuple(axis_row(c) for c in sort(mine))
     return Table("ranking", "Does the ranking survive?", notes, header, rows, "The other pairs of arms", more)
@@ -101,7 +143,7 @@ def sort(found: list[Comparison]) -> list[Comparison]:
 
 
 def axis_row(c: Comparison) -> Row:
-    ahead = {"ahead": c.a, "behind": c.b, "undecided": "undecided"}.get(words.verdict(c), "not comparable")
+    ahead = SIDES[side(c)]
     opponent = words.SHORT.get(c.opponent, c.opponent)
     if not c.defined:
         return (c.axis.name, opponent, "–", "–", c.warnings[-1] if c.warnings else "none in common", ahead, "–")
@@ -116,16 +158,27 @@ def axis_row(c: Comparison) -> Row:
     )
 
 
+#: what an average's interval does, in words
+SIDES = {"above": "above 0", "below": "below 0", "holds": "holds 0", "undefined": "not comparable"}
+
+
+def side(c: Comparison) -> str:
+    """Where the interval of a pooled average lies: above 0, below, or around it. No verdict."""
+    low, high = c.average_interval
+    if not c.defined or not math.isfinite(low):
+        return "undefined"
+    return "above" if low > 0 else "below" if high < 0 else "holds"
+
+
 def survives(first: Comparison, rest: list[Comparison]) -> str:
     """One sentence: how often the other axes and opponents say the same as KL against the main opponent."""
-    states = [words.verdict(c) for c in rest]
-    a, b, open_, none = (states.count(s) for s in ("ahead", "behind", "undecided", "undefined"))
-    said = {"ahead": f"{first.a} is ahead", "behind": f"{first.b} is ahead", "undecided": "neither arm is surely ahead"}
-    start = f"At equal {first.axis.name} {said.get(words.verdict(first), 'the arms cannot be compared')}."
+    states = [side(c) for c in rest]
+    above, below, holds, none = (states.count(s) for s in SIDES)
     tail = f"; {none} cannot be compared" if none else ""
     return (
-        f"{start} Of the {len(rest)} other combinations of axis and opponent, {first.a} is ahead in {a} and {first.b} "
-        f"in {b}; {open_} do not decide{tail}."
+        f"At equal {first.axis.name} the interval of {first.a} − {first.b}: {SIDES[side(first)]}. Of the {len(rest)} "
+        f"other combinations of axis and opponent it lies above 0 in {above} and below in {below}; {holds} hold "
+        f"0{tail}."
     )
 
 
@@ -211,14 +264,14 @@ def nearness(analysis: Analysis) -> list[str]:
 def unbeaten(analysis: Analysis) -> list[str]:
     """A sentence if no arm is shown to beat best-of-n at equal KL against the main opponent; [] otherwise."""
     found = [c for c in analysis.robust.against if c.opponent == analysis.opponent and c.defined]
-    if not found or any(words.verdict(c) == "ahead" for c in found):
+    if not found or any(side(c) == "above" for c in found):
         return []
-    worse = [c.a for c in found if words.verdict(c) == "behind"]
+    worse = [c.a for c in found if side(c) == "below"]
     low, high = min(c.common[0] for c in found), max(c.common[1] for c in found)
-    tail = f" {', '.join(worse)} {'is' if len(worse) == 1 else 'are'} behind it." if worse else ""
+    tail = f" {', '.join(worse)} {'lies' if len(worse) == 1 else 'lie'} below it." if worse else ""
     return [
-        "No arm is shown to beat best-of-n of the SFT policy, which needs no training, at equal KL "
-        f"({words.kl(low)} to {words.kl(high)} nats, where both exist).{tail}"
+        "No arm is shown to beat best-of-n of the SFT policy, which needs no training, on average over the KL where "
+        f"both exist ({words.kl(low)} to {words.kl(high)} nats; pooled frontiers, exploratory).{tail}"
     ]
 
 
@@ -230,11 +283,11 @@ def seeds_and_prompts(analysis: Analysis) -> Table | None:
     s = analysis.robust.spread
     if s is None:
         return None
-    a, b = analysis.main.a, analysis.main.b
+    a, b = analysis.pairs[0]
     intro = (
-        f"From this study's variances of {a} − {b}, averaged over the KL range both reached: seeds needed to find a "
-        "difference with 80% power by the report's own rule. In brackets the number if the seeds differ as much as the "
-        "upper 80% limit of what these few can tell (Browne 1995)."
+        f"From this study's variances of {a} − {b}, at the largest KL budget that is judged: seeds needed to find "
+        "a difference with 80% power by the report's own rule. In brackets the number if the seeds differ as much as "
+        "the upper 80% limit of what these few can tell (Browne 1995)."
     )
     if not math.isfinite(s.between):
         return Table("power", "What it would take", (intro, needed(s)), ("",), ())
@@ -279,19 +332,26 @@ def needed(s: Spread, detect: float = DETECT) -> str:
 
 
 def planned(
-    records: pd.DataFrame, per_prompt: pd.DataFrame, arms: tuple[str, str], seeds: int, prompts: int, detect: float
+    records: pd.DataFrame,
+    per_prompt: pd.DataFrame,
+    arms: tuple[str, str],
+    seeds: int,
+    prompts: int,
+    detect: float,
+    budgets: Sequence[float] = BUDGETS,
 ) -> str:
     """For `aligngap plan --pilot`: the power of a study of this size, and what the difference would take."""
     opponents = ordered([str(o) for o in records["opponent"].unique()], OPPONENT_ORDER)
-    curves = {o: curves_for(make_clouds(records, per_prompt, o)) for o in opponents}
-    opponent = next((o for o in opponents if curves[o]), opponents[0])
-    c = compare(curves[opponent], *arms, opponent, band=False)
-    s = spread_of(c)
+    clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
+    opponent = next((o for o in opponents if clouds[o].items), opponents[0])
+    found = at_budgets(clouds[opponent], {arms[0]: 1.0, arms[1]: -1.0}, budgets)
+    s = spread_of(found)
     if s is None:
-        why = " ".join(c.warnings) if not c.defined else "The pilot's wins are not recorded prompt by prompt."
+        why = found.why or "The pilot's wins are not recorded prompt by prompt."
         return f"The pilot cannot say what a study would see. {why}"
     said = [
-        f"pilot: {arms[0]} − {arms[1]} against {words.opponent(opponent)}, {words.seeds(s.seeds)} × {s.prompts:,} "
+        f"pilot: {arms[0]} − {arms[1]} at {found.judged[-1].kl:g} nats against {words.opponent(opponent)}, "
+        f"{words.seeds(s.seeds)} × {s.prompts:,} "
         f"prompts; standard deviation {words.number(math.sqrt(s.prompt / s.prompts))} from the prompts of a seed, "
         + (
             f"{words.number(math.sqrt(s.between))} between seeds"

@@ -8,15 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from aligngap.hypotheses.verdicts import CONTRADICTED, SUPPORTED, decide_anywhere
 from aligngap.report.analysis import Analysis
-from aligngap.stats.compare import Comparison
-from aligngap.types import Estimate
+from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget, kl_to_reach, mean_over_seeds, peaks_of
+from aligngap.storage.columns import OPPONENTS
+from aligngap.types import Estimate, Verdict
 
-OPPONENTS = {
-    "golden_policy": "the golden policy",
-    "sft": "the SFT policy",
-    "chosen": "the data's chosen responses",
-}
 SHORT = {"golden_policy": "golden policy", "sft": "SFT policy", "chosen": "chosen responses"}
 
 
@@ -57,88 +54,102 @@ def opponent(name: str) -> str:
     return OPPONENTS.get(name, name)
 
 
-def kl_ranges(ranges: tuple[tuple[float, float], ...]) -> str:
-    return ", ".join(f"{kl(a)} to {kl(b)}" for a, b in ranges)
-
-
-def verdict(c: Comparison) -> str:
-    """ahead, behind, undecided or undefined, for arm a by the average over the common range."""
-    low, high = c.average_interval
-    if not c.defined or not math.isfinite(low):
+def verdict(found: AtBudgets) -> str:
+    """ahead, behind, undecided, few (seeds) or undefined, for the first arm, by its judged budgets together."""
+    if not found.judged:
         return "undefined"
-    return "ahead" if low > 0 else "behind" if high < 0 else "undecided"
+    if len(found.seeds) < LEAST_SEEDS:
+        return "few"
+    return {SUPPORTED: "ahead", CONTRADICTED: "behind"}.get(decide_anywhere(found)[0], "undecided")
 
 
-def answer(c: Comparison) -> str:
+def at(b: Budget, sign: float = 1.0) -> str:
+    """One budget's difference, with the interval that holds for all budgets at once where it is judged."""
+    low, high = sorted((sign * b.interval[0], sign * b.interval[1]))
+    ends = f" ({span((low, high))})" if math.isfinite(low) else ""
+    return f"{number(sign * b.mean.value, 3, True)}{ends} at {nats(b.kl)}"
+
+
+def answer(analysis: Analysis) -> str:
     """The first sentence: which arm is ahead at equal KL, by how much, how sure."""
-    a, b = c.a.capitalize(), c.b
-    if not c.defined:
-        return f"{a} and {b} cannot be compared at equal KL here. {' '.join(c.warnings)}"
-    size = f"{number(abs(c.average.value))} in win rate"
-    between = f"from {kl(c.common[0])} to {kl(c.common[1])} nats"
-    low, high = c.average_interval
-    state = verdict(c)
-    if state == "ahead":
-        return (
-            f"At equal KL, {c.a} beats {b} by {size} (95% interval {span((low, high), sign=False)}), averaged over the "
-            f"KL range both reached, {between}; {seeds(len(c.seeds))}."
-        )
-    if state == "behind":
-        return (
-            f"At equal KL, {b} beats {c.a} by {size} (95% interval {span((-high, -low), sign=False)}), averaged over "
-            f"the KL range both reached, {between}; {seeds(len(c.seeds))}."
-        )
-    if state == "undecided":
-        return (
-            f"These runs do not decide between {c.a} and {b}: at equal KL the difference in win rate is "
-            f"{number(c.average.value, 3, True)} (95% interval {span((low, high))}), averaged over the KL range both "
-            f"reached, {between}; {seeds(len(c.seeds))}."
-        )
-    return f"At equal KL {c.a} − {b} is {number(c.average.value, 3, True)}, with no defined error."
+    found, (a, b) = analysis.main, analysis.pairs[0]
+    state = verdict(found)
+    if state == "undefined":
+        return f"{a.capitalize()} and {b} cannot be compared at equal KL here. {found.why}"
+    first, second = (b, a) if state == "behind" else (a, b)
+    each = ", ".join(at(x, -1.0 if state == "behind" else 1.0) for x in found.judged)
+    how = f"same configurations in both arms, {seeds(len(found.seeds))}, 95% intervals for all budgets at once"
+    if state in ("ahead", "behind"):
+        return f"At equal KL, {first} beats {second} in win rate: {each} ({how})."
+    start = f"These runs do not decide between {a} and {b}"
+    if state == "few":
+        start = f"{seeds(len(found.seeds)).capitalize()}: an estimate and no verdict, which takes {LEAST_SEEDS}"
+    return f"{start}. {a.capitalize()} − {b} in win rate at equal KL is {each} ({how})."
 
 
-def details(c: Comparison) -> list[str]:
+def details(analysis: Analysis) -> list[str]:
     """What stands under the first sentence."""
-    out: list[str] = []
-    if c.budgets:
-        middle = math.sqrt(c.common[0] * c.common[1])
-        at = min(c.budgets, key=lambda x: abs(math.log(x.x / middle)))
+    found, (a, b) = analysis.main, analysis.pairs[0]
+    out: list[str] = unreached(found)
+    family = [v for v in analysis.verdicts if v.primary]
+    if family:
+        told = "; ".join(f"{v.name}: {v.outcome}{p_adjusted(v)}" for v in family)
+        out.append(f"The primary family, named before the runs and held to 5% as a whole by Holm: {told}.")
+    truth = next((v for v in analysis.verdicts if v.name == "R2 truth"), None)
+    if truth is not None and math.isfinite(truth.effect.value):
+        out.append(f"By the true preference, which no arm saw: {truth.reason}")
+    best = peaks_of(analysis.clouds[analysis.opponent], (a, b), spent=analysis.view.spent)
+    if not isinstance(best, str):
+        gap = mean_over_seeds(best[a].values.plus(best[b].values, -1.0))
+        each = [mean_over_seeds(best[arm].values).value for arm in (a, b)]
+        where = [math.exp(sum(map(math.log, best[arm].kl)) / len(best[arm].kl)) for arm in (a, b)]
         out.append(
-            f"At {nats(at.x)} {c.a} wins {pm(at.a)} against {opponent(c.opponent)}, {c.b} {pm(at.b)} "
-            f"(difference {number(at.difference.value, 3, True)}, 95% interval {span(at.interval)})."
+            f"Best checkpoints, chosen on other seeds: {a} {number(each[0])} at {nats(where[0])}, {b} "
+            f"{number(each[1])} at {nats(where[1])}; difference {number(gap.value, 3, True)} "
+            f"({span(gap.interval())}). They lie at different KL."
         )
-    if c.defined:
-        parts = []
-        if c.a_ahead:
-            parts.append(f"{c.a} is ahead from {kl_ranges(c.a_ahead)} nats ({c.share_a_ahead:.0%} of the log-KL range)")
-        if c.b_ahead:
-            parts.append(f"{c.b} is ahead from {kl_ranges(c.b_ahead)} nats ({c.share_b_ahead:.0%})")
-        out.append(
-            "With 95% confidence for the whole range at once, "
-            + ("; ".join(parts) or "neither arm is ahead anywhere")
-            + "."
-        )
-    if math.isfinite(c.peak.value):
-        out.append(
-            f"Best checkpoints: {c.a} {pm(c.peak_a)}, {c.b} {pm(c.peak_b)}; difference "
-            f"{number(c.peak.value, 3, True)} (95% interval {span(c.peak_interval)})."
-        )
+        out += reach(analysis)
     return out
 
 
-def naive(c: Comparison) -> str:
-    """What the difference would be with the sweep's best scored on the prompts that chose it."""
-    if not c.defined:
-        return ""
-    return (
-        f" Scored on the prompts that chose, the difference would be {number(c.average_naive, 3, True)} instead of "
-        f"{number(c.average.value, 3, True)}."
+def p_adjusted(v: Verdict) -> str:
+    """A verdict's adjusted p-value, to follow its outcome."""
+    return f" (adjusted p {v.p_adjusted:.3f})" if math.isfinite(v.p_adjusted) else ""
+
+
+def unreached(found: AtBudgets) -> list[str]:
+    """What is not judged since an arm did not get there; such runs are not missing at random."""
+    lost = [b for b in found.budgets if not b.judged]
+    if not lost or not found.judged:
+        return []
+    runs = "; ".join(
+        f"{nats(b.kl)}: " + (", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) or "no run") for b in lost
     )
+    return [
+        f"Not judged at {' and '.join(kl(b.kl) for b in lost)} nats, which not every seed reached in both arms. Runs "
+        f"that ended below ({runs}) moved less than the others and are not missing at random."
+    ]
+
+
+def reach(analysis: Analysis) -> list[str]:
+    """The KL that each arm's best configuration needs to reach the other's best: censored, and secondary."""
+    a, b = analysis.pairs[0]
+    clouds, spent = analysis.clouds[analysis.opponent], analysis.view.spent
+    out = []
+    for arm, other in ((a, b), (b, a)):
+        found = kl_to_reach(clouds, arm, other, spent)
+        if isinstance(found, str):
+            return []
+        known = [x for x in found if math.isfinite(x)]
+        middle = sorted(found)[(len(found) - 1) // 2]
+        at_most = f", in the median at {nats(middle)}" if math.isfinite(middle) else ""
+        out.append(f"{arm} reaches {other}'s best in {len(known)} of {len(found)} seeds{at_most}")
+    return [f"{'; '.join(out)} (the others ended below it: censored)."]
 
 
 def caveats(analysis: Analysis) -> list[str]:
     """Doubts, the weightiest first."""
-    out = list(analysis.main.warnings) + warnings(analysis)
+    out = warnings(analysis)
     lost = [n for n in (analysis.online, analysis.offline) if n not in analysis.arms]
     if lost:
         out.insert(0, f"The study has no arm named {' or '.join(lost)}, so the opening question stays open.")
@@ -147,9 +158,14 @@ def caveats(analysis: Analysis) -> list[str]:
     if len(set(sweeps.values())) > 1:
         what = ", ".join(f"{n} {k}" for n, k in sweeps.items())
         out.append(
-            f"The arms pool different numbers of configurations ({what}). A pooled arm's best is chosen on three "
-            "quarters of the prompts and scored on the rest, so it is not flattered, if anything a little understated; "
-            f"a larger sweep is still a larger effort.{naive(analysis.main)}"
+            f"The arms ran different numbers of configurations ({what}). They are compared over those that both ran; "
+            "their frontiers in the figure pool all that each ran, and the arm with more has the better chance."
+        )
+    exploratory = [v for v in analysis.verdicts if not v.primary and math.isfinite(v.p)]
+    if exploratory:
+        out.append(
+            f"{len(exploratory)} verdicts are exploratory: their p-values are adjusted together (Benjamini and "
+            "Hochberg), their outcomes are not."
         )
     out.append(
         "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, labelled by the proxy; an "

@@ -49,6 +49,11 @@ class Axis:
         """A common range shorter than this in u is a doubt to be said, and how it is said."""
         return (float(np.log(2.0)), "less than a doubling") if self.log else (0.05, "less than five points")
 
+    @property
+    def step(self) -> float:
+        """The distance in u between two positions of the grid."""
+        return float(np.log(2.0) / STEPS_PER_OCTAVE) if self.log else PLAIN_STEP
+
     def u(self, x: npt.ArrayLike) -> FloatArray:
         values = np.asarray(x, dtype=np.float64)
         return np.log(np.maximum(values, TINY)) if self.log else values
@@ -64,10 +69,10 @@ class Axis:
     def grid(self, low: float, high: float) -> FloatArray:
         """Positions u inside [low, high] of x."""
         if not self.log:
-            return multiples(PLAIN_STEP, low, high)
+            return multiples(self.step, low, high)
         if not (np.isfinite(low) and np.isfinite(high) and 0 < low <= high):
             return np.zeros(0)
-        return multiples(np.log(2.0) / STEPS_PER_OCTAVE, np.log(low), np.log(high))
+        return multiples(self.step, np.log(low), np.log(high))
 
     def shown(self, x: float) -> str:
         """A value for reading, three significant digits at most where it is small, with its unit."""

@@ -74,20 +74,16 @@ class Clouds:
 def make_clouds(
     records: pd.DataFrame, per_prompt: pd.DataFrame, opponent: str, score: str = "win", min_kl: float = 1e-9
 ) -> Clouds:
-    """Clouds against `opponent`; rows without a KL or a score are dropped and counted."""
+    """Clouds against `opponent`; rows without a finite KL or a score are dropped and counted."""
     column = SCORES[score]
     place = np.flatnonzero((records["opponent"] == opponent).to_numpy())
     rows = records[list(dict.fromkeys(["arm", "seed", "run", "step", column, KL.column]))].take(place)
     rows.index = pd.Index(place)
     rows = rows.drop_duplicates(["run", "step"], keep="last")
     warnings: list[str] = []
-    undefined = rows["kl_nats"].isna() | rows[column].isna()
-    if undefined.any() and not undefined.all():
-        warnings.append(
-            f"{int(undefined.sum())} of {len(rows)} checkpoints against {opponent} had an undefined KL or "
-            f"{column} and were dropped."
-        )
-    rows = rows[~undefined & (rows["kl_nats"] > min_kl)]
+    warnings += dropped(rows, column, opponent)
+    known = np.isfinite(rows["kl_nats"]) & rows[column].notna()
+    rows = rows[known & (rows["kl_nats"] > min_kl)]
     if not len(rows):
         return Clouds((), tuple(warnings))
     rows, thinned = thin(rows)
@@ -143,7 +139,59 @@ def make_clouds(
         )
     elif unpaired:
         warnings.append(f"Wins prompt by prompt are incomplete for {', '.join(unpaired[:6])}: not paired there.")
+    warnings += missing_wins(tuple(clouds), opponent)
     return Clouds(tuple(clouds), tuple(warnings))
+
+
+def column_clouds(records: pd.DataFrame, column: str) -> Clouds:
+    """The checkpoints with a column of the records (and its standard error) in the place of the win rate.
+
+    Rows of one opponent are expected, as `make_clouds` takes them; a row without a KL or a value is left out. Prompts
+    are not known: the column is over held-out pairs, and its errors are its standard errors.
+    """
+    rows = records.drop_duplicates(["run", "step"], keep="last")
+    rows = rows[rows[column].notna() & np.isfinite(rows["kl_nats"]) & (rows["kl_nats"] > 0)]
+    items = []
+    for _, frame in rows.groupby(["arm", "seed"], sort=False):
+        frame = frame.sort_values(["run", "step"], kind="stable")
+        codes, runs = pd.factorize(frame["run"])
+        items.append(
+            Cloud(
+                arm=str(frame["arm"].iloc[0]),
+                seed=int(frame["seed"].iloc[0]),
+                runs=tuple(map(str, runs)),
+                configs=tuple(map(str, frame["config"][~frame["run"].duplicated()])),
+                run=codes.astype(np.int64),
+                step=frame["step"].to_numpy(np.int64),
+                x=frame["kl_nats"].to_numpy(np.float64),
+                x_se=np.zeros(len(frame)),
+                win=frame[column].to_numpy(np.float64),
+                win_se=_se(frame, f"{column}_se"),
+            )
+        )
+    return Clouds(tuple(items))
+
+
+def dropped(rows: pd.DataFrame, column: str, opponent: str) -> list[str]:
+    """Sentences that count what has no place: a KL or a score that is undefined, and runs that are lost with it."""
+    kl, score = ~np.isfinite(rows["kl_nats"]), rows[column].isna()
+    if score.all() or not (kl | score).any():
+        return []
+    parts = [f"{int(kl.sum())} had an undefined or infinite KL"] if kl.any() else []
+    parts += [f"{int(score.sum())} had no {column}"] if score.any() else []
+    left = rows[~(kl | score) & (rows["step"] > 0)]
+    whole = rows[rows["step"] > 0].groupby("arm")["run"].nunique()
+    gone = {str(a): int(whole[a] - left[left["arm"] == a]["run"].nunique()) for a in whole.index}
+    runs = ", ".join(f"{n} of {arm}" for arm, n in gone.items() if n)
+    said = f"{int((kl | score).sum())} of {len(rows)} checkpoints against {opponent} were dropped: {', '.join(parts)}."
+    return [said + (f" Runs lost altogether: {runs}." if runs else "")]
+
+
+def missing_wins(clouds: tuple[Cloud, ...], opponent: str) -> list[str]:
+    """A sentence that counts wins that are missing prompt by prompt: they are left out of their means."""
+    holes = sum(int(np.isnan(c.win_by_prompt).sum()) for c in clouds if c.win_by_prompt is not None)
+    total = sum(c.win_by_prompt.size for c in clouds if c.win_by_prompt is not None)
+    return [f"{holes:,} of {total:,} wins against {opponent} are missing and left out of their means."] if holes else []
 
 
 def on_axis(clouds: Clouds, axis: Axis) -> Clouds:

@@ -1,5 +1,9 @@
 """Two arms at equal KL (or another axis): the difference of their frontiers, its error, its band, the doubts in words.
 
+This draws the curve of a difference, and it is the paper's protocol where the arms' sweeps differ: each arm pooled over
+what it ran, averaged over log KL. No verdict rests on it (see `budgets`); what it says where there is nothing is
+`protocol_bias`.
+
 Differences are taken within a seed (the arms share its prompts, judges and SFT policy) and then averaged over seeds;
 the interval is `two_level` (seeds, then prompts), the band simultaneous over the common KL range. Declared choices:
 averages run over ln KL (u of the axis) with equal weight, from 0.1 nats up, where both arms are defined in every
@@ -8,21 +12,21 @@ compared seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from aligngap.stats.axes import KL, Axis
-from aligngap.stats.clouds import Cloud, Clouds
+from aligngap.stats.clouds import Cloud, Clouds, keep
 from aligngap.stats.estimate import NAN, FloatArray, simultaneous_factor, two_level
 from aligngap.stats.frontier import ArmCurves, arm_curves
 from aligngap.types import Estimate
 
 LEVEL = 0.95
-#: operations (by `_size`) that the replicates of one set of frontiers may take: 400 replicates up to 7.5e6 operations
-#: each, which is two and a half times a study of 330,000 per-prompt wins against an opponent; never fewer than 60
-EFFORT = 3e9
+#: operations (by `_size`) that the replicates of one arm may take, so that no other arm changes their number; never
+#: fewer than 60 replicates
+EFFORT = 1e9
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,6 @@ class Comparison:
     seeds: tuple[int, ...]
     prompts: int  # behind each seed; 0 where wins were not recorded prompt by prompt
     common: tuple[float, float]  # range of x
-    overlap: float  # length of the common range in u over that of the union
     average: Estimate
     average_interval: tuple[float, float]
     average_naive: float  # with the sweeps' best scored on the prompts that chose it
@@ -82,27 +85,68 @@ def curves_for(
     effort: float = EFFORT,
     least: int = 60,
     coarse: bool = False,
+    grid: FloatArray | None = None,
 ) -> dict[str, ArmCurves]:
-    """Frontiers of all arms on one grid; replicates are cut, to `least` at worst, so that a large study stays quick.
+    """Frontiers of all arms on one grid; an arm's replicates are cut, to `least` at worst, where the arm is large.
 
-    `effort` is the number of operations, by the estimate of `_size`, that all replicates together may take. Where even
-    `least` replicates would take more, `coarse` takes every fourth position (four an octave): enough for averages, not
-    for budgets or a band.
+    `effort` is the number of operations, by the estimate of `_size`, that the replicates of one arm may take. `coarse`
+    takes every fourth position (four an octave): enough for averages, not for budgets or a band. `grid` gives the
+    positions in the place of those that the clouds span.
     """
     items = [c for c in clouds.items if c.usable.any()]
     if not items:
         return {}
     axis = items[0].axis
-    grid = axis.grid(min(float(c.x[c.usable].min()) for c in items), max(float(c.x[c.usable].max()) for c in items))
-    work = sum(_size(c, len(grid)) for c in items)
-    if coarse and effort / max(work, 1.0) < least:
-        grid = grid[::4]
-    replicates = int(np.clip(effort / max(work, 1.0), least, replicates))
-    return arm_curves(items, grid, replicates, rng_seed)
+    if grid is None:
+        ends = [(float(c.x[c.usable].min()), float(c.x[c.usable].max())) for c in items]
+        grid = axis.grid(min(low for low, _ in ends), max(high for _, high in ends))
+    if coarse:
+        grid = grid[np.round(grid / axis.step).astype(np.int64) % 4 == 0]
+    work: dict[str, float] = {}
+    for c in items:
+        work[c.arm] = work.get(c.arm, 0.0) + _size(c)
+    count = {arm: int(np.clip(effort / max(w, 1.0), least, replicates)) for arm, w in work.items()}
+    return arm_curves(items, grid, count, rng_seed)
 
 
-def _size(c: Cloud, k: int) -> float:
-    """Rough number of operations per replicate."""
+def matched(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: str, rng_seed: int = 0) -> dict[str, ArmCurves]:
+    """The frontiers of two arms over the configurations that both ran; {} where they share none."""
+    ran = {arm: {c for cloud in clouds.items if cloud.arm == arm for c in cloud.configs} for arm in (a, b)}
+    shared = ran[a] & ran[b]
+    if not shared or a not in curves or b not in curves:
+        return {}
+    out = {arm: curves[arm] for arm in (a, b) if ran[arm] == shared}
+    rest = [restricted(c, shared) for c in clouds.items if c.arm in (a, b) and c.arm not in out]
+    found = Clouds(tuple(c for c in rest if len(c.x)))
+    return out | curves_for(found, rng_seed=rng_seed, grid=curves[a].grid)
+
+
+def protocol_bias(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: str) -> Comparison | None:
+    """What the pooled comparison of a and b says where there is nothing: b's runs of a's configurations, as if another
+    arm, minus b's whole sweep. None where b ran nothing else, or none of a's."""
+    ran = {arm: {c for cloud in clouds.items if cloud.arm == arm for c in cloud.configs} for arm in (a, b)}
+    shared = ran[a] & ran[b]
+    if b not in curves or not shared or shared == ran[b]:
+        return None
+    name = f"{b}, {a}'s configurations"
+    few = Clouds(tuple(replace(restricted(c, shared), arm=name) for c in clouds.items if c.arm == b))
+    return compare({**curves, **curves_for(few, grid=curves[b].grid)}, name, b, band=False)
+
+
+def restricted(cloud: Cloud, configs: Collection[str]) -> Cloud:
+    """A cloud of the runs of these configurations."""
+    wanted = np.array([c in configs for c in cloud.configs])
+    mine = np.flatnonzero(wanted)
+    place = np.cumsum(wanted) - 1
+    kept = keep(cloud, wanted[cloud.run])
+    runs, names = (tuple(of[i] for i in mine) for of in (cloud.runs, cloud.configs))
+    return replace(kept, run=place[kept.run], runs=runs, configs=names)
+
+
+def _size(c: Cloud) -> float:
+    """Rough number of operations per replicate, over as many positions as lie between the cloud's own ends."""
+    u = c.axis.u(c.x[c.usable])
+    k = float(np.ptp(u)) / c.axis.step + 1 if len(u) else 1.0
     return 4.0 * len(c.x) * max(len(c.prompt_ids), 1) + 30.0 * k * (len(c.x) + 6 * len(c.runs))
 
 
@@ -159,7 +203,8 @@ def compare(
         said = f"{text}, so the arms are not compared at equal {what}."
         return _undefined(a, b, opponent, axis, seeds, [*warnings, said], _peaks(ca, cb, ia, ib))
     point = point[:, inside]
-    reps = ca.frontier_reps[ia][:, :, inside] - cb.frontier_reps[ib][:, :, inside]
+    draws = min(ca.frontier_reps.shape[1], cb.frontier_reps.shape[1])
+    reps = ca.frontier_reps[ia, :draws][:, :, inside] - cb.frontier_reps[ib, :draws][:, :, inside]
     how = f"paired by seed and prompt, {_seeds(len(seeds))}, two-level interval"
     mean = two_level(point.mean(axis=1), reps.mean(axis=2), level)
     by_x = two_level(point, reps, level)
@@ -169,7 +214,6 @@ def compare(
     naive = float((ca.frontier_naive[ia] - cb.frontier_naive[ib])[:, inside].mean())
     peak_a, peak_b, peak, peak_interval = _peaks(ca, cb, ia, ib, level)
     warnings += _doubts(ca, cb, len(seeds), x)
-    union = [np.isfinite(np.vstack([ca.frontier, cb.frontier])).any(axis=0)]
     at = axis.x(x)
     return Comparison(
         a=a,
@@ -179,7 +223,6 @@ def compare(
         seeds=seeds,
         prompts=min(ca.prompts, cb.prompts),
         common=(float(at[0]), float(at[-1])),
-        overlap=float(inside.sum() / max(int(union[0].sum()), 1)),
         average=mean.estimate(f"a - b averaged over the common {axis.name} range; {how}"),
         average_interval=mean.interval(),
         average_naive=naive,
@@ -231,6 +274,7 @@ def _at_budgets(
     ca: ArmCurves, cb: ArmCurves, ia: list[int], ib: list[int], inside: np.ndarray, level: float
 ) -> tuple[AtBudget, ...]:
     out = []
+    draws = min(ca.frontier_reps.shape[1], cb.frontier_reps.shape[1])
     for budget in ca.axis.budgets:
         hits = np.flatnonzero(inside & np.isclose(ca.grid, ca.axis.u(budget), atol=1e-6))
         if not len(hits):
@@ -238,7 +282,7 @@ def _at_budgets(
         k = int(hits[0])
         d = two_level(
             ca.frontier[ia][:, k] - cb.frontier[ib][:, k],
-            ca.frontier_reps[ia][:, :, k] - cb.frontier_reps[ib][:, :, k],
+            ca.frontier_reps[ia, :draws, k] - cb.frontier_reps[ib, :draws, k],
             level,
         )
         how = "difference at this KL, paired"
@@ -253,7 +297,8 @@ def _peaks(ca: ArmCurves, cb: ArmCurves, ia: list[int], ib: list[int], level: fl
     how = "cross-fitted best checkpoint"
     pa = two_level(ca.peak[ia], ca.peak_reps[ia], level).estimate(how)
     pb = two_level(cb.peak[ib], cb.peak_reps[ib], level).estimate(how)
-    d = two_level(ca.peak[ia] - cb.peak[ib], ca.peak_reps[ia] - cb.peak_reps[ib], level)
+    draws = min(ca.peak_reps.shape[1], cb.peak_reps.shape[1])
+    d = two_level(ca.peak[ia] - cb.peak[ib], ca.peak_reps[ia, :draws] - cb.peak_reps[ib, :draws], level)
     return pa, pb, d.estimate("difference of cross-fitted peaks, paired"), d.interval()
 
 
@@ -312,7 +357,6 @@ def _undefined(
         seeds=seeds,
         prompts=0,
         common=(NAN, NAN),
-        overlap=0.0,
         average=nothing,
         average_interval=(NAN, NAN),
         average_naive=NAN,

@@ -39,14 +39,8 @@ class TwoLevel:
         return float(self.lower[k]), float(self.upper[k])
 
 
-def paired_difference(a: npt.ArrayLike, b: npt.ArrayLike, how: str = "paired over the same prompts") -> Estimate:
-    """Mean of a - b over the same prompts and its standard error; prompts where either is nan are dropped."""
-    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return Estimate.mean(d[np.isfinite(d)], how)
-
-
 def interval(estimate: Estimate, level: float = 0.95) -> tuple[float, float]:
-    """Student-t interval of an `Estimate` of n independent values; nan where its error is undefined."""
+    """The Student-t interval of an `Estimate` of n independent values; nan where its error is undefined."""
     if estimate.n < 2 or not np.isfinite(estimate.se):
         return NAN, NAN
     half = float(special.stdtrit(estimate.n - 1, 0.5 + level / 2)) * estimate.se

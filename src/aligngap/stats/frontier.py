@@ -13,7 +13,7 @@ Leaves out: choosing on other seeds (a sweep's luck in the *training* noise is p
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -211,16 +211,35 @@ def peaks(folds: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
     return value, where
 
 
+@dataclass(frozen=True)
+class _OfSeed:
+    """One arm's curves at one seed: the first SPLITS rows are the point estimate, the others replicates."""
+
+    cloud: Cloud
+    prompts: int
+    frontier: FloatArray  # [SPLITS + B, K]
+    naive: FloatArray  # [K]
+    peak: FloatArray  # [SPLITS + B]
+    end: FloatArray  # [SPLITS + B]
+    peak_u: FloatArray  # [SPLITS + B]
+    end_u: float
+
+
 def arm_curves(
-    clouds: Sequence[Cloud], grid: FloatArray, replicates: int = 400, rng_seed: int = 0
+    clouds: Sequence[Cloud], grid: FloatArray, replicates: int | Mapping[str, int] = 400, rng_seed: int = 0
 ) -> dict[str, ArmCurves]:
     """Frontiers of every arm on one grid. All arms of a seed are resampled on the same prompts (that is the pairing),
-    and seeds that hold the same prompts share their draws, so that what they share is not counted as independent."""
+    and seeds that hold the same prompts share their draws, so that what they share is not counted as independent.
+
+    `replicates` is one number, or one for each arm: the first so many of the same draws, so that neither another arm
+    nor another number of replicates moves an arm's point estimate or the draws that it shares with another.
+    """
+    count = replicates if isinstance(replicates, Mapping) else {c.arm: replicates for c in clouds}
     by_seed: dict[int, list[Cloud]] = {}
     for cloud in clouds:
         if cloud.usable.any():
             by_seed.setdefault(cloud.seed, []).append(cloud)
-    found: dict[str, list[tuple[Cloud, int, FloatArray, FloatArray, FloatArray, FloatArray, FloatArray, float]]] = {}
+    found: dict[str, list[_OfSeed]] = {}
     for seed in sorted(by_seed):
         group = by_seed[seed]
         shared = [set(c.prompt_ids) for c in group if c.win_by_prompt is not None]
@@ -228,48 +247,59 @@ def arm_curves(
         tag = zlib.crc32("\n".join(prompts).encode()) if prompts else seed
         rng = np.random.default_rng([rng_seed, tag])
         n = max(len(prompts), 2)
-        weights = np.vstack([np.ones((SPLITS, n)), bootstrap_weights(n, replicates, rng)]).astype(np.float32)
         partition = np.stack([rng.permutation(n) % FOLDS for _ in range(SPLITS)])
-        draws = Draws.of(weights, partition)
-        for number, cloud in enumerate(group):
+        drawn = bootstrap_weights(n, max(count[c.arm] for c in group), rng)
+        weights = np.vstack([np.ones((SPLITS, n)), drawn]).astype(np.float32)
+        draws: dict[int, Draws] = {}
+        for cloud in group:
             if cloud.win_by_prompt is not None and not prompts:
                 continue
-            noise = np.random.default_rng([rng_seed, seed, number, zlib.crc32(cloud.arm.encode())])
-            x, folds = replicate_means(cloud, prompts, draws, noise)
+            rows = SPLITS + count[cloud.arm]
+            if rows not in draws:
+                draws[rows] = Draws.of(weights[:rows], partition)
+            noise = np.random.default_rng([rng_seed, seed, zlib.crc32(cloud.arm.encode())])
+            x, folds = replicate_means(cloud, prompts, draws[rows], noise)
             keep = cloud.usable
             x, folds, run = x[:, keep], folds[:, :, keep], cloud.run[keep]
             curve, naive = envelope(run, x, folds, grid, x[0])
             top, top_x = peaks(folds, x)
             last = int(np.argmax(x[0]))
-            end, used = folds[:, :, last].mean(axis=0), len(prompts) if cloud.win_by_prompt is not None else 0
-            found.setdefault(cloud.arm, []).append((cloud, used, curve, naive[0], top, end, top_x, float(x[0, last])))
-    out: dict[str, ArmCurves] = {}
-    for arm, items in found.items():
-        curve, top, end = (
-            np.stack([i[2] for i in items]),
-            np.stack([i[4] for i in items]),
-            np.stack([i[5] for i in items]),
-        )
-        axis = items[0][0].axis
-        out[arm] = ArmCurves(
-            arm=arm,
-            seeds=tuple(i[0].seed for i in items),
-            axis=axis,
-            grid=grid,
-            frontier=curve[:, :SPLITS].mean(axis=1),
-            frontier_reps=curve[:, SPLITS:],
-            frontier_naive=np.stack([i[3] for i in items]),
-            peak=top[:, :SPLITS].mean(axis=1),
-            peak_reps=top[:, SPLITS:],
-            peak_x=axis.x(np.stack([i[6] for i in items])[:, :SPLITS].mean(axis=1)),
-            end=end[:, :SPLITS].mean(axis=1),
-            end_reps=end[:, SPLITS:],
-            end_x=axis.x([i[7] for i in items]),
-            configs=len({c for i in items for c in i[0].configs}),
-            checkpoints=sum(int(i[0].usable.sum()) for i in items),
-            prompts=min(i[1] for i in items),
-        )
-    return out
+            mine = _OfSeed(
+                cloud=cloud,
+                prompts=len(prompts) if cloud.win_by_prompt is not None else 0,
+                frontier=curve,
+                naive=naive[0],
+                peak=top,
+                end=folds[:, :, last].mean(axis=0),
+                peak_u=top_x,
+                end_u=float(x[0, last]),
+            )
+            found.setdefault(cloud.arm, []).append(mine)
+    return {arm: _over_seeds(arm, items, grid) for arm, items in found.items()}
+
+
+def _over_seeds(arm: str, items: Sequence[_OfSeed], grid: FloatArray) -> ArmCurves:
+    """An arm's curves from those of its seeds."""
+    axis = items[0].cloud.axis
+    curve, top, end = (np.stack(v) for v in zip(*((i.frontier, i.peak, i.end) for i in items), strict=True))
+    return ArmCurves(
+        arm=arm,
+        seeds=tuple(i.cloud.seed for i in items),
+        axis=axis,
+        grid=grid,
+        frontier=curve[:, :SPLITS].mean(axis=1),
+        frontier_reps=curve[:, SPLITS:],
+        frontier_naive=np.stack([i.naive for i in items]),
+        peak=top[:, :SPLITS].mean(axis=1),
+        peak_reps=top[:, SPLITS:],
+        peak_x=axis.x(np.stack([i.peak_u for i in items])[:, :SPLITS].mean(axis=1)),
+        end=end[:, :SPLITS].mean(axis=1),
+        end_reps=end[:, SPLITS:],
+        end_x=axis.x([i.end_u for i in items]),
+        configs=len({c for i in items for c in i.cloud.configs}),
+        checkpoints=sum(int(i.cloud.usable.sum()) for i in items),
+        prompts=min(i.prompts for i in items),
+    )
 
 
 @dataclass(frozen=True)
@@ -309,8 +339,3 @@ def spline(grid: FloatArray, edf: float = 6.0, segments: int = 12) -> Spline:
         solve = np.linalg.solve(normal, basis.T)
         low, high = (middle, high) if np.trace(basis @ solve) > edf else (low, middle)
     return Spline(np.asarray(basis, dtype=np.float64), solve, np.linalg.cholesky(normal).T)
-
-
-def smoother(grid: FloatArray, edf: float = 6.0, segments: int = 12) -> FloatArray:
-    """Matrix [K, K] of the P-spline: linear, so it commutes with the mean over seeds and applies to replicates."""
-    return spline(grid, edf, segments).hat

@@ -1,14 +1,14 @@
 """How many seeds and prompts a difference takes, from a pilot's variances: said before the compute is spent.
 
-The pilot's difference of two arms (averaged over the common KL range) varies for two reasons: seeds differ (variance
-`between`), and its prompts are a sample (variance `prompt` / P within a seed, of which the share `correlation` is
-common to seeds that are asked the same prompts). The mean over S seeds of P prompts then has variance
+The pilot's difference of two arms at a KL budget varies for two reasons: seeds differ (variance `between`), and its
+prompts are a sample (variance `prompt` / P within a seed, of which the share `correlation` is common to seeds that are
+asked the same prompts). The mean over S seeds of P prompts then has variance
 
     between / S + prompt / P * (1 + (S - 1) * correlation) / S
 
 (Raudenbush & Liu 2000, Psychol. Methods 5: 199-213, for designs of two levels). The rule that will judge it is the
-interval of `stats.estimate.two_level`, so the power is that rule's, floors and degrees of freedom included. A variance
-from few seeds is itself uncertain, and half of the time too small: beside the plain number stands one for the upper 80%
+interval of `stats.budgets`, so the power is that rule's, floor and degrees of freedom included. A variance from few
+seeds is itself uncertain, and half of the time too small: beside the plain number stands one for the upper 80%
 confidence limit of the between-seed variance (Browne 1995, Statistics in Medicine 14: 1933-1940).
 
 The difference to detect is stated, never the pilot's own (the power to find what was found says nothing new: Hoenig &
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from aligngap.stats.compare import Comparison
-from aligngap.stats.estimate import NAN, FloatArray
+from aligngap.stats.budgets import AtBudgets, Seedwise, critical
+from aligngap.stats.estimate import NAN
 
 LEVEL, POWER, CAUTION = 0.95, 0.8, 0.8
 MAX_SEEDS = 200
@@ -41,32 +41,36 @@ class Spread:
     correlation: float  # of the prompts' noise between two seeds: 0 where every seed has its own prompts
     seeds: int  # of the pilot
     prompts: int
+    together: int = 1  # budgets that the rule judges at once
 
 
-def spread(point: FloatArray, reps: FloatArray, prompts: int) -> Spread:
-    """Variances from each seed's difference [S] and its replicates [S, B] under a bootstrap of P prompts.
+def spread(values: Seedwise, prompts: int, together: int = 1) -> Spread:
+    """The variances of a difference at one place, known in every seed, P prompts behind each.
 
-    `between` is the variance of the seeds' differences less what the prompts explain, not below 0. The correlation
-    comes from the replicates of the mean over seeds, which share their draws where seeds share prompts.
+    `between` is the variance of the seeds' differences less what the prompts explain, not below 0. The correlation is
+    that of what prompts shared by the seeds add to them.
     """
+    point, influence = values.value[:, 0], values.influence[:, 0]
     s = len(point)
-    noise = float(reps.var(axis=1, ddof=1).mean())
+    noise = float((influence**2).sum()) / s
     if s < 2:
-        return Spread(NAN, NAN, noise * prompts, 0.0, s, prompts)
-    of_mean = float(reps.mean(axis=0).var(ddof=1))
-    correlation = (of_mean * s / noise - 1) / (s - 1) if noise > 0 else 0.0
-    correlation = float(np.clip(correlation, 0.0, 1.0)) if correlation > 0.2 else 0.0  # below: Monte-Carlo noise
+        return Spread(NAN, NAN, noise * prompts, 0.0, s, prompts, together)
+    of_mean = float((influence.mean(axis=0) ** 2).sum())
+    correlation = float(np.clip((of_mean * s / noise - 1) / (s - 1), 0.0, 1.0)) if noise > 0 else 0.0
     seen = float(point.var(ddof=1))
     own = noise * (1 - correlation)
     upper = seen * (s - 1) / (2 * float(special.gammaincinv((s - 1) / 2, 1 - CAUTION)))
-    return Spread(max(seen - own, 0.0), max(upper - own, 0.0), noise * prompts, correlation, s, prompts)
+    return Spread(max(seen - own, 0.0), max(upper - own, 0.0), noise * prompts, correlation, s, prompts, together)
 
 
-def spread_of(c: Comparison) -> Spread | None:
-    """The variances behind a comparison's average; None where it is undefined or its prompts were not recorded."""
-    if not c.defined or c.prompts < 2:
+def spread_of(found: AtBudgets) -> Spread | None:
+    """The variances behind the largest budget that is judged; None where none is, or prompts were not recorded."""
+    judged = [k for k, b in enumerate(found.budgets) if b.judged]
+    if not judged or found.values is None or not found.values.prompts:
         return None
-    return spread(c.by_seed, c.by_seed_reps, c.prompts)
+    at = found.values.at(judged[-1])
+    prompts = int(min((row != 0).sum() for row in at.influence[:, 0]))
+    return spread(at, prompts, len(judged)) if prompts >= 2 else None
 
 
 def power(
@@ -82,14 +86,13 @@ def power(
         return NAN
     noise = s.prompt / prompts
     if seeds == 1:
-        return float(special.ndtr(abs(difference) / np.sqrt(max(noise, 1e-300)) - special.ndtri(0.5 + level / 2)))
+        return float(special.ndtr(abs(difference) / np.sqrt(max(noise, 1e-300)) - critical(1, level, s.together)))
     tau = s.between_upper if cautious else s.between
     own = max(tau + noise * (1 - s.correlation), 1e-300)  # variance of one seed's result, beyond what seeds share
     between = own / seeds * 2 * special.gammaincinv((seeds - 1) / 2, NODES) / (seeds - 1)
     prompt_only = noise * (1 + (seeds - 1) * s.correlation) / seeds
-    total = np.maximum(between + noise * s.correlation, prompt_only)  # as `estimate.variance_parts`
-    df = np.clip(total**2 / (between**2 / (seeds - 1)), seeds - 1, 1e6)
-    half = special.stdtrit(df, 0.5 + level / 2) * np.sqrt(total)
+    total = np.maximum(between + noise * s.correlation, prompt_only)  # as `budgets.mean_over_seeds`
+    half = critical(seeds, level, s.together) * np.sqrt(total)
     sd = np.sqrt(own / seeds + noise * s.correlation)
     return float(special.ndtr((abs(difference) - half) / sd).mean())
 

@@ -1,8 +1,8 @@
 """A difference as a share of another difference, with an interval that knows when the denominator may be zero.
 
-Fieller's method (1954, J. R. Stat. Soc. B 16: 175-185) on `two_level`: a share r is in the interval when the two-level
-interval of `numerator - r denominator` holds 0. If the denominator's own interval holds 0 no share can be excluded, and
-the share is undefined, not large.
+Fieller's method (1954, J. R. Stat. Soc. B 16: 175-185) on the t intervals of `budgets`: a share r is in the interval
+when the interval of `numerator - r denominator` holds 0. If the denominator's own interval holds 0 no share can be
+excluded, and the share is undefined, not large.
 """
 
 from __future__ import annotations
@@ -13,36 +13,31 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from aligngap.stats.estimate import NAN, FloatArray, two_level
+from aligngap.stats.budgets import LEVEL, Seedwise, mean_over_seeds
+from aligngap.stats.estimate import NAN, FloatArray
 from aligngap.types import Estimate
 
 #: a share beyond this (a hundred times the denominator) is given as unbounded
 FAR = 100.0
 
 
-def ratio(
-    top: npt.ArrayLike, top_reps: npt.ArrayLike, bottom: npt.ArrayLike, bottom_reps: npt.ArrayLike, level: float = 0.95
-) -> tuple[Estimate, tuple[float, float]]:
-    """Mean over seeds of `top` over that of `bottom`; point [S], replicates [S, B], drawn on the same prompts."""
-    t, b = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
-    t_reps, b_reps = np.asarray(top_reps, dtype=np.float64), np.asarray(bottom_reps, dtype=np.float64)
-    below = two_level(b, b_reps, level)
-    low, high = below.interval() if below.n else (NAN, NAN)
-    if not (np.isfinite(low) and np.isfinite(high)) or low <= 0 <= high or not np.isfinite(t).all():
-        return Estimate(NAN, NAN, len(b), "undefined: the denominator's interval holds 0"), (NAN, NAN)
-    value = float(t.mean() / b.mean())
-    spread = two_level(t - value * b, t_reps - value * b_reps, level)
-    se = float(spread.se[0] / abs(b.mean()))
+def ratio(top: Seedwise, bottom: Seedwise, level: float = LEVEL) -> tuple[Estimate, tuple[float, float]]:
+    """The mean over seeds of `top` over that of `bottom`, both at one place [S, 1] and over the same seeds."""
+    above, below = mean_over_seeds(top), mean_over_seeds(bottom)
+    low, high = below.interval(level)
+    if not (np.isfinite(low) and np.isfinite(high)) or low <= 0 <= high or not np.isfinite(above.value):
+        return Estimate(NAN, NAN, below.n, "undefined: the denominator's interval holds 0"), (NAN, NAN)
+    value = above.value / below.value
+    se = mean_over_seeds(top.plus(bottom, -value)).se / abs(below.value)
 
     def outside(share: float) -> float:
         """Below 0 inside the interval, above 0 outside."""
-        found = two_level(t - share * b, t_reps - share * b_reps, level)
-        half = float(found.upper[0] - found.value[0])
-        return abs(float(found.value[0])) - half
+        found = mean_over_seeds(top.plus(bottom, -share))
+        return abs(found.value) - (found.interval(level)[1] - found.value)
 
     ends = tuple(_crossing(outside, value, side * max(se, 1e-3)) for side in (-1.0, 1.0))
-    how = f"ratio of means over {len(b)} seed(s), Fieller interval"
-    return Estimate(value, se, len(b), how), (ends[0], ends[1])
+    how = f"ratio of means over {below.n} seed(s), Fieller interval"
+    return Estimate(value, se, below.n, how), (ends[0], ends[1])
 
 
 def _crossing(outside: Callable[[float], float], start: float, step: float) -> float:

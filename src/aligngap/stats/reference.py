@@ -50,7 +50,7 @@ def against_best_of_n(
     if not clouds or not curves:
         return ()
     some = next(iter(curves.values()))
-    reference = arm_curves(clouds, some.grid, some.frontier_reps.shape[1], rng_seed)
+    reference = arm_curves(clouds, some.grid, rng_seed=rng_seed)
     return tuple(compare({**curves, **reference}, arm, BEST_OF_N, opponent, band=False) for arm in curves)
 
 

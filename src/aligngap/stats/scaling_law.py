@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import special
-from scipy.special import gammaln
 
 from aligngap.stats.estimate import NAN, FloatArray
 
@@ -176,34 +175,3 @@ def best_of_n_kl(n: npt.ArrayLike) -> FloatArray:
     (Beirami et al. 2024, arXiv 2401.01879)."""
     m = np.asarray(n, dtype=np.float64)
     return np.log(m) - (m - 1.0) / m
-
-
-def best_of_n(choose: npt.ArrayLike, score: npt.ArrayLike, n: int) -> FloatArray:
-    """Unbiased estimate [P] of the mean score of best-of-n from N >= n samples a prompt, arrays [P, N].
-
-    Average over all subsets of size n of the score of the sample that `choose` ranks highest: the i-th smallest is the
-    best of C(i-1, n-1) of the C(N, n) subsets (Nakano et al. 2021, arXiv 2112.09332, appendix I). Ties in `choose`
-    share their ranks' weight equally.
-    """
-    c, v = np.atleast_2d(np.asarray(choose, dtype=np.float64)), np.atleast_2d(np.asarray(score, dtype=np.float64))
-    total = c.shape[1]
-    if not 1 <= n <= total:
-        raise ValueError(f"n must lie between 1 and the number of samples {total}, not {n}")
-    i = np.arange(1, total + 1, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        log = (
-            gammaln(i)
-            - gammaln(n)
-            - gammaln(i - n + 1)
-            - (gammaln(total + 1) - gammaln(n + 1) - gammaln(total - n + 1))
-        )
-    weight = np.where(i >= n, np.exp(log), 0.0)
-    order = np.argsort(c, axis=1, kind="stable")
-    c_sorted, v_sorted = np.take_along_axis(c, order, 1), np.take_along_axis(v, order, 1)
-    new = np.diff(c_sorted, axis=1, prepend=-np.inf) > 0
-    out = np.empty(c.shape[0])
-    for row in range(c.shape[0]):
-        block = np.cumsum(new[row]) - 1
-        size = np.bincount(block)
-        out[row] = (np.bincount(block, weights=v_sorted[row]) / size) @ np.bincount(block, weights=weight)
-    return out

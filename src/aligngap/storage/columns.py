@@ -4,6 +4,13 @@ from __future__ import annotations
 
 RECORDS_FORMAT = 1
 
+#: what the values of the column `opponent` are called in sentences
+OPPONENTS = {
+    "golden_policy": "the golden policy",
+    "sft": "the SFT policy",
+    "chosen": "the data's chosen responses",
+}
+
 
 #: Columns of `records.parquet`: one row per checkpoint and opponent. name -> (dtype, meaning)
 RECORD_COLUMNS: dict[str, tuple[str, str]] = {

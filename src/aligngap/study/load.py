@@ -39,6 +39,7 @@ def check(study: Study) -> None:
     """Refuse a study whose names, arms, loss, judges or task cannot work together, without any compute."""
     check_names(study)
     check_labels(study, study.arms, "arms")
+    check_grids(study, study.arms, "")
     for grid in study.sweep:
         if "beta" in grid.axes and "beta" not in study.recipe.loss.options:
             raise AligngapError(f"sweep: axis `beta`, but recipe.loss `{study.recipe.loss.name}` sets no beta")
@@ -49,6 +50,7 @@ def check(study: Study) -> None:
         except AligngapError as error:
             raise AligngapError(f"variants.{name}: {error}") from error
         check_labels(its, variant.arms or study.arms, f"variants.{name}")
+        check_grids(its, variant.arms or study.arms, name)
 
 
 def check_names(study: Study) -> None:
@@ -85,3 +87,18 @@ def check_labels(study: Study, arms: Iterable[str], where: str) -> None:
         if arm in study.arms and not soft(study.arms[arm]):
             loss = study.recipe.loss.name
             raise AligngapError(f"{where}: loss `{loss}` reads probabilities, so arm `{arm}` needs `soft_labels: true`")
+
+
+def check_grids(study: Study, arms: Iterable[str], variant: str) -> None:
+    """Refuse two compared arms with different grids where no sweep of theirs says why."""
+    a, b = study.compare
+    if a not in arms or b not in arms:
+        return
+    ran = {arm: {config for config, _, _ in grid_of(study, arm)} for arm in (a, b)}
+    if ran[a] == ran[b] or any(g.why for g in study.sweep if {a, b} & set(g.arms)):
+        return
+    under = f" under variant `{variant}`" if variant else ""
+    raise AligngapError(
+        f"sweep: `{a}` runs {len(ran[a])} configuration(s) and `{b}` {len(ran[b])}, not the same ones{under}: give "
+        "both arms the same grid, or say in the sweep's `why` why they differ"
+    )

@@ -20,13 +20,36 @@ LEAST_PROMPTS = 40
 
 
 def own_study(
-    policy: str, task: str, budget: str = "small", seeds: int | None = None, sets: Sequence[str] = ()
+    policy: str,
+    task: str,
+    budget: str = "small",
+    seeds: int | None = None,
+    sets: Sequence[str] = (),
+    kl: float | None = None,
 ) -> Study:
-    """The study of a policy (a folder or a hub name) and a preference file; `sets` are `key=value`, and come last."""
+    """The study of a policy (a folder or a hub name) and a preference file; `sets` are `key=value`, and come last.
+
+    The prompts of a model that has a chat template are written by it, unless `sets` say otherwise.
+    `kl` is the KL in nats at which it decides; None leaves it to the best checkpoint of either arm.
+    """
     own = [f"policy.path={json.dumps(policy)}", f"task.path={json.dumps(task)}"]
+    if has_template(policy):
+        own.append("policy.chat=true")
     if seeds is not None:
         own.append(f"seeds={seeds}")
+    if kl is not None:
+        own.append(f"decision_kl={kl}")
     return load(STUDIES[budget], [*own, *sets])
+
+
+def has_template(policy: str) -> bool:
+    """Whether the model's tokenizer has a chat template; what cannot be loaded has none, and is refused later."""
+    from aligngap.models.loading import load_tokenizer
+
+    try:
+        return bool(load_tokenizer(policy).chat_template)
+    except AligngapError:
+        return False
 
 
 def check_pairs(study: Study) -> int:

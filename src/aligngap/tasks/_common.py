@@ -1,7 +1,7 @@
-"""What all file-backed tasks share: cleaning, counting, splitting by prompt, and the fingerprint.
+"""What all file-backed tasks share: reading by layout, cleaning, counting, splitting, and the fingerprint.
 
-A task's own module only says how a row becomes a prompt and two responses. Rows of poor quality are left out and
-counted (`TaskData.dropped`); rows of the wrong shape are an error that names the row.
+A task's own module only says which layouts it reads (`_layouts.py`). Rows of poor quality are left out and counted
+(`TaskData.dropped`); rows of the wrong shape are an error that names the row.
 """
 
 from __future__ import annotations
@@ -11,45 +11,27 @@ import json
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aligngap.tasks._dialogue import conversation_keys
 from aligngap.tasks._files import SUFFIXES, content_hash, fail, file_format, find_in_folder, is_folder
-from aligngap.tasks._rows import Row, read_rows
+from aligngap.tasks._layouts import JOINED, Layout, Rated, Raw, compare_rated, find_layout, refuse_columns, refuse_row
+from aligngap.tasks._rows import EMPTY, Row, Skip, read_rows
 from aligngap.types import Comparison, TaskData
 
-FORMAT = 1  #: raised when cleaning or splitting changes, so that old artifacts are not taken for new ones
+FORMAT = 2  #: raised when cleaning or splitting changes, so that old artifacts are not taken for new ones
 
 IDENTICAL = "identical responses"
-EMPTY = "empty prompt or response"
 DUPLICATE = "duplicate of an earlier pair"
-CONTRADICTION = "contradicts an earlier pair"
-PROMPTS_DIFFER = "prompts differ"
-NO_ANSWER = "dialogue does not end with an answer"
+OUTVOTED = "contradicted by as many or more rows"
 IN_TEST = "prompt is also in test"
 OVER_MAX_ROWS = "beyond max_rows"
-
-
-class Skip(Exception):
-    """Raised by a converter to leave a row out; its text is the reason under which the row is counted."""
-
-
-@dataclass(frozen=True)
-class Raw:
-    """What a converter makes of a row; `split` is "train" or "test" where the row itself says so."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    split: str | None = None
-
-
-Converter = Callable[[Row], Raw]
 
 
 class Source(Protocol):
@@ -120,12 +102,8 @@ class FileTask(BaseModel):
         """Where the rows come from."""
 
     @abstractmethod
-    def converter(self, first: Row) -> Converter:
-        """How this source's rows are read: decided by its first row, and then the same for all of them."""
-
-    def split_key(self, prompt: str) -> str:
-        """What must not be in two splits: by default the prompt itself."""
-        return prompt
+    def layouts(self) -> Sequence[Layout]:
+        """The layouts that rows may have; a row is read by the first that fits it."""
 
     def settings(self) -> dict[str, object]:
         """The settings that change what is loaded. Never the path: moved data is the same data."""
@@ -146,23 +124,40 @@ class FileTask(BaseModel):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def load(self, seed: int) -> TaskData:
-        """The comparisons, clean and split by prompt; the seed only draws which ones stay under `max_rows`."""
-        sources, dropped = self.sources(), Counter[str]()
-        usable = _collect(sources, self.converter, dropped)
+        """The comparisons, clean and split by conversation; the seed only draws which ones stay under `max_rows`."""
+        sources, tally = self.sources(), Tally()
+        usable = _collect(sources, self.layouts(), tally)
+        dropped = tally.dropped
         test = [comparison for comparison, split in usable if split == "test"]
         train = [comparison for comparison, split in usable if split != "test"]
         if sources.test and not test:
             raise fail(sources.test[0].name, f"no usable row{_because(dropped)}", "repair the test file or remove it")
         _need_two_prompts(sources.name, train + test, dropped)
         if test:
-            train = _without_prompts_of(train, test, dropped)
+            train = _without_conversations_of(train, test, dropped)
         else:
-            train, test = split_by_prompt(train, self.test_share, self.split_key)
+            train, test = split_by_conversation(train, self.test_share)
         if not train:
             raise fail(sources.name, f"no row left to train on{_because(dropped)}", "give more prompts")
         train = _draw(train, self.max_rows, f"{seed}/train", dropped)
         test = _draw(test, self.max_rows, f"{seed}/test", dropped)
-        return TaskData(train=train, test=test, source=sources.name, dropped=dict(dropped))
+        return TaskData(
+            train=train, test=test, source=sources.name, dropped=dict(dropped),
+            rows=tally.rows, layouts=dict(tally.layouts), more=tally.more,
+        )  # fmt: skip
+
+
+@dataclass
+class Tally:
+    """What became of every row that was read: rows + more = comparisons kept + all that is in `dropped`.
+
+    `layouts` counts the rows by the layout they were recognised in; `more` the comparisons beyond one a row.
+    """
+
+    rows: int = 0
+    more: int = 0
+    layouts: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 def prompt_id(prompt: str) -> str:
@@ -171,27 +166,30 @@ def prompt_id(prompt: str) -> str:
 
 
 def clean(raw: Raw) -> Comparison:
-    """A comparison without outer blanks, or Skip. Control characters inside the text are data and stay."""
-    prompt, chosen, rejected = raw.prompt.lstrip("\r\n"), raw.chosen.strip(), raw.rejected.strip()
-    if not prompt.strip() or not chosen or not rejected:
+    """A comparison, or Skip where it says nothing. Blanks and control characters in the texts are data and stay."""
+    prompt = raw.prompt.lstrip("\r\n")
+    if not prompt.strip() or not raw.chosen.strip() or not raw.rejected.strip():
         raise Skip(EMPTY)
-    if chosen == rejected:
+    if raw.chosen.strip() == raw.rejected.strip():
         raise Skip(IDENTICAL)
-    return Comparison(prompt_id(prompt), prompt, chosen, rejected)
+    return Comparison(prompt_id(prompt), prompt, raw.chosen, raw.rejected)
 
 
-def split_by_prompt(
-    comparisons: Sequence[Comparison], test_share: float, key: Callable[[str], str] = str
+def split_by_conversation(
+    comparisons: Sequence[Comparison], test_share: float
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """(train, test) by a hash of each prompt's key, so that more rows move no prompt; neither side is left empty."""
-    place = {k: _unit_hash(k) for k in {key(c.prompt) for c in comparisons}}
-    held_out = {k for k, at in place.items() if at < test_share}
+    """(train, test) by a hash of each prompt's conversation; more rows move none, and neither side is left empty."""
+    keys = conversation_keys([c.prompt for c in comparisons])
+    place = {key: _unit_hash(key) for key in keys}
+    held_out = {key for key, at in place.items() if at < test_share}
     if not held_out:
         held_out = {min(place, key=place.__getitem__)}
     elif len(held_out) == len(place):
         held_out.remove(max(place, key=place.__getitem__))
-    test = [c for c in comparisons if key(c.prompt) in held_out]
-    return [c for c in comparisons if key(c.prompt) not in held_out], test
+    split: tuple[list[Comparison], list[Comparison]] = ([], [])
+    for comparison, key in zip(comparisons, keys, strict=True):
+        split[key in held_out].append(comparison)
+    return split
 
 
 def _unit_hash(text: str) -> float:
@@ -199,42 +197,93 @@ def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:6], "big") / 2**48
 
 
-def _collect(
-    sources: Sources, converter: Callable[[Row], Converter], dropped: Counter[str]
-) -> list[tuple[Comparison, str | None]]:
-    """Every usable comparison with its split ("train", "test" or None: not said); the rest is counted in `dropped`."""
-    usable: list[tuple[Comparison, str | None]] = []
-    seen: set[tuple[str | None, str, str, str]] = set()
+Usable = list[tuple[Comparison, str | None]]
+
+
+def _collect(sources: Sources, layouts: Sequence[Layout], tally: Tally) -> Usable:
+    """Every usable comparison with its split ("train", "test" or None: not said); the rest is counted in the tally."""
+    votes: dict[tuple[str | None, str, str, str], list[tuple[Comparison, str | None]]] = {}
+
+    def keep(raw: Raw, split: str | None) -> None:
+        try:
+            comparison, where = clean(raw), raw.split or split
+        except Skip as reason:
+            tally.dropped[str(reason)] += 1
+        else:
+            one, other = sorted((comparison.chosen.strip(), comparison.rejected.strip()))
+            votes.setdefault((where, comparison.prompt, one, other), []).append((comparison, where))
+
+    def compare(rated: list[Rated], split: str | None) -> None:
+        """Make one comparison of the rated rows of a prompt; the other rows are counted as its parts."""
+        if rated:
+            tally.dropped[JOINED] += len(rated) - 1
+            try:
+                keep(compare_rated(rated), split)
+            except Skip as reason:
+                tally.dropped[str(reason)] += 1
+            rated.clear()
+
     train_split = "train" if sources.test else None
     for source, split in chain(((s, train_split) for s in sources.train), ((s, "test") for s in sources.test)):
-        convert: Converter | None = None
-        for row in source.rows():
-            convert = convert or converter(row)
-            try:
-                raw = convert(row)
-                comparison = clean(raw)
-                where = raw.split or split
-                _refuse_repeats(comparison, where, seen)
-            except Skip as reason:
-                dropped[str(reason)] += 1
+        rated: list[Rated] = []
+        for found in _read(source, layouts, tally):
+            if isinstance(found, Rated) and rated and rated[0].prompt == found.prompt:
+                rated.append(found)
                 continue
-            usable.append((comparison, where))
+            compare(rated, split)
+            if isinstance(found, Rated):
+                rated.append(found)
+            elif isinstance(found, Raw):
+                keep(found, split)
+            else:
+                tally.dropped[str(found)] += 1
+        compare(rated, split)
+    usable = [kept for same in votes.values() for kept in _elect(same, tally.dropped)]
+    tally.dropped = +tally.dropped
     return usable
 
 
-def _refuse_repeats(c: Comparison, split: str | None, seen: set[tuple[str | None, str, str, str]]) -> None:
-    if (split, c.prompt, c.chosen, c.rejected) in seen:
-        raise Skip(DUPLICATE)
-    if (split, c.prompt, c.rejected, c.chosen) in seen:
-        raise Skip(CONTRADICTION)
-    seen.add((split, c.prompt, c.chosen, c.rejected))
+def _read(source: Source, layouts: Sequence[Layout], tally: Tally) -> Iterator[Raw | Rated | Skip]:
+    """What the layouts make of the source's rows, each row counted under its layout."""
+    first: Layout | None = None
+    for row in source.rows():
+        if first is None:
+            refuse_columns(row)
+        layout = find_layout(layouts, row)
+        tally.rows += 1
+        if layout is None:
+            layout = refuse_row(layouts, row, first)
+        tally.layouts[layout.name] += 1
+        first = first or layout
+        try:
+            made = layout.read(row)
+        except Skip as reason:
+            yield reason
+            continue
+        tally.more += len(made) - 1
+        yield from made
 
 
-def _without_prompts_of(
+def _elect(same: Usable, dropped: Counter[str]) -> Usable:
+    """Of rows that compare the same two responses to the same prompt one that most of them agree with, if most do."""
+    first = same[0][0].chosen.strip()
+    agree = [row for row in same if row[0].chosen.strip() == first]
+    differ = [row for row in same if row[0].chosen.strip() != first]
+    if len(agree) == len(differ):
+        dropped[OUTVOTED] += len(same)
+        return []
+    most, least = sorted((agree, differ), key=len, reverse=True)
+    dropped[DUPLICATE] += len(most) - 1
+    dropped[OUTVOTED] += len(least)
+    return most[:1]
+
+
+def _without_conversations_of(
     train: Sequence[Comparison], test: Sequence[Comparison], dropped: Counter[str]
 ) -> list[Comparison]:
-    held_out = {c.prompt_id for c in test}
-    kept = [c for c in train if c.prompt_id not in held_out]
+    keys = conversation_keys([c.prompt for c in (*test, *train)])
+    held_out, in_train = set(keys[: len(test)]), keys[len(test) :]
+    kept = [c for c, key in zip(train, in_train, strict=True) if key not in held_out]
     if len(kept) < len(train):
         dropped[IN_TEST] += len(train) - len(kept)
     return kept
@@ -249,10 +298,12 @@ def _draw(rows: list[Comparison], max_rows: int | None, seed: str, dropped: Coun
 
 
 def _need_two_prompts(where: str, comparisons: Sequence[Comparison], dropped: Counter[str]) -> None:
-    prompts = len({c.prompt_id for c in comparisons})
-    if prompts < 2:
-        remedy = "give at least 2, one to train on and one to test on"
-        raise fail(where, f"only {prompts} usable prompt{'' if prompts == 1 else 's'}{_because(dropped)}", remedy)
+    prompts = {c.prompt_id: c.prompt for c in comparisons}
+    different = len(set(conversation_keys(list(prompts.values()))))
+    if different < 2:
+        alike = f", {len(prompts)} ways of writing it" if len(prompts) > 1 else ""
+        what = f"only {different} usable prompt{'' if different == 1 else 's'}{alike}{_because(dropped)}"
+        raise fail(where, what, "give at least 2, one to train on and one to test on")
 
 
 def _because(dropped: Counter[str]) -> str:

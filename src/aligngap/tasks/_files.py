@@ -16,22 +16,17 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from aligngap.types import AligngapError
+from aligngap.types import AligngapError, escape
 
 MAX_FILE_BYTES = 1 << 30  #: of one file, after decompression
 MAX_GZIP_RATIO = 200  #: of decompressed to compressed bytes, once GZIP_GRACE_BYTES are passed (text reaches about 10)
 GZIP_GRACE_BYTES = 16 << 20
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet")
-
-
-def one_line(text: str) -> str:
-    """The text with everything unprintable escaped (line ends, control characters, right-to-left marks)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
 
 def fail(where: str, what: str, remedy: str) -> AligngapError:
     """The error to raise: one line that says where, what is wrong and the remedy."""
-    return AligngapError(one_line(f"{where}: {what}; {remedy}"))
+    return AligngapError(escape(f"{where}: {what}; {remedy}"))
 
 
 # ---------------------------------------------------------------------------------------------------------- paths
@@ -58,7 +53,7 @@ def expand(path: str) -> Path:
 
 
 def file_format(path: Path) -> tuple[str, bool]:
-    """The format a file's name claims (`.jsonl`, `.json`, `.csv` or `.parquet`) and whether it is gzipped."""
+    """The format a file's name claims (`.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet`) and whether it is gzipped."""
     name = path.name.lower()
     for suffix in SUFFIXES:
         if name.endswith(suffix):
@@ -154,24 +149,10 @@ def open_bounded(path: Path) -> io.BufferedReader:
     _, gzipped = file_format(path)
     size = plain_file(path).st_size
     try:
-        source: BinaryIO = open(path, "rb")  # noqa: SIM115 - closed by the stream
+        source: Any = (gzip.open if gzipped else open)(path, "rb")  # closed by the stream
     except OSError as error:
         raise fail(str(path), f"cannot be read ({reason(error)})", "check its permissions") from error
-    if gzipped:
-        source = _OwningGzip(source)  # type: ignore[assignment]
     return io.BufferedReader(_Bounded(path, source, size if gzipped else None), 1 << 18)
-
-
-class _OwningGzip(gzip.GzipFile):
-    """A gzip reader that closes the file beneath it too."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        super().__init__(fileobj=source, mode="rb")
-        self._beneath = source
-
-    def close(self) -> None:
-        super().close()
-        self._beneath.close()
 
 
 def check_unpacks(path: Path) -> None:

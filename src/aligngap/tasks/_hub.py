@@ -65,8 +65,9 @@ def hub_sources(hub: str, **where: str | None) -> Sources:
         raise fail("task.hub", f"'{hub}' could not be loaded ({said})", remedy) from error
     if "train" not in found:
         raise fail("task.hub", f"'{hub}' has no train split (it has: {', '.join(found)[:120]})", remedy)
-    test = [HubSource(hub, split, splits[split]) for split in found if split in TEST_SPLITS]
-    return Sources([HubSource(hub, "train", splits["train"])], test)
+    name = hub if where.get("revision") is None else f"{hub}@{where['revision']}"
+    test = [HubSource(name, split, splits[split]) for split in found if split in TEST_SPLITS]
+    return Sources([HubSource(name, "train", splits["train"])], test)
 
 
 def merge(parts: Sequence[Sources]) -> Sources:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ from aligngap.tasks._files import check_unpacks, fail, file_format, open_bounded
 MAX_JSON_BYTES = 256 << 20  #: of one .json list, which has to be held whole
 MAX_LINE_BYTES = 32 << 20  #: of one line, or of one CSV field
 MAX_BLANK_LINES = 100_000  #: in a row
+
+
+EMPTY = "empty prompt or response"
+
+
+class Skip(Exception):
+    """Raised where a row is to be left out; its text is the reason under which the row is counted."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,11 @@ class Row:
         return self.check_text(self.get(field, remedy), field)
 
     def check_text(self, value: object, field: str, allowed: str = "text") -> str:
-        """The value if it is text that can be written as UTF-8; else an error that names row and field."""
+        """The value if it is text that UTF-8 can hold; Skip if it is null; else an error that names row and field."""
+        if value is None:
+            raise Skip(EMPTY)
+        if isinstance(value, bytes):  # as some Parquet files hold text
+            value = value.decode("utf-8", errors="surrogateescape")
         if not isinstance(value, str):
             raise fail(self.where, f"field '{field}' is {json_type(value)}, not {allowed}", "make it a string")
         if not is_unicode(value):
@@ -80,10 +92,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     plain_file(path)
     if gzipped:
         check_unpacks(path)
-    if kind == ".parquet":
-        rows = _parquet_rows(path)
-    else:
-        rows = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}[kind](path)
+    rows = READERS[kind](path)
     some = False
     for row in rows:
         some = True
@@ -92,8 +101,11 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise fail(str(path), "holds no rows", "give a file with at least two rows")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The file's lines with their numbers, line ends kept; a byte-order mark is skipped."""
+def _lines(path: Path, old_line_ends: bool = False) -> Iterator[tuple[int, str]]:
+    """The file's lines with their numbers, line ends kept; a byte-order mark is skipped.
+
+    With `old_line_ends` a file whose lines end in a carriage return alone is read too.
+    """
     with open_bounded(path) as stream:
         number, blank = 0, 0
         while raw := stream.readline(MAX_LINE_BYTES + 1):
@@ -106,7 +118,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise fail(f"{path}, line {number}", what, "shorten or remove the line")
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
-            yield number, _decode(f"{path}, line {number}", raw)
+            text = _decode(f"{path}, line {number}", raw)
+            if old_line_ends and number == 1 and "\r" in text.rstrip("\r\n"):
+                yield from enumerate(re.split(r"(?<=\r)", text), start=1)
+            else:
+                yield number, text
 
 
 def _decode(where: str, raw: bytes) -> str:
@@ -128,21 +144,27 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_no_twins)
-_BLANKS = re.compile(r"[ \t\r\n]*")
 
 
-def _parse(where: str, text: str, start: int = 0) -> tuple[dict[str, Any], int]:
-    """The JSON object that begins at `start`, and where it ends."""
+def _parse(where: str, text: str) -> Any:
+    """The JSON value that the text is."""
     try:
-        value, end = _DECODER.raw_decode(text, start)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise fail(where, "broken JSON: nested too deeply", "repair or remove the row") from error
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            raise fail(where, "broken JSON: more than one value, or text after it", "give one value") from error
+        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise fail(where, f"broken JSON: {error.msg} at {at}", "repair or remove the row") from error
     except ValueError as error:
-        detail = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)[:120]
-        raise fail(where, f"broken JSON: {detail}", "repair or remove the row") from error
+        raise fail(where, f"broken JSON: {str(error)[:120]}", "repair or remove the row") from error
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise fail(where, f"is {json_type(value)}, not an object with fields", "give an object for each row")
-    return value, end
+    return value
 
 
 def parse_cell(text: str) -> Any:
@@ -155,14 +177,9 @@ def parse_cell(text: str) -> Any:
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     for number, line in _lines(path):
-        line = line.strip(" \t\r\n")
-        if not line:
-            continue
-        where = f"{path}, line {number}"
-        values, end = _parse(where, line)
-        if end != len(line):
-            raise fail(where, "broken JSON: more than one value on the line", "give one object a line")
-        yield Row(where, values)
+        if line := line.strip(" \t\r\n"):
+            where = f"{path}, line {number}"
+            yield Row(where, _object(where, _parse(where, line)))
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -171,39 +188,28 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raw = stream.read(MAX_JSON_BYTES + 1)
     if len(raw) > MAX_JSON_BYTES:
         raise fail(str(path), f"a list of more than {MAX_JSON_BYTES >> 20} MiB", "store it as .jsonl")
-    text = _decode(str(path), raw.removeprefix(b"\xef\xbb\xbf"))
-    at = _skip_blanks(text, 0)
-    if text[at : at + 1] == "{":
+    text = _decode(str(path), raw.removeprefix(b"\xef\xbb\xbf")).strip(" \t\r\n")
+    del raw
+    if text.startswith("{"):
         yield from _jsonl_rows(path)
-        return
-    if at == len(text):
-        return
-    if text[at] != "[":
-        raise fail(str(path), "not a JSON list of objects", "write [{...}, {...}], or one object a line in a .jsonl")
-    at = _skip_blanks(text, at + 1)
-    number, closed = 0, text[at : at + 1] == "]"
-    while not closed:
-        number += 1
-        where = f"{path}, row {number}"
-        values, at = _parse(where, text, at)
-        yield Row(where, values)
-        at = _skip_blanks(text, at)
-        if text[at : at + 1] not in ("]", ","):
-            raise fail(where, "broken JSON: no ',' or ']' after the row", "repair the file")
-        closed = text[at] == "]"
-        if not closed:
-            at = _skip_blanks(text, at + 1)
-    if _skip_blanks(text, at + 1) != len(text):
-        raise fail(str(path), "broken JSON: text after the list's end", "repair the file")
-
-
-def _skip_blanks(text: str, at: int) -> int:
-    match = _BLANKS.match(text, at)
-    return match.end() if match else at
+    elif text:
+        values = _parse(str(path), text)
+        if not isinstance(values, list):
+            raise fail(
+                str(path), "not a JSON list of objects", "write [{...}, {...}], or one object a line in a .jsonl"
+            )
+        for number, value in enumerate(values, start=1):
+            where = f"{path}, row {number}"
+            yield Row(where, _object(where, value))
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    """Rows of a table whose header names the columns; ";" or a tab parts them if the header has one and no comma."""
+    kind, _ = file_format(path)
+    lines = (line for _, line in _lines(path, old_line_ends=True))
+    first = next(lines, "")
+    delimiter = "\t" if kind == ".tsv" else next((c for c in ",;\t" if c in first), ",")
+    reader = csv.reader(chain([first], lines), strict=True, delimiter=delimiter)
     header = _csv_next(path, reader)
     if header is None:
         return
@@ -216,7 +222,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         where = f"{path}, row {number} (line {reader.line_num})"
         if len(cells) > len(header):
             what = f"{len(cells)} fields where the header names {len(header)}"
-            raise fail(where, what, "put fields that hold commas between quotation marks")
+            raise fail(where, what, "put fields that hold the delimiter between quotation marks")
         yield Row(where, dict(zip(header, cells, strict=False)))
 
 
@@ -257,3 +263,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise fail(str(path), f"not a readable Parquet file ({detail})", "write it again") from error
     if max(declared, size) > _files.MAX_FILE_BYTES:
         raise fail(str(path), f"holds more than {_files.MAX_FILE_BYTES >> 20} MiB of data", "split the file")
+
+
+READERS = {
+    ".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows,
+}  # fmt: skip

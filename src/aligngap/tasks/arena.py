@@ -1,33 +1,110 @@
 """The `arena` task: votes of Chatbot Arena's users for one of two models' answers (Chiang et al., arXiv 2403.04132).
 
-Two layouts are read: the CSV with `prompt`, `response_a`, `response_b` (JSON lists of turns) and `winner_*`; and the
-rows with `conversation_a`, `conversation_b` and `winner`. Rows of prompt, chosen, rejected are read too.
+Two layouts are its own: the CSV with `prompt`, `response_a`, `response_b` (JSON lists of turns) and `winner_*`; and the
+rows with `conversation_a`, `conversation_b` and `winner`, as MT-bench has them too. Every other layout is read as well.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field
 
-from aligngap.tasks._common import EMPTY, PROMPTS_DIFFER, Converter, Raw, Skip
-from aligngap.tasks._dialogue import parse_messages
+from aligngap.tasks._dialogue import Context, Turn, parse_messages, squash
 from aligngap.tasks._files import fail
 from aligngap.tasks._hub import NamedTask
-from aligngap.tasks._rows import Row, is_unicode, json_type, parse_cell
-from aligngap.tasks.pairs import PairReader
+from aligngap.tasks._layouts import GENERAL, NO_VOTE, PROMPTS_DIFFER, TIE, Layout, Raw, number_of
+from aligngap.tasks._rows import EMPTY, Row, Skip, is_unicode, json_type, parse_cell
 
-TIE, BOTH_BAD = "tie", "tie (both bad)"
+BOTH_BAD = "tie (both bad)"
 MULTI_TURN = "more than one turn"
 BROKEN_TEXT = "lone surrogate in the text"
 CSV_FIELDS = ("prompt", "response_a", "response_b")
 WINNER_FIELDS = ("winner_model_a", "winner_model_b", "winner_tie")
+WINNERS = {
+    "model_a": "model_a", "model_b": "model_b", "tie": TIE, "tie (bothbad)": BOTH_BAD, "bothbad": BOTH_BAD,
+    "both_bad": BOTH_BAD,
+}  # fmt: skip
 Turns = list[str | None]
-LAYOUT = (
+REMEDY = (
     "give the original columns (prompt, response_a, response_b, winner_*; or conversation_a, conversation_b, winner),"
     " or prompt, chosen, rejected"
 )
+
+
+@dataclass(frozen=True)
+class Votes:
+    """How rows of votes are read: what becomes of ties and of conversations of several turns."""
+
+    ties: Literal["drop", "coin"] = "drop"
+    multi_turn: Literal["drop", "first"] = "drop"
+
+    def layouts(self) -> tuple[Layout, Layout]:
+        """The two layouts of arena votes."""
+        return (
+            Layout(
+                "conversation_a, conversation_b, winner",
+                "`conversation_a`, `conversation_b`, `winner`",
+                "Two conversations of messages and a vote; with MT-bench's `turn: 1` the vote is about the first turn."
+                " Ties and conversations of several turns are left out; the `arena` task can keep them.",
+                lambda values: "conversation_a" in values or "conversation_b" in values,
+                self.read_conversations,
+            ),
+            Layout(
+                "prompt, response_a, response_b, winner_*",
+                "`prompt`, `response_a`, `response_b`, `winner_model_a`, `winner_model_b`, `winner_tie`",
+                "Lists of turns (or JSON of them) and a vote as one 1 and two 0.",
+                lambda values: "response_a" in values and WINNER_FIELDS[0] in values,
+                self.read_columns,
+            ),
+        )
+
+    def read_columns(self, row: Row) -> list[Raw]:
+        """A row of the CSV: lists of what was asked and answered, and three flags."""
+        prompts, a, b = (_turns(row, field) for field in CSV_FIELDS)
+        flags = [number_of(flag) for flag in (row.get(field, REMEDY) for field in WINNER_FIELDS)]
+        if sorted(-1 if flag is None else flag for flag in flags) != [0, 0, 1]:
+            said = ", ".join(str(row.values[field]).strip()[:40] for field in WINNER_FIELDS)
+            raise fail(row.where, f"{', '.join(WINNER_FIELDS)} are {said}, not one 1 and two 0", REMEDY)
+        if len(prompts) > 1 and self.multi_turn == "drop":
+            raise Skip(MULTI_TURN)
+        prompt, first, second = (turns[0] if turns else None for turns in (prompts, a, b))
+        return self._vote(prompt, first, second, ("model_a", "model_b", TIE)[flags.index(1)])
+
+    def read_conversations(self, row: Row) -> list[Raw]:
+        """A row of two whole conversations, whose prompt is all that stands before the answers."""
+        if row.get("winner", REMEDY) is None:
+            raise Skip(NO_VOTE)
+        said = row.text("winner", REMEDY)
+        winner = WINNERS.get(said.strip().lower())
+        if winner is None:
+            raise fail(row.where, f"unknown winner '{said[:40]}'", f"use {', '.join(WINNERS)}")
+        both = [_messages(row, field) for field in ("conversation_a", "conversation_b")]
+        if _said(both[0], "user") != _said(both[1], "user") or _said(both[0], "system") != _said(both[1], "system"):
+            raise Skip(PROMPTS_DIFFER)
+        asked = len(_said(both[0], "user"))
+        if asked > 1 and self.multi_turn == "drop" and number_of(row.values.get("turn")) != 1:
+            raise Skip(MULTI_TURN)
+        if any("assistant" not in [role for role, _ in turns] for turns in both):
+            raise Skip(EMPTY)
+        (before, first), (_, second) = map(_first_turn, both)
+        prompt = before[0][1] if [role for role, _ in before] == ["user"] else Context.of_turns(before).text
+        return self._vote(prompt, first, second, winner)
+
+    def _vote(self, prompt: str | None, first: str | None, second: str | None, winner: str) -> list[Raw]:
+        """One comparison, by this task's rule for ties."""
+        if prompt is None or first is None or second is None:
+            raise Skip(EMPTY)
+        if not all(map(is_unicode, (prompt, first, second))):
+            raise Skip(BROKEN_TEXT)
+        if winner in (TIE, BOTH_BAD):
+            if self.ties == "drop":
+                raise Skip(winner)
+            winner = _coin(prompt, first, second)
+        return [Raw(prompt, first, second) if winner == "model_a" else Raw(prompt, second, first)]
 
 
 class ArenaTask(NamedTask):
@@ -43,60 +120,37 @@ class ArenaTask(NamedTask):
     ties: Literal["drop", "coin"] = Field(default="drop", description="left out, or ordered by a coin")
     multi_turn: Literal["drop", "first"] = Field(default="drop", description="left out, or cut to their first turn")
 
-    def converter(self, first: Row) -> Converter:
-        if "conversation_a" in first.values or "conversation_b" in first.values:
-            return self._conversations
-        if "response_a" in first.values or "response_b" in first.values:
-            return self._columns
-        return PairReader(remedy=LAYOUT).converter(first)
-
-    def _columns(self, row: Row) -> Raw:
-        prompts, a, b = (_turns(row, field) for field in CSV_FIELDS)
-        flags = [str(row.get(field, LAYOUT)).strip()[:40] for field in WINNER_FIELDS]
-        if sorted(flags) != ["0", "0", "1"]:
-            raise fail(row.where, f"{', '.join(WINNER_FIELDS)} are {', '.join(flags)}, not one 1 and two 0", LAYOUT)
-        return self._pair(prompts, a, b, ("model_a", "model_b", TIE)[flags.index("1")])
-
-    def _conversations(self, row: Row) -> Raw:
-        winner = row.text("winner", LAYOUT)
-        if winner not in ("model_a", "model_b", "tie", "tie (bothbad)"):
-            raise fail(row.where, f"unknown winner '{winner[:40]}'", "use model_a, model_b, tie or tie (bothbad)")
-        one, two = (parse_messages(row, f, row.get(f, LAYOUT)) for f in ("conversation_a", "conversation_b"))
-        if _said(one, "user") != _said(two, "user"):
-            raise Skip(PROMPTS_DIFFER)
-        winner = BOTH_BAD if winner == "tie (bothbad)" else winner
-        return self._pair(_said(one, "user"), _said(one, "assistant"), _said(two, "assistant"), winner)
-
-    def _pair(self, prompts: Turns, a: Turns, b: Turns, winner: str) -> Raw:
-        """One comparison by this task's rules for ties and turns."""
-        if len(prompts) > 1 and self.multi_turn == "drop":
-            raise Skip(MULTI_TURN)
-        prompt, first, second = (turns[0] if turns else None for turns in (prompts, a, b))
-        if prompt is None or first is None or second is None:
-            raise Skip(EMPTY)
-        if not all(map(is_unicode, (prompt, first, second))):
-            raise Skip(BROKEN_TEXT)
-        if winner in (TIE, BOTH_BAD):
-            if self.ties == "drop":
-                raise Skip(winner)
-            winner = _coin(prompt, first, second)
-        return Raw(prompt, first, second) if winner == "model_a" else Raw(prompt, second, first)
+    def layouts(self) -> Sequence[Layout]:
+        return (*Votes(self.ties, self.multi_turn).layouts(), *GENERAL)
 
 
-def _said(messages: list[tuple[str, str]], role: str) -> Turns:
-    return [content for who, content in messages if who == role]
+def _messages(row: Row, field: str) -> list[Turn]:
+    value: Any = row.get(field, REMEDY)
+    return parse_messages(row, field, value)
+
+
+def _said(messages: list[Turn], role: str) -> list[str]:
+    return [squash(content) for who, content in messages if who == role]
+
+
+def _first_turn(turns: list[Turn]) -> tuple[list[Turn], str]:
+    """What stands before the assistant's first answer, and that answer."""
+    at = [role for role, _ in turns].index("assistant")
+    return turns[:at], turns[at][1]
 
 
 def _turns(row: Row, field: str) -> Turns:
     """A cell's JSON list of turns; a model that gave no answer stands there as null."""
-    value = row.get(field, LAYOUT)
+    value = row.get(field, REMEDY)
+    if value is None:
+        raise Skip(EMPTY)
     if isinstance(value, str):
         try:
             value = parse_cell(value)
         except ValueError as error:
-            raise fail(row.where, f"field '{field}' is not a JSON list of turns", LAYOUT) from error
+            raise fail(row.where, f"field '{field}' is not a JSON list of turns", REMEDY) from error
     if not isinstance(value, list) or not all(turn is None or isinstance(turn, str) for turn in value):
-        raise fail(row.where, f"field '{field}' is {json_type(value)}, not a list of texts", LAYOUT)
+        raise fail(row.where, f"field '{field}' is {json_type(value)}, not a list of texts", REMEDY)
     return value
 
 

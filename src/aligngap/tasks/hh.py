@@ -6,19 +6,18 @@ holds offensive text by design: its chosen answer is only the less harmful of tw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from aligngap.tasks._common import Converter, Sources, file_sources
-from aligngap.tasks._dialogue import first_human_turn
+from aligngap.tasks._common import Sources, file_sources
 from aligngap.tasks._files import expand, fail, inside, is_folder
 from aligngap.tasks._hub import NamedTask, hub_sources, merge
-from aligngap.tasks._rows import Row
-from aligngap.tasks.pairs import PairReader
+from aligngap.tasks._layouts import Layout, PairColumns
 
-LAYOUT = "give the original rows (chosen, rejected: dialogues with Human: and Assistant: turns), or add a prompt"
+REMEDY = "give the original rows (chosen, rejected: dialogues with Human: and Assistant: turns), or add a prompt"
 
 
 class _DialogueTask(NamedTask):
@@ -46,12 +45,8 @@ class _DialogueTask(NamedTask):
     def hub_sources(self) -> Sources:
         return merge([hub_sources(self.hub, data_dir=name, revision=self.revision) for name in self.folders])
 
-    def converter(self, first: Row) -> Converter:
-        return PairReader(remedy=LAYOUT).converter(first)
-
-    def split_key(self, prompt: str) -> str:
-        """One conversation gives many prompts, so the human's first turn decides the split."""
-        return first_human_turn(prompt)
+    def layouts(self) -> Sequence[Layout]:
+        return PairColumns(remedy=REMEDY).layouts()
 
 
 class HelpfulTask(_DialogueTask):

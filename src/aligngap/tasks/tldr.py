@@ -6,18 +6,19 @@ validation split mixes in, are left out and counted. Data already in the form pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
-from aligngap.tasks._common import Converter, FileSource, Raw, Skip, Sources, file_sources
+from aligngap.tasks._common import FileSource, Sources, file_sources
 from aligngap.tasks._files import expand, fail, inside, is_folder
 from aligngap.tasks._hub import NamedTask, hub_sources
-from aligngap.tasks._rows import Row, json_type
-from aligngap.tasks.pairs import PairReader
+from aligngap.tasks._layouts import GENERAL, Layout, Raw
+from aligngap.tasks._rows import Row, Skip, json_type
 
 NOT_REDDIT = "not a Reddit post"
-LAYOUT = "give the original rows (info, summaries, choice), or rows of prompt, chosen, rejected"
+REMEDY = "give the original rows (info, summaries, choice), or rows of prompt, chosen, rejected"
 
 
 class TldrTask(NamedTask):
@@ -39,23 +40,21 @@ class TldrTask(NamedTask):
     def hub_sources(self) -> Sources:
         return hub_sources(self.hub, name="comparisons", revision=self.revision)
 
-    def converter(self, first: Row) -> Converter:
-        if "info" in first.values or "summaries" in first.values:
-            return read_comparison
-        return PairReader(remedy=LAYOUT).converter(first)
+    def layouts(self) -> Sequence[Layout]:
+        return (COMPARISONS, *GENERAL)
 
 
-def read_comparison(row: Row) -> Raw:
+def read_comparison(row: Row) -> list[Raw]:
     """A row of the original layout. A post whose text is missing is an article, not a Reddit post."""
-    info, summaries, choice = (row.get(field, LAYOUT) for field in ("info", "summaries", "choice"))
+    info, summaries, choice = (row.get(field, REMEDY) for field in ("info", "summaries", "choice"))
     if not isinstance(info, dict):
-        raise fail(row.where, f"field 'info' is {json_type(info)}, not an object", LAYOUT)
+        raise fail(row.where, f"field 'info' is {json_type(info)}, not an object", REMEDY)
     texts = [_summary(row, number, summary) for number, summary in enumerate(_two(row, summaries))]
     if isinstance(choice, bool) or choice not in (0, 1):
-        raise fail(row.where, f"field 'choice' is {str(choice)[:40]!r}, not 0 or 1", LAYOUT)
+        raise fail(row.where, f"field 'choice' is {str(choice)[:40]!r}, not 0 or 1", REMEDY)
     split = row.values.get("split")
     where = None if split is None else "train" if split == "train" else "test"
-    return Raw(render_post(row, info), texts[int(choice)], texts[1 - int(choice)], where)
+    return [Raw(render_post(row, info), texts[int(choice)], texts[1 - int(choice)], where)]
 
 
 def render_post(row: Row, info: dict[str, Any]) -> str:
@@ -72,11 +71,20 @@ def render_post(row: Row, info: dict[str, Any]) -> str:
 def _two(row: Row, summaries: object) -> list[object]:
     if not isinstance(summaries, list) or len(summaries) != 2:
         found = f"a list of {len(summaries)}" if isinstance(summaries, list) else json_type(summaries)
-        raise fail(row.where, f"field 'summaries' is {found}, not a list of two", LAYOUT)
+        raise fail(row.where, f"field 'summaries' is {found}, not a list of two", REMEDY)
     return summaries
 
 
 def _summary(row: Row, number: int, summary: object) -> str:
     if not isinstance(summary, dict) or "text" not in summary:
-        raise fail(row.where, f"'summaries[{number}]' has no field 'text'", LAYOUT)
+        raise fail(row.where, f"'summaries[{number}]' has no field 'text'", REMEDY)
     return row.check_text(summary["text"], f"summaries[{number}].text")
+
+
+COMPARISONS = Layout(
+    "info, summaries, choice",
+    "`info`, `summaries`, `choice`",
+    "A post, two summaries of it and the number of the better one, 0 or 1; `split` says where the row belongs.",
+    lambda values: "info" in values or "summaries" in values,
+    read_comparison,
+)
