@@ -233,23 +233,26 @@ def view_of(clouds: Clouds) -> View:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description="False verdicts and bias of every protocol where there is no gap.")
+    parser.add_argument("what", nargs="?", choices=["all", "protocols", "decisions"], default="all")
     parser.add_argument("--studies", type=int, default=2000, help="studies of each protocol (default: 2000)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     args = parser.parse_args()
     each = [range(i, min(i + 100, args.studies)) for i in range(0, args.studies, 100)]
     error = np.sqrt(0.025 * 0.975 / args.studies)
-    print(f"{args.studies} studies each, 256 prompts; a share's standard error at 2.5% is {error:.2%}\n")
-    print("| protocol | online called ahead | offline called ahead | mean difference ± its error |")
-    print("| --- | --- | --- | --- |")
+    print(f"{args.studies} studies each, 256 prompts; a share's standard error at 2.5% is {error:.2%}")
     with ProcessPoolExecutor(args.workers) as pool:
-        for number, protocol in enumerate(protocols()):
+        if args.what != "decisions":
+            print("\n| protocol | online called ahead | offline called ahead | mean difference ± its error |")
+            print("| --- | --- | --- | --- |")
+        for number, protocol in enumerate(protocols() if args.what != "decisions" else ()):
             whole = Tally(protocol.name, protocol.places)
             for found in pool.map(part, [("protocol", number, studies) for studies in each]):
                 whole.join(found)
             print(whole.line(), flush=True)
-        print('\n| `aligngap compare` | "offline is enough" at a true gain of the margin | "online" at no gain |')
-        print("| --- | --- | --- |")
-        for number, (seeds, kl) in enumerate(DECISIONS):
+        if args.what != "protocols":
+            print('\n| `aligngap compare` | "offline is enough" at a true gain of the margin | "online" at no gain |')
+            print("| --- | --- | --- |")
+        for number, (seeds, kl) in enumerate(DECISIONS if args.what != "protocols" else ()):
             said = np.sum(list(pool.map(part, [("decision", number, studies) for studies in each])), axis=0)
             enough, online = said / args.studies
             where = "the best checkpoint's KL" if kl is None else f"{kl:g} nats"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
-from aligngap.exact.arguments import add_arguments as of_exact
-from aligngap.types import AligngapError, RunFailed, one_line
+from aligngap.exact.arguments import add_arguments as add_exact
+from aligngap.types import AligngapError, Damaged, RunFailed, one_line
 
 if TYPE_CHECKING:
     from aligngap.pipeline.plan import Plan
@@ -139,7 +139,8 @@ def parser() -> argparse.ArgumentParser:
     leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
     leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
-    of_exact(command("exact", exact, "a world where all is exact: predicted by theory first, then trained"))
+    world = command("exact", exact, "a world where everything is exact: predicted from the theory first, then trained")
+    add_exact(world)
     listing = command("list", list_names, "what can be named in a study")
     listing.add_argument(
         "shelf", choices=["losses", "judges", "tasks", "behaviors", "rollouts", "hypotheses", "studies"]
@@ -230,7 +231,8 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
     if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
         raise AligngapError("--workers, --threads and --save-seconds must be positive")
-    checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
+        checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
     from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
@@ -250,12 +252,21 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     checks.check_judges(made, store)
     store.prepare()
     check_writable(out)
-    outcome = watch(executor, made)
-    count = collect(made, store, out)
+    damaged: set[str] = set()
+    while True:
+        outcome = watch(executor, made)
+        try:
+            count = collect(made, store, out, shlex.join(["aligngap", *words]))
+            break
+        except Damaged as error:
+            if not error.name or error.name in damaged:
+                raise
+            damaged.add(error.name)
+            store.set_aside(error.name)
     write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
         with stages("report") as progress:
-            page = build_report(out, command=shlex.join(["aligngap", *words]), progress=progress)
+            page = build_report(out, progress=progress)
         print(headline(out))
         print(f"report: {page}")
     if outcome.failed:
@@ -314,7 +325,7 @@ def report(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.report import build_report
 
     with stages("report") as progress:
-        page = build_report(args.out, command=shlex.join(["aligngap", *words]), progress=progress)
+        page = build_report(args.out, progress=progress)
     print(f"report: {page}")
     return 0
 

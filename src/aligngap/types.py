@@ -28,6 +28,14 @@ class JudgeFailed(RunFailed):
     """A judge answered something that is no probability."""
 
 
+class Damaged(RunFailed):
+    """Stored work that is not what was written: one line that names the file; `name` is the artifact's, if any."""
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class Stopped(BaseException):
     """Somebody asked a step to stop; what it did so far is saved."""
 

@@ -12,6 +12,7 @@ import yaml
 from aligngap.pipeline.plan import expand
 from aligngap.study import yaml_file
 from aligngap.study.load import load
+from aligngap.study.variants import grid_of
 from aligngap.study.yaml_file import resolve_extends
 from aligngap.types import AligngapError
 
@@ -105,6 +106,50 @@ def test_bad_extends(tmp_path: Path, text: str, named: list[str]) -> None:
     assert "\n" not in str(error.value)
     for name in ("mine.yaml", *named):
         assert name in str(error.value)
+
+
+SWEEP = "sweep: [{axes: {learning_rate: [1.0e-4, 3.0e-4]}, arms: [offline]%s}]\n"
+
+
+def test_compared_arms_with_different_grids_need_a_reason(tmp_path: Path) -> None:
+    start = "extends: opening\nname: a\nquestion: q\n"
+    with pytest.raises(AligngapError) as error:
+        load(write(tmp_path, start + SWEEP % ""))
+    assert "\n" not in str(error.value)
+    for named in ("sweep", "`online` runs 1 configuration(s) and `offline` 2", "`why`"):
+        assert named in str(error.value)
+    assert load(write(tmp_path, start + SWEEP % ", why: the protocol of a paper")).sweep[0].why
+    both = "sweep: [{axes: {learning_rate: [1.0e-4, 3.0e-4]}, arms: [online, offline]}]\n"
+    assert load(write(tmp_path, start + both)).sweep[0].why == ""
+    variant = "variants: {small: {set: {proxy.labels: 40}}}\n"
+    turned = "sweep: [{axes: {learning_rate: [1.0e-4, 3.0e-4]}, arms: ['online[small]']}]\n"
+    with pytest.raises(AligngapError, match="under variant `small`"):
+        load(write(tmp_path, start + variant + turned))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("budgets: [2, 1]\n", "increasing KLs above 0 nats"),
+        ("budgets: [0, 1]\n", "increasing KLs above 0 nats"),
+        ("spent_seeds: [7]\n", "`spent_seeds` names 7"),
+        ("spent_seeds: [0]\n", "none is left to judge"),
+        ("decision_kl: 0\n", "decision_kl"),
+    ],
+)
+def test_what_is_declared_of_the_statistics_is_checked(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(AligngapError) as error:
+        load(write(tmp_path, "extends: opening\nname: a\nquestion: q\n" + text))
+    assert "\n" not in str(error.value)
+    assert named in str(error.value)
+
+
+def test_every_packaged_study_gives_its_arms_one_grid() -> None:
+    """Those of `paper/` keep the paper's protocol, and say why."""
+    for name in yaml_file.packaged():
+        made = load(name)
+        ran = [{config for config, _, _ in grid_of(made, arm)} for arm in made.compare]
+        assert ran[0] == ran[1] or name.startswith("paper/"), name
 
 
 def test_a_circle_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

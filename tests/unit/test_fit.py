@@ -193,6 +193,7 @@ def test_a_state_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "state.writing" / "junk").write_text("torn by a kill")
     trainer.save(tmp_path / "state", stream)
     assert sorted(f.name for f in (tmp_path / "state").iterdir()) == [
+        "checksums.json",
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",

@@ -300,7 +300,7 @@ def test_a_hub_data_set_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     data = PairsTask(hub="me/mine", revision="v2").load(0)
     assert hub.asked == [("me/mine", {"revision": "v2"})]
     assert len(data.train) + len(data.test) == data.rows == 40
-    with pytest.raises(ValidationError, match="give path"):
+    with pytest.raises(ValidationError, match=r"give task\.path"):
         PairsTask()
 
 

@@ -37,14 +37,15 @@ def export(out: Path, name: str, to: Path, store: Store) -> Path:
     artifact = str(about["runs"][run]["align"])
     if not store.has(artifact):
         raise AligngapError(f"{store.path(artifact)}: no such artifact; name the study's store with --store")
-    checkpoints = {int(p.name.removeprefix("step-")): p for p in store.path(artifact).glob("checkpoints/step-*")}
+    there = store.path(artifact).glob("checkpoints/step-*")
+    checkpoints = {int(p.name.removeprefix("step-")): f"checkpoints/{p.name}" for p in there}
     if at and not (step_text.isdecimal() and int(step_text) in checkpoints):
         known = ", ".join(map(str, sorted(checkpoints)))
         raise AligngapError(f"{name}: the run has no checkpoint `{step_text}`; it has: {known}")
     step = int(step_text) if at else max(checkpoints)
     manifest = store.manifest(artifact)
     with whole_folder(to) as beside:
-        write_policy(checkpoints[step], beside, store, manifest)
+        write_policy(store.open(artifact, checkpoints[step]), beside, store, manifest)
         card = model_card(records, study, about, manifest, run, step)
         (beside / "README.md").write_text(card, encoding="utf-8")
     return to
@@ -62,7 +63,7 @@ def write_policy(checkpoint: Path, to: Path, store: Store, manifest: Mapping[str
         )
     from aligngap.models.policy import Policy
 
-    base = Policy.load(store.path(manifest["inputs"]["sft"]) / "policy", response_tokens=1)
+    base = Policy.load(store.open(manifest["inputs"]["sft"], "policy"), response_tokens=1)
     base.adapted(LoraSpec.model_validate(how), "", 0, checkpoint).copy("").merge().save(to)
 
 

@@ -34,13 +34,17 @@ EMPTY_TOKENS = 1.5  #: mean length, EOS included, below which responses are empt
 ENDLESS = 0.95  #: share cut by the limit above which responses no longer end, if at most half of the SFT policy's were
 
 
-def collect(plan: Plan, store: Store, out: Path) -> int:
+def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
     """Write the record tables, the resolved study and the provenance; returns the number of runs with measurements.
+
+    The provenance keeps the `command` that made them. What is read of the store is held against its checksums: Damaged.
 
     Runs not measured yet are left out; the SFT policy's measurement is the step 0 of every run that starts there.
     """
     tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
     about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
+    if command:
+        about["command"] = command
     if plan.study.decision_margin is not None:
         about["costs"] = {}
     count = 0
@@ -52,33 +56,33 @@ def collect(plan: Plan, store: Store, out: Path) -> int:
         count += 1
         result = store.manifest(run.align.name)["result"]
         outcome = result["outcome"]
-        measured = [store.path(name) / "rows.parquet" for name in (start.name, run.measure.name)]
-        if outcome == "ok" and all(path.exists() for path in measured):
-            outcome = find_trouble(*map(read, measured))
+        measured = (start.name, run.measure.name)
+        if outcome == "ok" and all(store.holds(name, "rows.parquet") for name in measured):
+            outcome = find_trouble(*(read(store.open(name, "rows.parquet")) for name in measured))
         about["runs"][run.name] = {"align": run.align.name, "measure": run.measure.name, "outcome": outcome}
         if "rollouts" in result:
             stated = {"tolerance_nats": run.align.rollouts.tolerance_nats}
             about["runs"][run.name]["rollouts"] = result["rollouts"] | stated
-        log = pd.read_parquet(store.path(run.align.name) / "log.parquet").set_index("step")
+        log = pd.read_parquet(store.open(run.align.name, "log.parquet")).set_index("step")
         if "costs" in about:
             about["costs"][run.name] = count_generated(run, store, log, result)
         for source in [start.name, run.measure.name] if run.align.start is None else [run.measure.name]:
             for table, frames in tables.items():
-                part = store.path(source) / f"{table}.parquet"
-                if part.exists():
-                    frame = read(part).assign(arm=run.arm, run=run.name, seed=run.seed)
+                part = f"{table}.parquet"
+                if store.holds(source, part):
+                    frame = read(store.open(source, part)).assign(arm=run.arm, run=run.name, seed=run.seed)
                     frames.append(add_run_columns(frame, run, plan, log, outcome) if table == "rows" else frame)
     if not count:
         return 0
     best = [
-        pd.read_parquet(store.path(s.name) / "best_of_n.parquet").assign(variant=variant)
+        pd.read_parquet(store.open(s.name, "best_of_n.parquet")).assign(variant=variant)
         for (_, variant), s in plan.references.items()
         if store.has(s.name)
     ]
     if best:
         records.write_table(out / records.BEST_OF_N, pd.concat(best, ignore_index=True), BEST_OF_N_COLUMNS)
     probed = [*plan.probes.items(), *plan.judges_probes.items()]
-    held = [(seed, store.path(s.name) / "probe.parquet") for seed, s in probed if store.has(s.name)]
+    held = [(seed, store.open(s.name, "probe.parquet")) for seed, s in probed if store.has(s.name)]
     if held:
         of = plan.study.compare[0]
         along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
@@ -132,7 +136,7 @@ def count_generated(run: Run, store: Store, log: pd.DataFrame, result: dict[str,
     tokens = 0
     if writes:
         sides = ["chosen_ids", "rejected_ids"]
-        pairs = pq.read_table(store.path(run.align.name) / "recording.parquet", columns=[*sides, "writer"]).to_pandas()
+        pairs = pq.read_table(store.open(run.align.name, "recording.parquet"), columns=[*sides, "writer"]).to_pandas()
         tokens = int(sum(pairs.loc[pairs["writer"] != "data", side].map(len).sum() for side in sides))
     responses = int(log["responses_sampled"].iloc[-1]) if len(log) else 0
     seconds = result.get("draw_seconds") if writes else 0.0  # None: made before draws were timed

@@ -2,7 +2,8 @@
 
 Each worker holds one step at a time under the store's lock. A failed step fails what needs it and nothing else. If the
 command is stopped, workers save their state and leave; if it is killed, they end with it. Either way the same command
-goes on from the newest saved state.
+goes on from the newest saved state. A worker that dies is replaced, and its step goes on from there too; dead twice at
+the same place, the step has failed.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from aligngap.execute.agenda import Agenda, Answer, Event, position
-from aligngap.execute.worker import WorkerSettings, leave_with, open_worker, work
+from aligngap.execute.worker import OUT_OF_MEMORY, WorkerSettings, leave_with, open_worker, work
 from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Tracking
-from aligngap.types import RunFailed
 
 PATIENCE_SECONDS = 20.0  # for workers to reach their next step and save
 
@@ -77,6 +78,62 @@ def announce_stop() -> KeyboardInterrupt:
     return KeyboardInterrupt()
 
 
+class Slot:
+    """A slot has one worker process at a time: started with its first step, and replaced when it has died."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings, self.kills = settings, 0
+        self.process: Any = None
+        self.pool = self._opened()
+
+    def _opened(self) -> ProcessPoolExecutor:
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, spawn, initializer=start, initargs=(self.settings, os.getpid()))
+
+    def begin(self, step: Step) -> Future[Answer]:
+        """Hand the slot's worker a step."""
+        self.kills = memory_kills()
+        begun = self.pool.submit(work, self.settings, step.model_dump_json())
+        self.process = next(iter((getattr(self.pool, "_processes", None) or {}).values()), None)
+        return begun
+
+    def replace(self) -> str:
+        """Open the slot anew after its worker has died, and say how it died."""
+        self.close()
+        code = None
+        if self.process is not None:
+            self.process.join(5.0)
+            code = self.process.exitcode
+        self.pool, self.process = self._opened(), None
+        if code == -signal.SIGKILL and memory_kills() > self.kills:
+            return f"its worker ran out of memory and was killed ({OUT_OF_MEMORY})"
+        if code is not None and code < 0:
+            return f"its worker was killed ({signal.Signals(-code).name})"
+        return "its worker could not be started or ended by itself"
+
+    def close(self) -> None:
+        """Let the worker go once it has nothing to do; returns at once."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def memory_kills() -> int:
+    """How many processes the system, or this process's group, has killed since its start for want of memory."""
+    found = 0
+    for place in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        try:
+            text = Path(place).read_text()
+        except OSError:
+            continue
+        found += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+    return found
+
+
+def progress_of(store: Store, step: Step) -> str:
+    """How far an unfinished step has saved its work; where two workers die at the same place, a third would too."""
+    saved = [path.name for pattern in ("state-*", "measured-*") for path in store.partial(step.name).glob(pattern)]
+    return " ".join(sorted(saved))
+
+
 class Local:
     """Local processes. `workers` never changes a result, only how long it takes.
 
@@ -102,44 +159,51 @@ class Local:
             else:
                 todo.append(step)
         agenda = Agenda(todo, importance(todo))
-        running: dict[Future[Answer], Step] = {}
+        running: dict[Future[Answer], tuple[Step, Slot]] = {}
         os.environ["OMP_NUM_THREADS"] = str(self.threads)
         settings = WorkerSettings(
             str(self.store.root), os.getcwd(), self.device, self.threads, self.save_seconds, self.tracking
         )
-        with ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), initializer=start, initargs=(settings, os.getpid())
-        ) as pool:
-            try:
-                while agenda.waiting or running:
-                    if stopped():
-                        raise announce_stop()
-                    for step, why in agenda.lost():
-                        yield Event.LOST, step, why
-                    for step in islice(agenda.ready(), self.workers - len(running)):
-                        running[pool.submit(work, settings, step.model_dump_json())] = step
-                        yield Event.START, step, ""
-                    if not running:
-                        continue
-                    finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        step = running.pop(future)
-                        try:
-                            event, message = future.result()
-                        except BrokenProcessPool as error:
-                            if stopped():  # the signal reached the workers as well, and they were quicker
-                                raise announce_stop() from None
-                            what = "a worker process was killed; the same command goes on from where it was"
-                            raise RunFailed(what) from error
-                        agenda.end(step, event, message)
-                        yield event, step, message
-                    if not finished:
-                        yield Event.TICK, next(iter(running.values())), ""
-            except BaseException:
-                processes = list((getattr(pool, "_processes", None) or {}).values())  # shutdown forgets them
-                pool.shutdown(wait=False, cancel_futures=True)
-                end(processes, PATIENCE_SECONDS)
-                raise
+        slots, deaths, again = [Slot(settings) for _ in range(self.workers)], dict[str, str](), list[Step]()
+        try:
+            while agenda.waiting or running or again:
+                if stopped():
+                    raise announce_stop()
+                for step, why in agenda.lost():
+                    yield Event.LOST, step, why
+                busy = [slot for _, slot in running.values()]
+                free = [slot for slot in slots if slot not in busy]
+                for slot, step in zip(free, chain(again[: len(free)], agenda.ready()), strict=False):
+                    running[slot.begin(step)] = step, slot
+                    yield Event.START, step, ""
+                del again[: len(free)]
+                if not running:
+                    continue
+                finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    step, slot = running.pop(future)
+                    try:
+                        event, message = future.result()
+                    except BrokenProcessPool:
+                        if stopped():  # the signal reached the workers as well, and they were quicker
+                            raise announce_stop() from None
+                        why, at = slot.replace(), progress_of(self.store, step)
+                        if deaths.get(step.name) != at:
+                            deaths[step.name] = at
+                            print(f"aligngap: {step.label}: {why}; started again", file=sys.stderr, flush=True)
+                            again.append(step)
+                            continue
+                        event, message = Event.FAILED, f"{why}, twice at the same place"
+                    agenda.end(step, event, message)
+                    yield event, step, message
+                if not finished:
+                    yield Event.TICK, next(iter(running.values()))[0], ""
+        except BaseException:
+            end([slot.process for slot in slots if slot.process is not None], PATIENCE_SECONDS)
+            raise
+        finally:
+            for slot in slots:
+                slot.close()
 
     def position(self, step: Step) -> tuple[float, str]:
         """(fraction done, note) of a running step."""

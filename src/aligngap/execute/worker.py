@@ -24,8 +24,8 @@ from aligngap.storage.files import disk_line, disk_trouble, write_text
 from aligngap.storage.provenance import provenance
 from aligngap.storage.runlog import RunLog
 from aligngap.storage.store import Store
-from aligngap.storage.tracking import Tracking
-from aligngap.types import AligngapError, RunFailed, Stopped
+from aligngap.storage.tracking import Track, Tracking
+from aligngap.types import AligngapError, Damaged, RunFailed, Stopped
 
 
 def make(step: Step, ctx: Context, job: Job | None = None) -> bool:
@@ -39,6 +39,20 @@ def make(step: Step, ctx: Context, job: Job | None = None) -> bool:
         if work is not None:
             work_on(step, ctx, replace(job or Job(), work=work))
         return work is not None
+
+
+def make_sound(step: Step, ctx: Context, job: Job, damaged: frozenset[str] = frozenset()) -> bool:
+    """Make one artifact; what it stands on and is found `damaged` is set aside and made again first, each once."""
+    while True:
+        try:
+            return make(step, ctx, job)
+        except Damaged as error:
+            need = next((s for s in step.walk() if s.name == error.name and s is not step), None)
+            if need is None or need.name in damaged:
+                raise
+            damaged |= {need.name}
+            ctx.store.set_aside(need.name)
+            make_sound(need, ctx, replace(job, track=Track()), damaged)
 
 
 def work_on(step: Step, ctx: Context, job: Job) -> None:
@@ -62,6 +76,7 @@ def work_on(step: Step, ctx: Context, job: Job) -> None:
     manifest = {
         "kind": step.kind, "version": step.version, "configuration": step.configuration,
         "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
+        "made_from": {s.name: store.content(s.name) for s in step.inputs.values()},
         "provenance": provenance(ctx.device_name, time.monotonic() - started) | world.about(),
     }  # fmt: skip
     store.finish(step.name, manifest)
@@ -124,7 +139,7 @@ class Worker:
             save_seconds=self.settings.save_seconds,
         )  # fmt: skip
         try:
-            return attempt(step, lambda: make(step, self.context, job), self.context.store)
+            return attempt(step, lambda: make_sound(step, self.context, job), self.context.store)
         finally:
             self.busy = False
 
@@ -172,12 +187,19 @@ def attempt(step: Step, making: Callable[[], bool], store: Store, crash: Callabl
         return Event.FAILED, line
 
 
+#: what to do where memory is short, and how PyTorch says that it is
+OUT_OF_MEMORY = "lower --workers, or set micro_batch or gradient_checkpointing"
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
 def explain_crash(error: Exception, step: Step, store: Store) -> str:
     """A line about an error nobody foresaw; the traceback is kept beside the step's work, unless the disk refuses."""
-    if disk := disk_trouble(error):
-        return disk_line(disk, store.root)
     log = store.partial(step.name).with_suffix(".error")
     with suppress(OSError):
         write_text(log, "".join(traceback.format_exception(error)))
+    if disk := disk_trouble(error):
+        return disk_line(disk, store.root)
+    if isinstance(error, MemoryError) or any(said in str(error) for said in NO_MEMORY):
+        return f"{step.label}: out of memory; {OUT_OF_MEMORY} (traceback: {log})"
     first_line = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {first_line} (traceback: {log})"

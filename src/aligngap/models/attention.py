@@ -1,7 +1,7 @@
 """Softmax attention as small models on a CPU need it, under the name `ATTENTION` of transformers' attention interface.
 
-The usual kernels are made for long texts and wide heads. Here scores are batched products over a few texts at a time,
-so that they stay in the processor's cache, and texts that several rows ask (a prompt and its responses) are kept once.
+The usual kernels are made for long texts and wide heads. Here scores are batched products over a few texts or heads at
+a time, so that they stay in the processor's cache, and texts that several rows ask (a prompt) are kept once.
 The same operations compute with gradient and without, so that a policy and its copy give the same bits in either mode;
 T5's trained position bias gets its gradient. Elsewhere (other devices, autocast, dropout, long texts without a bias)
 transformers' own `sdpa` computes.
@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.models.t5.modeling_t5 import T5Attention
 
 ATTENTION = "aligngap"
-AT_ONCE = 2**20  # scores that are computed at once, 4 MiB: what a core's caches hold
+AT_ONCE = 2**18  # scores that are computed at once, 1 MiB: what a core's own cache holds
 KEPT = 2**24  # scores of a layer that are kept for the backward pass, 64 MiB; beyond, they are computed again
 
 
@@ -126,7 +126,7 @@ def added(mask: Tensor | None, causal: bool, length: int, seen: int, like: Tenso
 
 
 class Attention(torch.autograd.Function):
-    """softmax(scale q k' + bias + mask) v, [N, H, T, D], a few texts at a time, and its gradients."""
+    """softmax(scale q k' + bias + mask) v, [N, H, T, D], a part of it at a time, and its gradients."""
 
     @staticmethod
     def forward(
@@ -143,29 +143,27 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         query, key, value, bias, mask, out, *kept = ctx.saved_tensors
-        d_out = grads[0].contiguous()
+        grad = grads[0].contiguous()
         d_query, d_key, d_value = (x.new_empty(x.shape) for x in (query, key, value))
         d_bias = bias.new_zeros(bias.shape) if bias is not None and ctx.needs_input_grad[3] else None
-        inner = (d_out * out).sum(-1)
-        for number, part in enumerate(parts(query, key)):
-            weights = kept[number] if kept else _weights(query, key, bias, mask, ctx.scale, part)
-            rows = len(weights)
-            asked, keys, values, back = (x[part].reshape(rows, -1, x.shape[3]) for x in (query, key, value, d_out))
+        inner = (grad * out).sum(-1)
+        by = Shared(query, key, bias, mask)
+        asked_all, d_asked, grad, inner = (by.heads(x) for x in (query, d_query, grad, inner))
+        nothing = query.new_zeros(())
+        for number, part in enumerate(by.parts()):
+            weights = kept[number] if kept else by.weights(part, ctx.scale)
+            asked, keys, values, back = (
+                x[part].reshape(len(weights), -1, x.shape[-1]) for x in (asked_all, key, value, grad)
+            )
             torch.bmm(weights.transpose(1, 2), back, out=d_value[part].view(values.shape))
-            scores = torch.bmm(back, values.transpose(1, 2)).sub_(inner[part].reshape(rows, -1, 1)).mul_(weights)
+            scores = torch.bmm(back, values.transpose(1, 2))
+            scores.sub_(inner[part].reshape(len(weights), -1, 1)).mul_(weights)
             if d_bias is not None:
-                d_bias += scores.view(-1, *bias.shape[1:]).sum(0)
-            torch.baddbmm(
-                asked.new_zeros(()), scores, keys, beta=0, alpha=ctx.scale, out=d_query[part].view(asked.shape)
-            )
-            torch.baddbmm(
-                asked.new_zeros(()),
-                scores.transpose(1, 2),
-                asked,
-                beta=0,
-                alpha=ctx.scale,
-                out=d_key[part].view(keys.shape),
-            )
+                texts = scores.view(*asked_all[part].shape[:4], -1)
+                by.heads(d_bias)[:, part[1]] += texts if len(texts) == 1 else texts.sum(0)
+            to_query, to_key = d_asked[part].view(asked.shape), d_key[part].view(keys.shape)
+            torch.baddbmm(nothing, scores, keys, beta=0, alpha=ctx.scale, out=to_query)
+            torch.baddbmm(nothing, scores.transpose(1, 2), asked, beta=0, alpha=ctx.scale, out=to_key)
         return d_query, d_key, d_value, d_bias, None, None
 
 
@@ -180,35 +178,55 @@ def attend(
 ) -> tuple[Tensor, list[Tensor]]:
     """softmax(scale q k' + bias + mask) v [N, H, T, D], and where `keep` the weights of each part."""
     out = query.new_empty(query.shape[:3] + value.shape[3:])
-    weights = []
-    for part in parts(query, key):
-        found = _weights(query, key, bias, mask, scale, part)
-        torch.bmm(found, value[part].flatten(0, 1), out=out[part].view(len(found), -1, value.shape[3]))
+    by, weights = Shared(query, key, bias, mask), []
+    by_heads = by.heads(out)
+    for part in by.parts():
+        found = by.weights(part, scale)
+        torch.bmm(found, value[part].flatten(0, 1), out=by_heads[part].view(len(found), -1, value.shape[3]))
         if keep:
             weights.append(found)
     return out, weights
 
 
-def parts(query: Tensor, key: Tensor) -> list[slice]:
-    """Texts whose scores are computed at once."""
-    texts, heads, length, _ = query.shape
-    step = max(1, AT_ONCE // (heads * length * key.shape[2]))
-    return [slice(start, start + step) for start in range(0, texts, step)]
+@dataclass(frozen=True)
+class Shared:
+    """Queries [N, H, T, D] and keys [N, H', S, D], with heads of queries behind the head of keys that they share."""
 
+    query: Tensor
+    key: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
 
-def _weights(query: Tensor, key: Tensor, bias: Tensor | None, mask: Tensor | None, scale: float, part: slice) -> Tensor:
-    """Attention weights [n * H', (H / H') * T, S] of some texts."""
-    asked, keys = query[part], key[part].flatten(0, 1)
-    texts, heads, length, size = asked.shape
-    scores = torch.bmm(asked.reshape(len(keys), -1, size), keys.transpose(1, 2))
-    if scale != 1.0:
-        scores *= scale
-    by_head = scores.view(texts, heads, length, -1)
-    if bias is not None:
-        by_head += bias
-    if mask is not None:
-        by_head += mask if len(mask) == 1 else mask[part]
-    return torch.softmax(scores, -1).to(scores.dtype)  # autocast makes it float32
+    def heads(self, values: Tensor) -> Tensor:
+        """[N, H', H / H', …] of values [N, H, …]."""
+        found: Tensor = values.unflatten(1, (self.key.shape[1], -1))
+        return found
+
+    def parts(self) -> list[tuple[slice, slice]]:
+        """Texts and heads of keys whose scores are computed at once: some texts, or some heads of a text."""
+        texts, shared = self.key.shape[:2]
+        scores = self.query.shape[1] * self.query.shape[2] * self.key.shape[2]
+        step = max(1, AT_ONCE // scores)
+        wide = shared if scores <= AT_ONCE else max(1, AT_ONCE * shared // scores)
+        return [
+            (slice(text, text + step), slice(head, head + wide))
+            for head in range(0, shared, wide)  # the bias of a head stays in the cache for all texts
+            for text in range(0, texts, step)
+        ]
+
+    def weights(self, part: tuple[slice, slice], scale: float) -> Tensor:
+        """Attention weights [n * h, (H / H') * T, S] of a part of n texts and h heads of keys."""
+        asked, keys = self.heads(self.query)[part], self.key[part].flatten(0, 1)
+        scores = torch.bmm(asked.reshape(len(keys), -1, asked.shape[-1]), keys.transpose(1, 2))
+        if scale != 1.0:
+            scores *= scale
+        by_heads = scores.view(*asked.shape[:4], -1)
+        if self.bias is not None:
+            by_heads += self.heads(self.bias)[:, part[1]]
+        if self.mask is not None:
+            mask = self.mask if len(self.mask) == 1 else self.mask[part[0]]
+            by_heads += mask[:, None] if mask.shape[1] == 1 else self.heads(mask)[:, part[1]]
+        return torch.softmax(scores, -1).to(scores.dtype)  # autocast makes it float32
 
 
 def position_bias(

@@ -190,7 +190,7 @@ class Backbone:
         family = f"model family `{self.model.config.model_type}`"
         try:
             prompts, completions = probe_rows(self)
-            apart = collate([prompts[0], prompts[0], prompts[1], prompts[1]], completions)
+            apart = collate([*prompts, *prompts], completions)
             ours = self._hidden(apart.to(self.device), "right")
             if self.encoder_decoder:
                 rows = [collate([p], [c]) for p, c in zip(apart.prompts, completions, strict=True)]
@@ -203,7 +203,7 @@ class Backbone:
         if not alike(ours, torch.cat(own)):
             what = "the states of a padded batch are not those of its rows alone; choose another family"
             raise AligngapError(f"{family}: {what}")
-        together = collate(prompts, completions, [0, 0, 1, 1]).to(self.device)
+        together = collate(prompts, completions, [0, 1, 0, 1]).to(self.device)
         if self._shares_prompts(together):
             try:
                 self.shares = alike(self._continue(together), ours)

@@ -53,7 +53,8 @@ class Room(DynamicLayer):
         """Write new keys and values [N, H, T, D] behind those that are there; returns all."""
         until = self.seen + key_states.shape[2]
         if self.keys is None:
-            self.keys = key_states.new_empty((*key_states.shape[:2], self.room, key_states.shape[3]))
+            # Under autocast keys may be float32 beside values that are not: they are multiplied as the values are.
+            self.keys = value_states.new_empty((*key_states.shape[:2], self.room, key_states.shape[3]))
             self.values = value_states.new_empty((*value_states.shape[:2], self.room, value_states.shape[3]))
             self.is_initialized = True
         self.keys[:, :, self.seen : until] = key_states
@@ -231,8 +232,9 @@ def norm(module: Any, state: Tensor) -> Tensor:
 
 def count(stack: torch.nn.Module, ids: Tensor) -> None:
     """Tell who counts the tokens that enter a stack (`flops.py`) of tokens that enter its parts."""
-    for hook in stack._forward_pre_hooks.values():
-        hook(stack, (), {"input_ids": ids})
+    for key, hook in stack._forward_pre_hooks.items():
+        if key in stack._forward_pre_hooks_with_kwargs:
+            hook(stack, (), {"input_ids": ids})
 
 
 def moved(kept: Tensor, gone: Tensor, last: Tensor, left: int) -> Tensor:

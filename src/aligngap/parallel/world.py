@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from aligngap.storage.checksums import list_files
 from aligngap.storage.files import sync
 from aligngap.types import Judge
 
@@ -183,7 +184,10 @@ ALONE = Alone()
 
 @contextmanager
 def writing(folder: Path, world: World, everyone: bool) -> Iterator[Path | None]:
-    """A folder to write in, which becomes `folder` when all have written; None where only the first process writes."""
+    """A folder to write in, which becomes `folder` when all have written; None where only the first process writes.
+
+    It ends with the sealed list of its files (`checksums.list_files`).
+    """
     beside = folder.with_name(folder.name + ".writing")
     if world.rank == 0:
         shutil.rmtree(beside, ignore_errors=True)
@@ -192,6 +196,7 @@ def writing(folder: Path, world: World, everyone: bool) -> Iterator[Path | None]
     yield beside if everyone or world.rank == 0 else None
     world.broadcast(None)
     if world.rank == 0:
+        list_files(beside)
         sync(beside)
         os.replace(beside, folder)
     world.broadcast(None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -210,7 +209,7 @@ class Align(Step):
             if step in measured:
                 with trainer.layout.gather_weights() as writes:
                     if writes:
-                        policy.save(job.work / "checkpoints" / f"step-{step:06d}")
+                        policy.save(job.work / checkpoint_at(step))
 
         def prepare(pairs: Sequence[Pair]) -> list[Pair]:
             # Log-probabilities that come with the data are the SFT policy's.
@@ -234,11 +233,11 @@ class Align(Step):
         from aligngap.models.policy import Policy
 
         at = self.optimization.steps if checkpoint is None else checkpoint
-        folder, key = self.checkpoint(ctx, at), f"{self.name}@step{at}"
-        if not folder.exists() and ctx.store.has(self.name):
+        key = f"{self.name}@step{at}"
+        if not self.reached(ctx, at):
             outcome = ctx.store.manifest(self.name)["result"]["outcome"]
             raise RunFailed(f"needs step {at} of {self.name}, which it never reached: {outcome}")
-        adapter = self.optimization.lora
+        folder, adapter = self.made(ctx, checkpoint_at(at)), self.optimization.lora
         if adapter is not None:  # on the weights it started from, which are in memory
             adapted: Policy = self.start_policy(ctx).adapted(adapter, key, 0, folder)
             return adapted
@@ -265,10 +264,11 @@ class Align(Step):
         outcome = ctx.store.manifest(self.name)["result"]["outcome"]
         if outcome != "ok":
             raise RunFailed(f"replays {self.name}, which has no whole recording: {outcome}")
-        return read_pairs(self.folder(ctx) / "recording.parquet")
+        return read_pairs(self.made(ctx, "recording.parquet"))
 
-    def checkpoint(self, ctx: Context, step: int) -> Path:
-        return self.folder(ctx) / "checkpoints" / f"step-{step:06d}"
+    def reached(self, ctx: Context, step: int) -> bool:
+        """Whether the finished run got as far as this checkpoint."""
+        return ctx.store.holds(self.name, checkpoint_at(step))
 
     @property
     def training(self) -> Optimization | None:
@@ -276,3 +276,8 @@ class Align(Step):
 
     def units(self) -> float:
         return (6.0 + 3.0 * self.source.sampled) * self.optimization.steps * self.optimization.batch
+
+
+def checkpoint_at(step: int) -> str:
+    """The folder of a checkpoint in a run's artifact."""
+    return f"checkpoints/step-{step:06d}"

@@ -48,9 +48,9 @@ class Step(Settings):
         """Folder of the artifact: kind and key."""
         return f"{self.kind}-{digest({'version': self.revision, 'configuration': self.configuration})}"
 
-    def folder(self, ctx: Context) -> Path:
-        """The folder of the finished step's artifact."""
-        return ctx.store.path(self.name)
+    def made(self, ctx: Context, part: str) -> Path:
+        """A file or folder of the finished step's artifact, found to be what was written; see `Store.open`."""
+        return ctx.store.open(self.name, part)
 
     @property
     def label(self) -> str:

@@ -144,7 +144,7 @@ class Data(Step):
             from aligngap.storage.pairs import read_rows
 
             out = []
-            for r in read_rows(self.folder(ctx) / "data.parquet"):
+            for r in read_rows(self.made(ctx, "data.parquet")):
                 if r["split"] == split:
                     sides = [Response(tuple(r[f"{s}_ids"]), self.closed, r[s]) for s in ("chosen", "rejected")]
                     prompt = Prompt(r["prompt_id"], r["prompt"], tuple(r["prompt_ids"]))

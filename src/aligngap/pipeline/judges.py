@@ -61,7 +61,7 @@ class FitJudge(Step):
         if self.spec.labels is not None:
             keep = np.random.default_rng(derive(self.seed, "labels")).permutation(len(pairs))[: self.spec.labels]
             pairs = [pairs[int(i)] for i in sorted(keep)]
-        folder = self.backbone.folder(ctx) / "policy"
+        folder = self.backbone.made(ctx, "policy")
         spec, how = self.backbone.model, self.spec.optimization
         assert how is not None  # `build_judge` has checked it
         tokenizer = tokenizer_of(ctx, self.data, spec)
@@ -83,7 +83,8 @@ class FitJudge(Step):
 
         def load() -> Judge:
             kind = build_judge(self.spec)
-            learner = kind.load(self.folder(ctx) / "model", self.backbone.folder(ctx) / "policy", self.backbone.model)
+            model, backbone = self.made(ctx, "model"), self.backbone.made(ctx, "policy")
+            learner = kind.load(model, backbone, self.backbone.model)
             learner.to(ctx.device)
             judge: Judge = learner
             return judge
@@ -192,5 +193,4 @@ def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:
     """The pairs a step has written, read once per process."""
     from aligngap.storage.pairs import read_pairs
 
-    path = step.folder(ctx) / f"{split}.parquet"
-    return ctx.cached((step.name, "pairs", split), lambda: read_pairs(path))
+    return ctx.cached((step.name, "pairs", split), lambda: read_pairs(step.made(ctx, f"{split}.parquet")))

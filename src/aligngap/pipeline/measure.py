@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from aligngap.pipeline.align import Align
@@ -14,7 +14,7 @@ from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel
 from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import Limits, MeasurementSpec
-from aligngap.types import Prompt, Response
+from aligngap.types import Damaged, Prompt, Response
 
 if TYPE_CHECKING:
     from aligngap.measure import Opponent
@@ -58,7 +58,7 @@ class Responses(Step):
     def read(self, ctx: Context) -> list[Response]:
         from aligngap.storage.pairs import read_rows
 
-        rows = read_rows(self.folder(ctx) / "responses.parquet")
+        rows = read_rows(self.made(ctx, "responses.parquet"))
         return [Response(tuple(r["ids"]), bool(r["ended"]), r["text"]) for r in rows]
 
 
@@ -92,7 +92,7 @@ class Measure(Step):
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.measure import measure
-        from aligngap.storage.files import write_text
+        from aligngap.storage.checksums import unseal, write_sealed
         from aligngap.storage.pairs import write_rows
         from aligngap.storage.tracking import measured
 
@@ -109,8 +109,9 @@ class Measure(Step):
         for number, step in enumerate(steps):
             job.progress(number, len(steps), f"step {step}")
             part = job.work / f"measured-{step:06d}.json"
-            if not part.exists():
-                if self.run_ is not None and not self.run_.checkpoint(ctx, step).exists():
+            tables = whole(part)
+            if tables is None:
+                if self.run_ is not None and not self.run_.reached(ctx, step):
                     continue  # the run diverged before this step; its manifest says so
                 policy = reference if self.run_ is None else self.run_.policy(ctx, step)
                 result = measure(
@@ -118,9 +119,9 @@ class Measure(Step):
                     held_out=self.held_out.pairs(ctx, "test")[: m.pairs], reference_samples=sft_samples,
                     seed=derive(self.seed, "measurement"), samples=m.samples, batch=m.batch,
                 )  # fmt: skip
-                tables = {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples}
-                write_text(part, json.dumps(tables))
-            parts[step] = json.loads(part.read_text())
+                write_sealed(part, {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples})
+                tables = unseal(part)
+            parts[step] = tables
             job.track(measured(parts[step]["rows"]), step)
         for table in ("rows", "per_prompt", "samples"):
             rows = [{"step": step, **row} for step, read in parts.items() for row in read[table]]
@@ -131,6 +132,16 @@ class Measure(Step):
     def units(self) -> float:
         checkpoints = 1 if self.run_ is None else len(self.run_.measured_steps)
         return checkpoints * (self.measurement.prompts * 13.0 + self.measurement.pairs)
+
+
+def whole(part: Path) -> dict[str, Any] | None:
+    """The tables of a checkpoint that an earlier attempt has measured; None if there are none that can be read."""
+    from aligngap.storage.checksums import unseal
+
+    try:
+        return unseal(part)
+    except Damaged:
+        return None
 
 
 def opponents_of(

@@ -110,7 +110,7 @@ class Sft(Step):
         from aligngap.models.policy import Policy
 
         def load() -> Policy:
-            folder, tokens = self.folder(ctx) / "policy", self.limits.response_tokens
+            folder, tokens = self.made(ctx, "policy"), self.limits.response_tokens
             policy = Policy.load(folder, response_tokens=tokens, key=self.name, spec=self.model)
             policy.to(ctx.device)
             return policy
@@ -130,4 +130,4 @@ def tokenizer_of(ctx: Context, data: Data, model: ModelSpec) -> Any:
     from aligngap.models.loading import load_tokenizer
 
     own = model.path is not None and data.tokenizer.path != model.path and model.path != data.family.path
-    return load_tokenizer(str(model.path) if own else data.folder(ctx) / "tokenizer")
+    return load_tokenizer(str(model.path) if own else data.made(ctx, "tokenizer"))

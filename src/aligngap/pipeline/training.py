@@ -7,27 +7,28 @@ from its newest state and ends with the same bytes.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from aligngap.fit import Objective, Stream, Trainer, Update, fit
 from aligngap.models.rollout import Following
+from aligngap.storage.checksums import check_files, checksums, difference, unseal, write_sealed
 from aligngap.storage.files import discard
 from aligngap.storage.pairs import PAIR_SCHEMA, pair_from_row, pair_to_row, read_rows, write_rows
-from aligngap.types import JudgeFailed, Stopped
+from aligngap.types import Damaged, JudgeFailed, Stopped
 
 if TYPE_CHECKING:
     from aligngap.pipeline.context import Job
 
 
 class Journal:
-    """Rows kept in parts named by the steps they cover; parts beyond the state resumed from are dropped."""
+    """Rows kept in parts named by the steps they cover; parts beyond the state resumed from are dropped.
+
+    Beside each state lies a list of the parts that belong to it, with their checksums (`kept_at`).
+    """
 
     def __init__(self, folder: Path, schema: Any = None) -> None:
         self.folder, self.schema, self.rows = folder, schema, list[dict[str, Any]]()
@@ -55,17 +56,27 @@ def newest_state(work: Path) -> Path | None:
     return next((p for p in sorted(states, reverse=True) if is_whole(p)), None)
 
 
+def states_in(work: Path) -> list[Path]:
+    """The states in a step's folder, each with its list."""
+    return [*work.glob("state-*"), *work.glob("kept-*.json")]
+
+
 def is_whole(state: Path) -> bool:
-    """Whether a state can be read: what a dying disk or machine has torn is passed over for an older one."""
+    """Whether a state, and what the step had left beside it by then, is what was written.
+
+    What a dying disk or machine has torn is passed over: for an older state, or to train from the start.
+    """
     try:
-        shards = int(json.loads((state / "state.json").read_text()).get("shards", 1))
-        parts = sorted(state.glob("*.safetensors"))
-        for part in parts:
-            with safe_open(part, "pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
+        check_files(state)
+        kept = unseal(kept_at(state))
+    except (OSError, Damaged):
         return False
-    return len(parts) == 2 * shards  # of the model and of its optimiser
+    return not difference(state.parent, kept["files"])
+
+
+def kept_at(state: Path) -> Path:
+    """The sealed list of journals and checkpoints that a step had left when it saved the state."""
+    return state.with_name(f"kept-{state.name.removeprefix('state-')}.json")
 
 
 def train(
@@ -108,10 +119,12 @@ def train(
         folder = work / f"state-{trainer.step:08d}"
         for old in job.work.glob(folder.name):
             discard(old)
+        if world.rank == 0:
+            write_sealed(kept_at(folder), {"files": checksums(work, states_in(work))})
         trainer.save(folder, stream)
         job.log.note("saved", step=trainer.step)
-        for old in job.work.glob("state-*"):
-            if old != folder:
+        for old in states_in(job.work):
+            if old not in (folder, kept_at(folder)):
                 discard(old)
 
     def prepared(items: Sequence[Any]) -> Sequence[Any]:

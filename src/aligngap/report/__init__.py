@@ -12,6 +12,7 @@ from aligngap.report.folder import (
     compared_arms,
     decision_kl_of,
     declared,
+    made_by,
     margin_of,
     pipeline_of,
     read_json,
@@ -30,7 +31,10 @@ __all__ = ["build_report", "headline", "planned_power"]
 
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
-    """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path."""
+    """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path.
+
+    They name the command that made the records: `command`, or what the folder itself says of it.
+    """
     folder = Path(out_dir)
     progress(0, 4, "reading records")
     with ThreadPoolExecutor(1) as pool:
@@ -47,14 +51,15 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     analysis = _analysis(folder)
     progress(2, 4, "drawing figures, comparing arms otherwise")
     figures = beside(drawings(analysis, folder / "figures"))
-    command = command or f"aligngap report {folder}"
+    provenance = read_json(folder / "provenance.json")
+    command = command or made_by(folder, provenance)
     write_summary(analysis, folder / "summary.md", command)
     progress(3, 4, "writing the page")
     page = write_page(
         analysis,
         folder / "report.html",
         command=command,
-        provenance=read_json(folder / "provenance.json"),
+        provenance=provenance,
         study=read_text(folder / "study.yaml"),
         figures=lambda: [path for paths in figures() for path in paths],
     )

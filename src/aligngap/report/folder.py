@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from aligngap.types import AligngapError, first_line
 if TYPE_CHECKING:
     from aligngap.storage.records import Tables
 
+#: what stands before the command in a summary
+MADE_BY = "Made by:"
 #: name, time of change and size of each table of a folder
 Stamps = tuple[tuple[str, int, int], ...]
 #: columns of text that many rows share, which are read as numbers
@@ -85,6 +88,16 @@ def declared(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(found[key], list) or not all(isinstance(v, kind) for v in found[key]):
             raise AligngapError(f"{folder / 'study.yaml'}: `{key}` must be a list, not {found[key]!r}")
     return found
+
+
+def made_by(folder: Path, provenance: dict[str, Any]) -> str:
+    """The command that made a folder's records: of its provenance, or of an earlier summary where that is too old."""
+    found = provenance.get("command")
+    if isinstance(found, str) and found:
+        return found
+    lines = read_text(folder / "summary.md").partition(f"\n{MADE_BY}\n\n")[2].splitlines()
+    own = [line[4:] for line in takewhile(lambda line: line.startswith("    "), lines)]
+    return "\n".join(own) or f"aligngap report {folder}"
 
 
 def section(of: dict[str, Any], key: str) -> dict[str, Any]:

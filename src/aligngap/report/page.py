@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -40,6 +39,7 @@ from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.report.tables import first_screen, judge_answers, tables
 from aligngap.stats.scaling_law import GaoFit, better_form
+from aligngap.storage.files import write_text
 
 SCORE_NAMES = {"win_rate": "golden", "proxy_win_rate": "proxy", "oracle_win_rate": "true preference"}
 FORM_NAMES = {"bon": "d(α − βd)", "rl": "d(α − β ln d)"}
@@ -56,9 +56,7 @@ def write_page(
 ) -> Path:
     """Render the page and put it in place atomically."""
     text = page(analysis, command=command, provenance=provenance or {}, study=study, figures=figures)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)
     return path
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
+from aligngap.report.folder import MADE_BY
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
 from aligngap.report.tables import first_screen, judge_answers, tables
 from aligngap.stats.budgets import AtBudgets
+from aligngap.storage.files import write_text
 
 HEADER = (
     "opponent",
@@ -65,11 +66,8 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
             lines += [_row([_escape(x) for x in r]) for r in table.rows]
     lines += hypotheses(analysis)
     lines += ["", "## Caveats", ""] + [f"- {_escape(s)}" for s in words.caveats(analysis)]
-    lines += ["", "Made by:", "", *["    " + x for x in command.splitlines()], ""]
-    text = "\n".join(lines)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    lines += ["", MADE_BY, "", *["    " + x for x in command.splitlines()], ""]
+    write_text(path, "\n".join(lines))
     return path
 
 

@@ -8,8 +8,8 @@ than another, and nothing is averaged over KL.
 on: on the spent seeds where some are named, else on all seeds but the one scored. So is an arm's best checkpoint.
 
 The interval is Student's t over seeds with as many degrees of freedom as seeds less one, its variance that between
-seeds plus what prompts shared by the seeds add, and never less than the prompts' own noise (`estimate.variance_parts`
-has the same three parts). Budgets are covered together by Bonferroni's bound: the quantile is that of
+seeds plus what prompts shared by the seeds add. Where seeds happen to agree it is no narrower than the normal interval
+that the prompts' noise alone gives. Budgets are covered together by Bonferroni's bound: the quantile is that of
 1 - (1 - level)/2m for m budgets, 3.96 for three budgets at 5 seeds and 2.93 at 10. The noise of prompts is the delta
 method's: a win rate at a budget is a smooth function of means over prompts (of wins, and of KL where it is known prompt
 by prompt), so every prompt has an influence on it and no bootstrap is needed.
@@ -106,11 +106,20 @@ class Seedwise:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over seeds at one place: its standard error, and t intervals of any level."""
+    """The mean over seeds at one place, with t intervals of any level.
+
+    `seeds_se` is the standard error from the spread of the seeds, nan for one; `prompts_se` that of the prompts alone.
+    """
 
     value: float
-    se: float
+    seeds_se: float
+    prompts_se: float
     n: int
+
+    @property
+    def se(self) -> float:
+        """The larger of the two standard errors."""
+        return float(np.fmax(self.seeds_se, self.prompts_se))
 
     def interval(self, level: float = LEVEL, together: int = 1) -> tuple[float, float]:
         """The t interval that covers with `level` when `together` such intervals are to cover at once.
@@ -119,7 +128,9 @@ class Mean:
         """
         if not np.isfinite(self.se):
             return NAN, NAN
-        half = critical(self.n, level, together) * self.se
+        half = critical(1, level, together) * self.prompts_se
+        if self.n > 1:
+            half = max(half, critical(self.n, level, together) * self.seeds_se)
         return self.value - half, self.value + half
 
     def p(self) -> float:
@@ -128,7 +139,10 @@ class Mean:
             return NAN
         if self.se == 0:
             return 1.0 if self.value == 0 else 0.0
-        return float(2 * special.stdtr(self.n - 1, -abs(self.value) / self.se))
+        with np.errstate(divide="ignore"):
+            by_seeds = special.stdtr(self.n - 1, -abs(self.value) / np.float64(self.seeds_se))
+            by_prompts = special.ndtr(-abs(self.value) / np.float64(self.prompts_se))
+        return float(2 * np.fmax(by_seeds, by_prompts))
 
 
 @dataclass(frozen=True)
@@ -415,16 +429,16 @@ def mean_over_seeds(values: Seedwise) -> Mean:
     there = np.isfinite(values.value[:, 0])
     n = int(there.sum())
     if not n:
-        return Mean(NAN, NAN, 0)
+        return Mean(NAN, NAN, NAN, 0)
     v, e = values.value[there, 0], values.influence[there, 0]
     prompts = float((e.mean(axis=0) ** 2).sum())
     alone = float((e**2).sum()) / n**2
     extra = float(values.extra[there, 0].sum()) / n**2
+    by_prompts = float(np.sqrt(prompts + extra))
     if n == 1:
-        return Mean(float(v[0]), float(np.sqrt(prompts + extra)), 1)
+        return Mean(float(v[0]), NAN, by_prompts, 1)
     shared = max(prompts - alone, 0.0) * n / (n - 1)
-    variance = max(float(v.var(ddof=1)) / n + shared, prompts + extra)
-    return Mean(float(v.mean()), float(np.sqrt(variance)), n)
+    return Mean(float(v.mean()), float(np.sqrt(v.var(ddof=1) / n + shared)), by_prompts, n)
 
 
 def all_ties(clouds: Clouds, arms: Sequence[str]) -> bool:

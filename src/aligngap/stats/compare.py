@@ -311,8 +311,8 @@ def _doubts(ca: ArmCurves, cb: ArmCurves, seeds: int, x: FloatArray) -> list[str
         )
     elif seeds == 2:
         out.append(
-            "Two seeds: with so few, a 95% interval may truly cover as little as about 91% of the time, and the "
-            "band for the whole range about 85%."
+            "Two seeds: with so few, the band of the curve may truly cover as little as 88% of the time at one KL, and "
+            "less over the whole range."
         )
     for c in (ca, cb):
         if c.checkpoints / max(len(c.seeds), 1) < 4:

@@ -7,7 +7,7 @@ asked the same prompts). The mean over S seeds of P prompts then has variance
     between / S + prompt / P * (1 + (S - 1) * correlation) / S
 
 (Raudenbush & Liu 2000, Psychol. Methods 5: 199-213, for designs of two levels). The rule that will judge it is the
-interval of `stats.budgets`, so the power is that rule's, floor and degrees of freedom included. A variance from few
+interval of `stats.budgets`, so the power is that rule's, its floor and degrees of freedom included. A variance from few
 seeds is itself uncertain, and half of the time too small: beside the plain number stands one for the upper 80%
 confidence limit of the between-seed variance (Browne 1995, Statistics in Medicine 14: 1933-1940).
 
@@ -91,8 +91,8 @@ def power(
     own = max(tau + noise * (1 - s.correlation), 1e-300)  # variance of one seed's result, beyond what seeds share
     between = own / seeds * 2 * special.gammaincinv((seeds - 1) / 2, NODES) / (seeds - 1)
     prompt_only = noise * (1 + (seeds - 1) * s.correlation) / seeds
-    total = np.maximum(between + noise * s.correlation, prompt_only)  # as `budgets.mean_over_seeds`
-    half = critical(seeds, level, s.together) * np.sqrt(total)
+    by_seeds = critical(seeds, level, s.together) * np.sqrt(between + noise * s.correlation)  # as `budgets.Mean`
+    half = np.maximum(by_seeds, critical(1, level, s.together) * np.sqrt(prompt_only))
     sd = np.sqrt(own / seeds + noise * s.correlation)
     return float(special.ndtr((abs(difference) - half) / sd).mean())
 

@@ -6,10 +6,7 @@ written beside its place and renamed, and NaN (null on disk) means undefined. No
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +25,7 @@ from aligngap.storage.columns import (
     RECORDS_FORMAT,
     SAMPLE_COLUMNS,
 )
+from aligngap.storage.files import whole_file, write_text
 from aligngap.types import AligngapError, first_line
 
 FORMAT_KEY = b"aligngap_records_format"
@@ -85,23 +83,9 @@ def write_table(path: Path | str, rows: pd.DataFrame | Sequence[Mapping[str, Any
         what = f"cannot write, a value does not fit its column: {first_line(error, 300)}"
         raise AligngapError(f"{path}: {what}") from error
     table = table.replace_schema_metadata(target.metadata)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                pq.write_table(table, stream, compression="zstd")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as stream:
+        pq.write_table(table, stream, compression="zstd")
     return path
 
 
@@ -203,9 +187,7 @@ def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
     if not failures:
         path.unlink(missing_ok=True)
         return
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(json.dumps(dict(failures), indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_text(path, json.dumps(dict(failures), indent=1) + "\n")
 
 
 def read_failures(folder: Path) -> dict[str, str]:

@@ -25,7 +25,7 @@ from aligngap.tasks._layouts import JOINED, Layout, Rated, Raw, compare_rated, f
 from aligngap.tasks._rows import EMPTY, Row, Skip, read_rows
 from aligngap.types import Comparison, TaskData
 
-FORMAT = 2  #: raised when cleaning or splitting changes, so that old artifacts are not taken for new ones
+FORMAT = 2  #: raised when reading, cleaning or splitting changes, so that old artifacts are not taken for new ones
 
 IDENTICAL = "identical responses"
 DUPLICATE = "duplicate of an earlier pair"

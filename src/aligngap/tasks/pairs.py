@@ -36,7 +36,7 @@ class PairsTask(NamedTask):
     @model_validator(mode="after")
     def _some_place(self) -> PairsTask:
         if self.path is None and not self.hub:
-            raise ValueError("give path (a data file or a folder) or hub (the name of a data set)")
+            raise ValueError("give task.path (a data file or a folder) or task.hub (the name of a data set)")
         return self
 
     @model_validator(mode="after")
