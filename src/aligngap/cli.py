@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of the command line, each command with the function that carries it out."""
     top = Parser(
         prog="aligngap",
         description="At the same KL budget, how much better is it to align a language model online, and why?",
@@ -149,6 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command; its exit code is 0, 1 for a failed run, 2 for bad input, 130 where it was stopped."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
@@ -199,10 +201,12 @@ def prepare(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap run`: everything a study needs, then its report."""
     return carry_out(args, words, *prepare(args))
 
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap compare`: the study of a user's own policy and pairs, and its recommendation."""
     from aligngap.execute.console import print_data, print_plan
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
@@ -280,6 +284,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
 
 
 def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap plan`: what a study would make and about how long it takes; nothing is computed."""
     from aligngap.execute.checks import check_data, check_planned
     from aligngap.execute.console import print_data, print_plan
 
@@ -300,6 +305,7 @@ def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap inspect`: how the rows of a preference file are read."""
     from aligngap.execute.inspect import inspect_texts, inspect_tokens, print_inspection
     from aligngap.study.build import build_task
     from aligngap.study.load import load
@@ -321,6 +327,7 @@ def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def report(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap report`: the page and the figures of a run, made anew from its records."""
     from aligngap.execute.console import stages
     from aligngap.report import build_report
 
@@ -331,6 +338,7 @@ def report(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def show(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap show`: the numbers of a run in the terminal."""
     from aligngap.execute.console import print_failures, print_records
     from aligngap.report import headline
     from aligngap.storage.records import read_failures, read_folder
@@ -347,6 +355,7 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def export(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap export`: a trained policy as a Hugging Face folder."""
     from aligngap.exchange.export import export as write
     from aligngap.storage.store import Store
 
@@ -355,12 +364,14 @@ def export(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def exact(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap exact`: a world in which everything is computed exactly."""
     from aligngap.exact.command import run as run_exact
 
     return run_exact(args)
 
 
 def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap diff`: in which settings two arms differ."""
     from aligngap.execute.console import print_rows
     from aligngap.study.load import load
     from aligngap.study.variants import diff_arms
@@ -378,6 +389,7 @@ def diff(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap import-t5x`: a T5X checkpoint as a Hugging Face folder."""
     from aligngap.exchange.t5x import import_checkpoint
 
     config = import_checkpoint(args.checkpoint, args.to, args.gin, args.tokenizer)
@@ -389,6 +401,7 @@ def import_t5x(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def list_names(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap list`: what a study can name."""
     from aligngap.execute.console import print_rows
     from aligngap.registry import names
     from aligngap.study.yaml_file import packaged, parse_yaml

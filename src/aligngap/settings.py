@@ -126,6 +126,7 @@ class Optimization(Settings):
 
 
 def some_steps(how: Optimization) -> Optimization:
+    """The optimisation itself, if it has any steps; ValueError where it has none."""
     if how.steps < 1:
         raise ValueError("`steps` must be at least 1: only `sft` and `pretrain` may take a model as it is")
     return how

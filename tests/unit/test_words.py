@@ -86,3 +86,11 @@ def test_what_a_docstring_names_exists(path: Path) -> None:
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef
     texts = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
     assert missing("\n".join(texts)) == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(TREE / "src")))
+def test_every_public_name_begins_with_a_sentence(path: Path) -> None:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            first = (ast.get_docstring(node) or "").split("\n\n")[0]
+            assert re.search(r"[.:;)]$", first.strip()), f"{node.name}: {first!r}"

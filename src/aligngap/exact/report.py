@@ -106,10 +106,12 @@ def ceiling_shortfall(runs: pd.DataFrame, grid: Grid) -> pd.DataFrame:
 
 
 def nats(kl: float) -> str:
+    """A KL with its unit, for reading."""
     return f"{kl:g} nat" + ("s" if kl != 1 else "")
 
 
 def label_name(labels: float) -> str:
+    """A number of labels for reading; without limit it is all."""
     return "all" if math.isinf(labels) else f"{labels:g}"
 
 
@@ -364,6 +366,7 @@ def skewed_figure(name: Path, exact: pd.DataFrame, drawn: pd.DataFrame, grid: Sk
 
 
 def save_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, whole or not at all, numbers with six digits."""
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
 
 

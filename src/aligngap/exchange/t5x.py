@@ -111,6 +111,7 @@ def read_arrays(checkpoint: Path) -> Arrays:
 
 
 def leaves(tree: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """The arrays of a nested checkpoint index, each with its place joined by slashes."""
     if isinstance(tree, Mapping) and "kvstore" not in tree:
         for key, below in tree.items():
             yield from leaves(below, (*place, str(key)))
@@ -170,10 +171,12 @@ def sizes(arrays: Arrays, checkpoint: Path) -> dict[str, int]:
 
 
 def layers(arrays: Arrays, side: str) -> int:
+    """How many layers the encoder or the decoder (`side`) has by the names of its arrays."""
     return len({m[1] for m in (re.match(rf"{side}/layers_(\d+)/", name) for name in arrays) if m})
 
 
 def needed(arrays: Arrays, name: str, checkpoint: Path) -> npt.NDArray[np.float32]:
+    """An array that every T5 1.1 checkpoint has; AligngapError where it is missing."""
     if name not in arrays:
         raise AligngapError(f"{checkpoint}: no array `{name}`; is it a whole T5 1.1 checkpoint?")
     return arrays[name]

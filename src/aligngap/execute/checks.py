@@ -198,6 +198,7 @@ def check_judges(made: Plan, store: Any) -> None:
 
 
 def pick_device(name: str) -> str:
+    """The device that `--device` names, or a GPU if there is one; AligngapError where it cannot be used."""
     import torch
 
     if name == "auto":

@@ -40,6 +40,7 @@ def stages(name: str) -> Iterator[ProgressRole]:
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout, wide enough for a pipe."""
     table = Table(box=None, pad_edge=False)
     for name in header:
         table.add_column(name, overflow="fold")
@@ -52,6 +53,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
+    """Print each step of a plan with its artifact, and about how long what is missing takes."""
     from aligngap.pipeline.forecast import seconds_of, unsized
 
     names = labels(plan)
@@ -81,6 +83,7 @@ def print_data(read: Sequence[TaskData]) -> None:
 
 
 def print_records(records: pd.DataFrame) -> None:
+    """Print each arm's best checkpoint against each opponent."""
     rows = []
     for (arm, opponent), group in records[records["step"] > 0].groupby(["arm", "opponent"], sort=False):
         place = int(np.nanargmax(group["win_rate"].to_numpy())) if group["win_rate"].notna().any() else 0

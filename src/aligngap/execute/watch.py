@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
@@ -120,6 +121,7 @@ def follow(executor: Executor, plan: Plan) -> None:
 
 
 def say(line: str) -> None:
+    """Print a line on stderr at once."""
     print(line, file=sys.stderr, flush=True)
 
 

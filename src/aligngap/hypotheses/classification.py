@@ -69,6 +69,7 @@ RULE_R9 = (
 
 
 def proxy_first(view: View, rule: Rule) -> Verdict:
+    """R6: the proxy's accuracy on held-out pairs minus that of the offline policy at its end."""
     known, pairs = view.part("proxy judge", "held out accuracy"), view.part("proxy judge", "held out pairs")
     judge = {s: (p, float(np.sqrt(p * (1 - p) / pairs[s]))) for s, p in known.items() if pairs.get(s)}
     policy = view.last("offline", "accuracy")
@@ -83,6 +84,7 @@ def proxy_first(view: View, rule: Rule) -> Verdict:
 
 
 def explains(view: View, rule: Rule) -> Verdict:
+    """H3: whether who classifies better is also ahead in win rate."""
     weights = {"online": 1.0, "offline": -1.0}
     wins, accuracy = view.contrast(weights), view.contrast(weights, "accuracy")
     if not (wins.defined and accuracy.defined):
@@ -133,6 +135,7 @@ def along_run(view: View, who: str, arm: str | None = None) -> Ends:
 
 
 def along(view: View, rule: Rule) -> Verdict:
+    """Along the online run, the proxy's accuracy minus each finished policy's."""
     proxy = along_run(view, "proxy")
     found = {arm: arms_difference(proxy, along_run(view, "final", arm)) for arm in COMMON}
     both = [f for f in found.values() if f is not None]
@@ -148,6 +151,7 @@ def along(view: View, rule: Rule) -> Verdict:
 
 
 def decay(view: View, rule: Rule) -> Verdict:
+    """How much of its accuracy the proxy loses from the run's first checkpoint to its last."""
     at = positions(view, "proxy")
     if not at:
         return rule.unknown(NO_PROBE)
@@ -160,6 +164,7 @@ def decay(view: View, rule: Rule) -> Verdict:
 
 
 def itself(view: View, rule: Rule) -> Verdict:
+    """R13: how well the online policy classifies the pairs that it writes."""
     ends = along_run(view, "writer")
     if not ends:
         return rule.unknown(NO_PROBE)

@@ -52,6 +52,7 @@ DIFFER = 0.05
 
 
 def knob(view: View, rule: Rule) -> Verdict:
+    """What best-of-n gains per nat with the reward's peak inside what SFT writes, minus with it outside."""
     found = arms_difference(*(gain_per_nat(view.best_of_n, variant=w) for w in (IN, OUT)))
     if found is None:
         return rule.unknown("Best-of-n was not made against the SFT policy in both worlds.")
@@ -64,6 +65,7 @@ def knob(view: View, rule: Rule) -> Verdict:
 
 
 def predicts(view: View, rule: Rule) -> Verdict:
+    """Whether a larger gain of best-of-n goes with a smaller gap, over the worlds."""
     gains = [gain_per_nat(view.best_of_n, variant=w) for w in WORLDS]
     seeds = [s for s in view.seeds if all(s in g for g in gains)]
     if not seeds:
@@ -83,7 +85,7 @@ def predicts(view: View, rule: Rule) -> Verdict:
 
 
 def heterogeneity(gains: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """p-value of Cochran's Q (1954, Biometrics 10: 101-129): per seed, do gains (value, standard error) agree?"""
+    """The p-value of Cochran's Q (1954, Biometrics 10: 101-129) for gains (value, standard error) that agree in each seed."""
     q = 0.0
     for seed in gains:
         value, se = np.array(seed).T

@@ -26,6 +26,8 @@ RULE = (
 
 
 def as_well(variant: str) -> Callable[[View, Rule], Verdict]:
+    """A rule that holds a variant's proxy against the pairwise one along the online run."""
+
     def decided(view: View, rule: Rule) -> Verdict:
         found = arms_difference(along_run(view, "judge", variant), along_run(view, "proxy"))
         if found is None:

@@ -29,6 +29,7 @@ def accuracy(view: View, variant: str) -> dict[int, float]:
 
 
 def slope(view: View, rule: Rule) -> Verdict:
+    """What ten points of the proxy's accuracy are worth to the online arm."""
     found = [accuracy(view, v) for v in VARIANTS]
     seeds = [s for s in view.seeds if all(s in a for a in found)]
     if not seeds:

@@ -28,6 +28,7 @@ RULE_ANCHOR = (
 
 
 def improves(view: View, rule: Rule) -> Verdict:
+    """The best checkpoint from the final online policy on, minus the best of the run that wrote the pairs."""
     found = view.peak({FINAL: 1.0, "online": -1.0})
     if isinstance(found, str):
         return rule.unknown(found)

@@ -85,7 +85,7 @@ class Rule:
 
 
 def ahead(name: str, a: str, b: str, claim: str = "", *, score: str = "win") -> Rule:
-    """Is a ahead of b at equal KL?"""
+    """The rule that asks whether arm a is ahead of arm b at equal KL."""
     text = f"{a} - {b}{BY[score]} {AT_BUDGETS}. {SIGN}"
     weights = {a: 1.0, b: -1.0}
 

@@ -79,6 +79,7 @@ def slope(view: View, arm: str, minus: str = "") -> TwoLevel | str:
 
 
 def judge_slope(view: View, rule: Rule, arm: str, minus: str = "") -> Verdict:
+    """How an arm's ratio to online changes per doubling of the policy, beyond that of another arm if one is named."""
     found = slope(view, arm, minus)
     if isinstance(found, str):
         return rule.unknown(found)
@@ -90,6 +91,7 @@ def judge_slope(view: View, rule: Rule, arm: str, minus: str = "") -> Verdict:
 
 
 def peak(view: View, rule: Rule) -> Verdict:
+    """R11: online's best checkpoint at the largest policy minus that at the smallest."""
     found = view.peak({under("online", LARGE): 1.0, under("online", SMALL): -1.0})
     if isinstance(found, str):
         return rule.unknown(found)
@@ -100,6 +102,7 @@ def peak(view: View, rule: Rule) -> Verdict:
 
 
 def fix(view: View, rule: Rule) -> Verdict:
+    """The share of online's best that offline reaches at the largest policy."""
     seeds, point, reps = ratio_to_online(view, "offline", LARGE)
     if not seeds:
         return rule.unknown("Wins prompt by prompt are not recorded for the largest policy.")
@@ -153,6 +156,7 @@ def of_two_sizes(view: View) -> tuple[str, ...] | None:
 
 
 def arms(*names: str) -> tuple[str, ...]:
+    """The named arms under each size of the policy."""
     return tuple(under(n, s) for n in names for s in SIZES)
 
 

@@ -24,6 +24,7 @@ AXES = {"sync interval": "sync-", "times trained on": "reuse-", "shuffle window"
 
 
 def speed_of(arm: str) -> str:
+    """The text of the rule that compares an arm's KL at its end with online's."""
     return (
         "KL at the last step, at the configurations that both ran. Supported if the 95% two-level interval of "
         f"online - {arm} lies above 0 "

@@ -134,6 +134,7 @@ def noise(point: FloatArray, error: FloatArray, seeds: tuple[int, ...], draws: i
 
 
 def no_values(what: str, ends: Mapping[str, Ends]) -> str:
+    """Why two arms cannot be compared: which of them has no values, or that they share no seed."""
     empty = [arm for arm, values in ends.items() if not values]
     return f"No {what} for {' and '.join(empty)}." if empty else "The arms share no seed."
 
@@ -146,6 +147,7 @@ def verdict(
 
 
 def undefined(name: str, rule: str, reason: str) -> Verdict:
+    """A verdict that decides nothing, with its reason."""
     return Verdict(name, INCONCLUSIVE, rule, Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), reason)
 
 

@@ -73,6 +73,7 @@ class Contrast:
 
 
 def base_of(arm: str) -> str:
+    """The arm without the variant that it is run under."""
     return arm.partition("[")[0]
 
 
@@ -87,6 +88,7 @@ def world_of(arm: str, worlds: Collection[str]) -> str:
 
 
 def under(arm: str, variant: str) -> str:
+    """The name of an arm under a variant."""
     return f"{arm}[{variant}]" if variant else arm
 
 

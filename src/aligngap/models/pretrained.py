@@ -60,6 +60,7 @@ def inside_package(path: str) -> Path:
 
 
 def cache_folder() -> Path:
+    """Where converted models are kept: ALIGNGAP_CACHE, else the user's cache folder."""
     named = os.environ.get("ALIGNGAP_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aligngap"
 
@@ -115,6 +116,7 @@ def convert(file: Path, folder: Path) -> None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, the outermost first."""
     found: BaseException | None = error
     while found is not None:
         yield found

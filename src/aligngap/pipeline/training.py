@@ -170,6 +170,7 @@ def train(
 
 
 def log_row(step: Update, stream: Any, sampler: Any = None) -> dict[str, Any]:
+    """What the log says of one optimiser step: loss, metrics, responses sampled, an engine's mismatch."""
     row: dict[str, Any] = {"step": step.number, "loss": step.loss, "grad_norm": step.grad_norm}
     row |= {"learning_rate": step.learning_rate, "responses_sampled": stream.responses_sampled}
     return row | step.metrics | (sampler.mismatch() if isinstance(sampler, Following) else {})

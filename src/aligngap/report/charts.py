@@ -188,6 +188,7 @@ def blank(y_title: str) -> Any:
 
 
 def ticks() -> list[float]:
+    """1, 2 and 5 times the powers of ten: places on a logarithmic axis."""
     return [m * 10.0**e for e in range(-3, 4) for m in (1, 2, 5)]
 
 
@@ -228,6 +229,7 @@ def rounded(values: Any) -> list[float | None]:
 
 
 def rgba(colour: str, alpha: float) -> str:
+    """A colour `#rrggbb` with an opacity, as CSS spells it."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
 

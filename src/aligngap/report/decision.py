@@ -148,6 +148,7 @@ def notes(d: Decision) -> list[str]:
 
 
 def share(o: Option) -> str:
+    """The share of online's gain that an option keeps, with its interval."""
     if not math.isfinite(o.kept.value):
         return "undefined"
     ends = (percent(x) if math.isfinite(x) else "unbounded" for x in o.kept_interval)
@@ -155,29 +156,35 @@ def share(o: Option) -> str:
 
 
 def spent(c: Cost | None) -> tuple[str, str, str]:
+    """Responses, tokens and seconds that an option generated, as cells of a table."""
     if c is None:
         return "–", "–", "–"
     return f"{c.responses:,.0f}", f"{c.tokens:,.0f}", f"{c.seconds:,.1f}" if math.isfinite(c.seconds) else "–"
 
 
 def amount(c: Cost) -> str:
+    """What an option generates per run, in words."""
     seconds = f", {c.seconds:,.0f} seconds" if math.isfinite(c.seconds) else ""
     return f"{c.responses:,.0f} fresh responses a run ({c.tokens:,.0f} tokens{seconds})"
 
 
 def saved(c: Cost) -> str:
+    """What is saved where online is not needed, in words."""
     return f"online's {amount(c)} are saved"
 
 
 def percent(x: float) -> str:
+    """A share as a percentage."""
     return f"{words.number(100 * x, 0)}%"
 
 
 def interval_percent(interval: tuple[float, float]) -> str:
+    """An interval of shares as percentages, cut to 0 and 100."""
     return f"95% interval {percent(max(interval[0], 0.0))} to {percent(min(interval[1], 1.0))}"
 
 
 def state(d: Decision) -> str:
+    """The outcome of a decision in a word or two."""
     return STATES.get(d.outcome, "undefined")
 
 

@@ -319,6 +319,7 @@ def dynamics_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | 
 
 
 def draw_range(axis: Any, mine: pd.DataFrame, column: str, style: ArmStyle, arm: str) -> None:
+    """Draw an arm's mean over runs, and the band from the least to the greatest."""
     axis.fill_between(
         mine["step"], mine[f"{column}_min"], mine[f"{column}_max"], color=style.colour, alpha=0.12, linewidth=0
     )
@@ -326,6 +327,7 @@ def draw_range(axis: Any, mine: pd.DataFrame, column: str, style: ArmStyle, arm:
 
 
 def small_legend(axis: Any) -> None:
+    """Add a small legend where anything has a name."""
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="best", fontsize=7.5)
 
@@ -358,6 +360,7 @@ def dial_table(dial: Dial) -> pd.DataFrame:
 
 
 def styles_of(dial: Dial) -> dict[str, ArmStyle]:
+    """The colour and the marks of each series of a dial."""
     return arm_styles(tuple(dial.series))
 
 

@@ -101,11 +101,13 @@ def made_by(folder: Path, provenance: dict[str, Any]) -> str:
 
 
 def section(of: dict[str, Any], key: str) -> dict[str, Any]:
+    """The value of a key if it is a mapping, else an empty one."""
     found = of.get(key)
     return found if isinstance(found, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -122,4 +124,5 @@ def pipeline_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_text(path: Path) -> str:
+    """The text of a file; empty where there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""

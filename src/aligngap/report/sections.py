@@ -52,6 +52,7 @@ def share(v: Verdict) -> str:
 
 
 def cells(v: Verdict) -> tuple[str, ...]:
+    """A verdict as the cells of a table."""
     return (v.name, v.claim or "–", v.outcome, effect(v), p_value(v), share(v), v.reason)
 
 

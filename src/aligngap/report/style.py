@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ArmStyle:
+    """The colour, marks and lines of an arm, on paper (matplotlib) and on the page (plotly)."""
+
     colour: str
     marker: str  # matplotlib
     symbol: str  # plotly

@@ -174,6 +174,7 @@ def sort(found: list[Comparison]) -> list[Comparison]:
 
 
 def axis_row(c: Comparison) -> Row:
+    """A comparison on one axis as the cells of a table."""
     ahead = SIDES[side(c)]
     opponent = words.SHORT.get(c.opponent, c.opponent)
     if not c.defined:
@@ -341,6 +342,7 @@ def percent(p: float) -> str:
 
 
 def count(s: Spread, difference: float, prompts: int, cautious: bool = False) -> str:
+    """The number of seeds that a difference takes, or that it is more than anybody will run."""
     n = seeds_needed(s, difference, prompts, cautious)
     return f"> {MAX_SEEDS}" if n is None else str(n)
 
@@ -402,6 +404,7 @@ def planned(
 
 
 def difference(c: Comparison) -> str:
+    """A comparison's average with its standard error."""
     return f"{words.number(c.average.value, 3, True)} ± {words.number(c.average.se)}"
 
 
@@ -435,6 +438,8 @@ def judge_answers(analysis: Analysis) -> list[Table]:
 
 
 def row(key: str, counts: Mapping[str, Any]) -> Row:
+    """What one judge was asked and cost, as the cells of a table."""
+
     def count(name: str) -> str:
         value = counts.get(name, 0)
         return f"{value:,.0f}" if isinstance(value, int | float) else "–"

@@ -43,14 +43,17 @@ def pm(e: Estimate, digits: int = 3) -> str:
 
 
 def span(interval: tuple[float, float], digits: int = 3, sign: bool = True) -> str:
+    """An interval as "low to high"."""
     return f"{number(interval[0], digits, sign)} to {number(interval[1], digits, sign)}"
 
 
 def seeds(n: int) -> str:
+    """A number of seeds in words."""
     return "one seed" if n == 1 else f"{n} seeds"
 
 
 def opponent(name: str) -> str:
+    """What an opponent is called in a sentence."""
     return OPPONENTS.get(name, name)
 
 

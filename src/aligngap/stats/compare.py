@@ -266,6 +266,7 @@ def peak_of(c: ArmCurves, level: float = LEVEL) -> tuple[Estimate, tuple[float, 
 
 
 def at_kl(c: ArmCurves, rows: Sequence[int], k: int, level: float = LEVEL) -> Estimate:
+    """A frontier's estimate at the k-th point of its grid of KL, over the given rows (seeds)."""
     found = two_level(c.frontier[list(rows)][:, [k]], c.frontier_reps[list(rows)][:, :, [k]], level)
     return found.estimate("frontier at this KL")
 

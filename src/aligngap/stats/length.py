@@ -88,6 +88,7 @@ def fit(y: FloatArray, z: FloatArray, ok: np.ndarray) -> FloatArray:
 
 
 def expit(x: FloatArray) -> FloatArray:
+    """1 / (1 + exp(-x)), elementwise, without overflow."""
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -40, 40))))
 
 

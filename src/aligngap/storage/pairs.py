@@ -25,18 +25,22 @@ PAIR_SCHEMA = pa.schema(
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write pairs as a Parquet file."""
     write_rows(path, [pair_to_row(p) for p in pairs], PAIR_SCHEMA)
 
 
 def read_pairs(path: Path) -> list[Pair]:
+    """The pairs in a Parquet file, in their order."""
     return [pair_from_row(row) for row in read_rows(path)]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema | None = None) -> None:
+    """Write rows of JSON values as a Parquet file."""
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file as JSON values."""
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
 

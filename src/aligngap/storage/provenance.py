@@ -32,6 +32,7 @@ def commit() -> str:
 
 @cache
 def packages() -> dict[str, str]:
+    """The installed version of each package that a result may depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -42,6 +43,7 @@ def packages() -> dict[str, str]:
 
 
 def provenance(device: str, seconds: float) -> dict[str, Any]:
+    """Where a result comes from: versions, commit, device, machine and the seconds that it took."""
     return {
         "aligngap": __version__, "commit": commit(), "python": platform.python_version(), "packages": packages(),
         "device": device, "machine": f"{platform.system()} {platform.machine()}", "seconds": round(seconds, 3),

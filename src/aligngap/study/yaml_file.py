@@ -127,6 +127,7 @@ def expanded_size(value: Any) -> float:
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """The mapping that a YAML text holds; AligngapError with the line where it is no study."""
     try:
         raw = UniqueKeyLoader(text).get_single_data()
     except yaml.YAMLError as error:

@@ -108,6 +108,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def reason(error: Exception) -> str:
+    """What the operating system complains of, in its words."""
     return getattr(error, "strerror", None) or str(error)
 
 

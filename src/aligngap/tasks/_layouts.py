@@ -339,6 +339,7 @@ def two_columns(values: Values) -> tuple[str, str, str, str] | None:
 
 
 def has_vote(values: Values) -> bool:
+    """Whether a row has a prompt, two responses and a vote between them."""
     columns = two_columns(values)
     if columns is None or prompt_column(values) is None:
         return False
