@@ -140,6 +140,8 @@ def parser() -> argparse.ArgumentParser:
     leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
     leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
+    hold = command("check", check_store, "hold a store of artifacts against its checksums")
+    hold.add_argument("store", type=Path, help="folder of artifacts, store/ beside the outputs by default")
     world = command("exact", exact, "a world where everything is exact: predicted from the theory first, then trained")
     add_exact(world)
     listing = command("list", list_names, "what can be named in a study")
@@ -352,6 +354,23 @@ def show(args: argparse.Namespace, words: Sequence[str]) -> int:
     print_records(read_folder(args.out).records)
     print(headline(args.out))
     return 0
+
+
+def check_store(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Hold every artifact of a store against its checksums; exit code 1 if one is damaged."""
+    from collections import Counter
+
+    from aligngap.storage.audit import State, audit
+    from aligngap.storage.store import Store
+
+    counts: Counter[State] = Counter()
+    for found in audit(Store(args.store)):
+        counts[found.state] += 1
+        if found.state is not State.SOUND:
+            print(f"{found.name}: {found.state}: {found.remedy}")
+    told = ", ".join(f"{counts[state]} {state}" for state in State if counts[state]) or "none"
+    print(f"artifacts of {args.store}: {told}")
+    return int(bool(counts[State.DAMAGED]))
 
 
 def export(args: argparse.Namespace, words: Sequence[str]) -> int:

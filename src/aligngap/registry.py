@@ -6,8 +6,13 @@ Other packages add theirs through the entry-point group `aligngap.<shelf>`, for 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from aligngap.types import AligngapError
@@ -84,6 +89,43 @@ def get(shelf: str, name: str) -> Any:
     if name not in found:
         raise AligngapError(f"{shelf}: no `{name}`{did_you_mean(name, found)}")
     return _imported(shelf, name, found[name])
+
+
+def source_of(shelf: str, name: str) -> str:
+    """The hash of the source of an object that is not aligngap's own: of its module, or of the whole package it is in.
+
+    20 hex digits, which change with every edit there; "" for an object of aligngap.
+    """
+    places = {names(shelf).get(name, "").partition(":")[0], str(getattr(get(shelf, name), "__module__", ""))}
+    return source_hash(places)
+
+
+def source_hash(modules: Iterable[str]) -> str:
+    """The hash of the source of some modules, each with all of the package it is in; "" if all are aligngap's own."""
+    tops = {module.partition(".")[0] for module in modules} - {"aligngap", ""} - set(sys.stdlib_module_names)
+    if not tops:
+        return ""
+    found = hashlib.sha256()
+    for top in sorted(tops):
+        for file, name in _source_files(top):
+            found.update(f"{top}/{name}\n".encode() + file.read_bytes() + b"\n")
+    return found.hexdigest()[:20]
+
+
+def _source_files(top: str) -> list[tuple[Path, str]]:
+    """The source files of a module or package, each with its name there."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # a module that was made in memory
+        spec = None
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        roots = [Path(place) for place in spec.submodule_search_locations]
+        files = [(file, file.relative_to(root).as_posix()) for root in roots for file in root.rglob("*.py")]
+        return sorted(files, key=lambda found: found[1])
+    origin = Path(spec.origin or "")
+    return [(origin, origin.name)] if origin.is_file() else []
 
 
 def every(shelf: str) -> list[Any]:

@@ -19,6 +19,7 @@ from aligngap.exchange.export import find_run, write_policy
 from aligngap.execute.collect import collect
 from aligngap.execute.worker import make
 from aligngap.models.policy import Policy
+from aligngap.pipeline.align import checkpoint_at
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.plan import expand
 from aligngap.settings import LoraSpec
@@ -152,7 +153,7 @@ def test_an_adapter_on_a_gguf_model_leaves_as_an_ordinary_folder(
     assert main(["export", str(out), "online", "--to", str(tmp_path / "policy")]) == 0
 
     align = made.runs[0].align
-    checkpoint, sft = align.checkpoint(ctx, 2), store.path(align.sft.name) / "policy"
+    checkpoint, sft = ctx.store.path(align.name) / checkpoint_at(2), store.path(align.sft.name) / "policy"
     base = AutoModelForCausalLM.from_pretrained(sft).eval()
     ids = torch.arange(3, 40).unsqueeze(0)
     with torch.no_grad():

@@ -174,7 +174,7 @@ def test_a_judge_that_answers_nan(
     result = ctx.store.manifest(align["online"].name)["result"]
     assert result["outcome"].startswith("stopped at step 6: judge wish answered nan")
     assert result["last_step"] == 5
-    assert len(pd.read_parquet(align["online"].folder(ctx) / "recording.parquet")) == 5 * 8
+    assert len(pd.read_parquet(ctx.store.path(align["online"].name) / "recording.parquet")) == 5 * 8
     assert ctx.store.manifest(align["offline"].name)["result"]["outcome"] == "ok"
     # Measuring asks the same judge: that fails, and says why.
     assert {why.partition(" answered")[0] for why in failures.values()} == {"judge wish"}

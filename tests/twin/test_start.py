@@ -80,7 +80,7 @@ def test_the_reference_is_the_start(done: Done, arm: str) -> None:
             by[name] = torch.stack(pair_logps(policy, pairs), 1).numpy()
     assert stored(pairs) == pytest.approx(by["start"], abs=1e-4)
     assert np.abs(stored(pairs) - by["sft"]).max() > 0.01
-    log = pd.read_parquet(run.folder(done.ctx) / "log.parquet")
+    log = pd.read_parquet(done.ctx.store.path(run.name) / "log.parquet")
     assert log["margin"].iloc[0] == pytest.approx(0, abs=1e-5)  # policy and reference are one at the first step
 
 

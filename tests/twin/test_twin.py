@@ -61,10 +61,10 @@ class Finished:
         return load_file(self.runs[arm].align.checkpoint(self.ctx, step) / "model.safetensors")
 
     def table(self, arm: str, name: str) -> pd.DataFrame:
-        return pd.read_parquet(self.runs[arm].measure.folder(self.ctx) / f"{name}.parquet")
+        return pd.read_parquet(self.ctx.store.path(self.runs[arm].measure.name) / f"{name}.parquet")
 
     def log(self, arm: str) -> pd.DataFrame:
-        return pd.read_parquet(self.runs[arm].align.folder(self.ctx) / "log.parquet")
+        return pd.read_parquet(self.ctx.store.path(self.runs[arm].align.name) / "log.parquet")
 
 
 @pytest.fixture(
@@ -119,7 +119,7 @@ def test_replay_in_order_gives_the_same_training_log(study: Finished, arm: str, 
 
 
 def test_training_moved_the_policy_and_dropout_was_on(study: Finished) -> None:
-    start = load_file(study.runs["online"].align.sft.folder(study.ctx) / "policy" / "model.safetensors")
+    start = load_file(study.ctx.store.path(study.runs["online"].align.sft.name) / "policy" / "model.safetensors")
     end = study.weights("online", 8)
     assert any(not torch.equal(start[name], end[name]) for name in end)
     # With dropout on in training, step 1's margin is not exactly 0 although policy and reference are equal.

@@ -3,11 +3,16 @@ new settings; a default that changes needs a new `version` of the steps that rea
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic_core import PydanticUndefined
 
+from aligngap import registry
+from aligngap.models.pretrained import check_content, content_of
 from aligngap.pipeline.align import Align
 from aligngap.pipeline.plan import expand
 from aligngap.settings import (
@@ -22,7 +27,9 @@ from aligngap.settings import (
     RolloutSpec,
     TokenizerSpec,
 )
+from aligngap.storage import content
 from aligngap.study.load import load
+from aligngap.types import RunFailed
 
 #: The defaults that keys of stored artifacts stand for. Add to it; change nothing in it without raising versions.
 DEFAULTS: dict[type, dict[str, Any]] = {
@@ -85,3 +92,132 @@ def test_the_engine_is_part_of_a_key_where_the_policy_writes_and_its_memory_and_
     assert other == engine
     assert named("recipe.rollouts.tolerance_nats=0.5") == plain
     assert {arm for arm in plain if plain[arm] != engine[arm]} == {"online", "online-golden"}
+
+
+# ------------------------------------------------------------------------------------------------ content of files
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files of a model, which planning reads and nothing loads."""
+    monkeypatch.setenv("ALIGNGAP_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "model.safetensors").write_bytes(bytes(4096))
+    (folder / "README.md").write_text("about it")
+    return folder
+
+
+def planned(folder: Path) -> dict[str, str]:
+    plan = expand(load("compare", [f"policy.path={folder}", "task={name: sandbox}"]))
+    run = next(r for r in plan.runs if r.arm == "online")
+    start = plan.start[run.name]
+    return {"data": start.data.name, "sft": start.sft.name, "golden": start.golden.name, "online": run.align.name}
+
+
+@pytest.mark.parametrize(
+    ("file", "moved"),
+    [
+        ("model.safetensors", {"sft", "golden", "online"}),
+        ("tokenizer.json", {"data", "sft", "golden", "online"}),
+        ("chat_template.jinja", {"data", "sft", "golden", "online"}),
+        ("config.json", {"data", "sft", "golden", "online"}),
+        ("README.md", set()),
+    ],
+)
+def test_a_key_holds_the_content_of_the_models_files(model: Path, file: str, moved: set[str]) -> None:
+    before, content = planned(model), (model / file).read_bytes()
+    at = (model / file).stat()
+    (model / file).write_bytes(content[:-1] + b"!")  # the same size, and below the same time
+    os.utime(model / file, ns=(at.st_atime_ns, at.st_mtime_ns))
+    after = planned(model)
+    assert {step for step in before if before[step] != after[step]} == moved
+    (model / file).write_bytes(content)
+    assert planned(model) == before
+
+
+def test_the_content_of_a_large_folder_is_read_once(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = time.time() - 60
+    for file in model.iterdir():
+        os.utime(file, (old, old))
+    monkeypatch.setattr(content, "SETTLED_SECONDS", -1.0)  # the files were made just now
+    first = content_of(str(model))
+    content.open_hashes().save()
+    monkeypatch.setattr(content, "_open", {})  # as the next command does
+    monkeypatch.setattr(content.hashlib, "file_digest", lambda *_: pytest.fail("was read again"))
+    assert content_of(str(model)) == first
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(model: Path) -> None:
+    first = content_of(str(model))
+    assert not content.open_hashes().known
+    (model / "model.safetensors").write_bytes(bytes(4095) + b"1")
+    assert content_of(str(model)) != first
+
+
+def test_a_model_that_changes_under_a_command_is_refused(model: Path) -> None:
+    planned_as = content_of(str(model))
+    check_content(str(model), planned_as)
+    (model / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(RunFailed, match="changed since the command began"):
+        check_content(str(model), planned_as)
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from helper_of_mine import SCALE
+@dataclass(frozen=True)
+class Mine:
+    beta: float = 0.1
+    def __call__(self, x):
+        return SCALE * self.beta * x.p_chosen
+"""
+
+
+def test_editing_the_source_of_a_loss_of_ones_own_moves_the_runs_that_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "losses_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text(PLUGIN.replace("helper_of_mine", "losses_of_mine.helper"))
+    (package / "helper.py").write_text("SCALE = 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(registry.SHELVES["losses"], "mine", "losses_of_mine.mine:Mine")
+    before, builtin = align("recipe.loss={name: mine, beta: 0.1}"), align()
+    assert builtin.code == ""
+    assert before.code
+    assert align("recipe.loss={name: mine, beta: 0.1}").name == before.name
+    (package / "helper.py").write_text("SCALE = 2.0\n")
+    after = align("recipe.loss={name: mine, beta: 0.1}")
+    assert after.name != before.name
+    assert after.inputs["sft"].name == before.inputs["sft"].name
+    assert align().name == builtin.name
+
+
+def test_the_source_of_judges_and_tasks_of_ones_own_is_in_their_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "things_of_mine.py"
+    source.write_text(
+        "from aligngap.tasks.sandbox import Sandbox\nfrom aligngap.judges.kinds import Pairwise\n"
+        "class Mine(Sandbox): ...\nclass Judge(Pairwise): ...\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(registry.SHELVES["tasks"], "mine", "things_of_mine:Mine")
+    monkeypatch.setitem(registry.SHELVES["judges"], "mine", "things_of_mine:Judge")
+
+    def names(*overrides: str) -> dict[str, str]:
+        plan = expand(load("opening", list(overrides)))
+        start = next(iter(plan.start.values()))
+        return {"data": start.data.name, "golden": start.golden.name, "proxy": start.proxy.name}
+
+    before = names("golden.kind=mine"), names("task.name=mine")
+    source.write_text(source.read_text() + "# an edit\n")
+    after = names("golden.kind=mine"), names("task.name=mine")
+    assert before[0]["data"] == after[0]["data"]
+    assert before[0]["golden"] != after[0]["golden"]
+    assert before[1]["data"] != after[1]["data"]

@@ -18,6 +18,7 @@ from aligngap.losses import IPO
 from aligngap.measure import score
 from aligngap.models.pair_logps import compare_logps, with_reference
 from aligngap.models.policy import Policy
+from aligngap.pipeline.align import checkpoint_at
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.plan import expand
 from aligngap.settings import LoraSpec, Optimization
@@ -176,11 +177,12 @@ def test_the_twin_holds_with_adapters(study: tuple[Context, dict[str, object]]) 
     ctx, runs = study
     for step in (4, 8):
         left, right = (
-            load_file(runs[a].align.checkpoint(ctx, step) / "adapter_model.safetensors") for a in ("online", "twin")
+            load_file(ctx.store.path(runs[a].align.name) / checkpoint_at(step) / "adapter_model.safetensors")
+            for a in ("online", "twin")
         )
         assert left.keys() == right.keys()
         assert all(torch.equal(left[n], right[n]) for n in left)
-    rows = [pd.read_parquet(runs[a].measure.folder(ctx) / "rows.parquet") for a in ("online", "twin")]
+    rows = [pd.read_parquet(ctx.store.path(runs[a].measure.name) / "rows.parquet") for a in ("online", "twin")]
     pd.testing.assert_frame_equal(rows[0], rows[1], check_exact=True)
     assert (rows[0]["kl_nats"] > 0).all()
 
@@ -188,13 +190,13 @@ def test_the_twin_holds_with_adapters(study: tuple[Context, dict[str, object]]) 
 def test_artifacts_hold_adapters_for_arms_and_whole_models_elsewhere(study: tuple[Context, dict[str, object]]) -> None:
     ctx, runs = study
     align = runs["online"].align
-    folder = align.checkpoint(ctx, 8)
+    folder = ctx.store.path(align.name) / checkpoint_at(8)
     assert {f.name for f in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json"}
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == align.sft.name
-    assert not [n for n in load_file(align.sft.folder(ctx) / "policy" / "model.safetensors") if "lora" in n]
+    assert not [n for n in load_file(ctx.store.path(align.sft.name) / "policy" / "model.safetensors") if "lora" in n]
     judge = runs["online"].measure.golden
-    assert not [n for n in load_file(judge.folder(ctx) / "model" / "model.safetensors") if "lora" in n]
-    assert (judge.folder(ctx) / "model" / "head.safetensors").is_file()
+    assert not [n for n in load_file(ctx.store.path(judge.name) / "model" / "model.safetensors") if "lora" in n]
+    assert (ctx.store.path(judge.name) / "model" / "head.safetensors").is_file()
 
 
 def test_a_run_may_start_from_an_adapted_one(study: tuple[Context, dict[str, object]]) -> None:
@@ -205,15 +207,15 @@ def test_a_run_may_start_from_an_adapted_one(study: tuple[Context, dict[str, obj
     rows = [p.ids for p in ITEMS], [(4, 5, 1), (6, 1), (7, 8, 9)]
     assert start.adapter is None
     torch.testing.assert_close(start.logps_of(*rows), again.logps_of(*rows), atol=1e-5, rtol=1e-5)
-    stored = load_file(moved.sft.folder(ctx) / "policy" / "model.safetensors")
+    stored = load_file(ctx.store.path(moved.sft.name) / "policy" / "model.safetensors")
     kept = moved.sft.policy(ctx).model.state_dict()
     assert all(torch.equal(kept[name], value) for name, value in stored.items())
-    assert pd.read_parquet(moved.folder(ctx) / "log.parquet")["margin"].iloc[0] == 0.0
+    assert pd.read_parquet(ctx.store.path(moved.name) / "log.parquet")["margin"].iloc[0] == 0.0
 
 
 def test_the_first_margin_of_a_study_is_exactly_zero(study: tuple[Context, dict[str, object]]) -> None:
     """Although LoRA's dropout is on: it acts before A, and B is 0."""
     ctx, runs = study
-    log = pd.read_parquet(runs["online"].align.folder(ctx) / "log.parquet")
+    log = pd.read_parquet(ctx.store.path(runs["online"].align.name) / "log.parquet")
     assert log["margin"].iloc[0] == 0.0
     assert log["margin"].iloc[-1] != 0.0

@@ -85,7 +85,7 @@ def predicts(view: View, rule: Rule) -> Verdict:
 
 
 def heterogeneity(gains: Sequence[Sequence[tuple[float, float]]]) -> float:
-    """The p-value of Cochran's Q (1954, Biometrics 10: 101-129) for gains (value, standard error) that agree in each seed."""
+    """The p-value of Cochran's Q (1954, Biometrics 10: 101-129): whether gains (value, standard error) agree."""
     q = 0.0
     for seed in gains:
         value, se = np.array(seed).T

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from aligngap.registry import source_hash
 from aligngap.settings import Settings
 from aligngap.types import AligngapError, Judgement, Prompt, Response
 
@@ -31,7 +32,7 @@ class FunctionJudge(Settings):
         return f"function {self.object}"
 
     def identity(self) -> dict[str, Any]:
-        """Its name and a hash of its module's source: another function is another judge."""
+        """Its name and a hash of its module's source, or of its package's: another function is another judge."""
         module = self.object.partition(":")[0]
         try:
             found = importlib.util.find_spec(module)
@@ -40,7 +41,9 @@ class FunctionJudge(Settings):
         if found is None:
             raise AligngapError(f"object: no module `{module}`; put its folder on PYTHONPATH")
         source = Path(found.origin).read_bytes() if found.origin and Path(found.origin).is_file() else b""
-        return {"object": self.object, "source": hashlib.sha256(source).hexdigest()[:20]}
+        whole = found.submodule_search_locations or "." in module  # in a package, all of it
+        hashed = source_hash([module]) if whole else hashlib.sha256(source).hexdigest()[:20]
+        return {"object": self.object, "source": hashed}
 
     def check(self, folder: Path) -> None:
         """Import it now."""

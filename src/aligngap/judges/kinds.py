@@ -188,7 +188,11 @@ class RewardModel(Settings):
         return template
 
     def identity(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"batch"}) | {"reading": 2}  # raised when the same texts are read as other ids
+        from aligngap.models.pretrained import content_of
+
+        own = self.model_dump(exclude={"batch"}) | {"reading": 2}  # raised when the same texts are read as other ids
+        content = content_of(self.path)
+        return own | {"content": content} if content else own
 
     def check(self, folder: Path) -> None:
         from aligngap.judges.reward_model import check_path

@@ -8,17 +8,18 @@ directory named by the hash of its content: `ALIGNGAP_CACHE`, else `~/.cache/ali
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import importlib.util
-import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
-from aligngap.types import AligngapError, first_line
+from aligngap.storage.content import cache_folder, hash_of
+from aligngap.storage.store import digest
+from aligngap.types import AligngapError, RunFailed, first_line
 
 PACKAGE = "package:"
 CONVERTED = 1  #: raised when conversion changes, so that old folders are not taken for new ones
@@ -44,6 +45,53 @@ def located(path: str | Path) -> str:
     return found
 
 
+#: suffixes of weights, and of files in a model's folder that are never read
+WEIGHTS = (".safetensors", ".gguf")
+UNREAD = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".md", ".py", ".pyc", ".png", ".lock")
+
+
+def content_of(path: str | None, weights: bool = True) -> str:
+    """The hash of what lies at a `path` of a study: 20 hex digits that change whenever a file that is read does.
+
+    Without `weights` it is the hash of all else: tokenizer, templates and configuration. Of a hub name that is no
+    folder here it is the commit (`commit_of`). "" where there is no path, or where nothing is here yet.
+    """
+    try:
+        place = inside_package(path) if path and path.startswith(PACKAGE) else Path(path or "")
+    except AligngapError:
+        return ""
+    if not path or not place.exists():
+        return commit_of(path or "")
+    if place.is_file():
+        return hash_of(place)[:20]
+    found = {}
+    for file in sorted(place.rglob("*")):
+        parts = file.relative_to(place).parts
+        skipped = any(part.startswith((".", "checkpoint-")) for part in parts) or file.suffix.lower() in UNREAD
+        if not skipped and (weights or file.suffix.lower() not in WEIGHTS) and file.is_file():
+            found["/".join(parts)] = hash_of(file)
+    return digest(found)
+
+
+def commit_of(name: str) -> str:
+    """The commit of a hub model that would be loaded now: the hub's, or where it is out of reach the cache's; or ""."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return ""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        return str(get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10).commit_hash or "")[:20]
+    except Exception:  # whatever the hub's client raises: no such model, no network, told to be offline
+        found = try_to_load_from_cache(name, "config.json")
+        return Path(found).parent.name[:20] if isinstance(found, str) else ""
+
+
+def check_content(path: str | None, content: str, weights: bool = True) -> None:
+    """Refuse a model whose files are others than when the step was planned."""
+    if content and content_of(path, weights) != content:
+        raise RunFailed(f"{path}: its files have changed since the command began; repeat the command")
+
+
 def inside_package(path: str) -> Path:
     """The file or folder that `package:NAME/FILE` names; the package is looked up and never imported."""
     name, _, rest = path.removeprefix(PACKAGE).partition("/")
@@ -59,18 +107,11 @@ def inside_package(path: str) -> Path:
     return file
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: ALIGNGAP_CACHE, else the user's cache folder."""
-    named = os.environ.get("ALIGNGAP_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "aligngap"
-
-
 def converted(file: Path) -> Path:
     """The Hugging Face folder of a GGUF file, made on first use; the same content is never converted twice."""
     if not file.is_file():
         raise AligngapError(f"{file}: no such file; a GGUF file must be here, download it first")
-    with file.open("rb") as opened:
-        name = hashlib.file_digest(opened, "sha256").hexdigest()[:20]
+    name = hash_of(file)[:20]
     folder = cache_folder() / f"gguf-{CONVERTED}-{name}"
     if folder.is_dir():
         return folder

@@ -160,6 +160,7 @@ class Align(Step):
     start_at: int | None = None
     on_policy_kl: float = 0.0
     rollouts: RolloutSpec = Field(default_factory=RolloutSpec)
+    code: str = ""  # of the source of a loss, or of what writes, that is not aligngap's own
 
     @property
     def revision(self) -> int:

@@ -39,6 +39,8 @@ class Data(Step):
     seed: int
     judge_share: float = 0.0
     template: str = ""  # the hash of the chat template that writes the prompts, if one does
+    content: str = ""  # of the files of a pretrained tokenizer and of its model's configuration
+    code: str = ""  # of the source of a task that is not aligngap's own
 
     @property
     def expected(self) -> float:
@@ -54,9 +56,11 @@ class Data(Step):
         from aligngap.models.chat import TemplateRefused, check_template
         from aligngap.models.encoding import Encoding
         from aligngap.models.loading import is_encoder_decoder
+        from aligngap.models.pretrained import check_content
         from aligngap.models.tokenizer import make_tokenizer
         from aligngap.storage.pairs import write_rows
 
+        check_content(self.tokenizer.path, self.content, weights=False)
         loaded = build_task(self.task).load(self.seed)
         tokenizer = make_tokenizer(self.tokenizer, loaded)
         tokenizer.save_pretrained(str(job.work / "tokenizer"))

@@ -28,6 +28,7 @@ class OracleJudge(Settings):
     kind: Literal["oracle"] = "oracle"
     task: dict[str, Any]
     seed: int
+    code: str = ""  # of the source of a task that is not aligngap's own
 
     def open(self, ctx: Context, job: Job) -> Judge:
         """The judge, loaded once per process, as the job asks it."""
@@ -48,6 +49,7 @@ class FitJudge(Step):
     spec: JudgeSpec
     seed: int
     split: Literal["train", "judge"] = "train"
+    code: str = ""  # of the source of a kind of judge that is not aligngap's own
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         import numpy as np
@@ -111,6 +113,7 @@ class ReadyJudge(Step):
     labels: Relabel | None = None
     spec: JudgeSpec
     identity: dict[str, Any]
+    code: str = ""  # of the source of a kind of judge that is not aligngap's own
 
     @cached_property
     def configuration(self) -> Any:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Literal
 
 from aligngap.judges.kinds import LearningKind
+from aligngap.models.pretrained import content_of
 from aligngap.pipeline.align import Align, ArmStream, Written
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.best_of_n import BestOfN
@@ -21,6 +22,7 @@ from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel
 from aligngap.pipeline.measure import Measure, Responses
 from aligngap.pipeline.probe import JudgesProbe, Probe
 from aligngap.pipeline.sft import Sft
+from aligngap.registry import source_of
 from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
 from aligngap.study.build import build_judge, build_task, has_oracle, identity_of, needs_probabilities
@@ -73,6 +75,7 @@ class Pipeline:
         self.data = Data(
             task=study.task, fingerprint=fingerprint_of(study), tokenizer=tokenizer, family=study.policy.family,
             limits=study.limits, seed=seed, judge_share=study.judge_share, template=template_of(study.policy),
+            content=_content(tokenizer.path, weights=False), code=source_of("tasks", str(study.task["name"])),
         )  # fmt: skip
         self.sft = self.tuned(study.policy, study.sft)
         self.golden = self.judge(study.golden, "golden", None)
@@ -80,7 +83,7 @@ class Pipeline:
         # A variant with the same golden judge has the study's own labels, whatever its reference says of them beside.
         own = base if base is not None and base.golden.name == self.golden.name else self
         self.proxy = self.judge(study.proxy, "proxy", own.d_golden)
-        self.oracle = OracleJudge(task=study.task, seed=seed) if has_oracle(task) else None
+        self.oracle = OracleJudge(task=study.task, seed=seed, code=self.data.code) if has_oracle(task) else None
         self.judges = {"golden": self.golden, "proxy": self.proxy, "oracle": self.oracle}
         self.reference_samples = self.responses(self.sft)
         self.opponents: dict[str, Responses] = {}
@@ -95,16 +98,20 @@ class Pipeline:
         return Sft(
             data=self.data, model=model, optimization=how, limits=self.study.limits, seed=derive(self.seed, "sft"),
             split=split if how.steps else "train",  # a model as it is has learned from neither
+            content=_content(model.path),
         )  # fmt: skip
 
     def judge(self, spec: JudgeSpec, role: str, labels: Relabel | None) -> FitJudge | ReadyJudge:
-        if not isinstance(build_judge(spec, role), LearningKind):
-            return ReadyJudge(data=self.data, labels=labels, spec=spec, identity=identity_of(spec, role))
+        kind, code = build_judge(spec, role), source_of("judges", spec.kind)
+        if not isinstance(kind, LearningKind):
+            return ReadyJudge(data=self.data, labels=labels, spec=spec, identity=identity_of(spec, role), code=code)
         split = self.data.judges_learn_from
         backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft, split)
         own = spec.model_copy(update={"model": None, "pretrain": None})  # the backbone says both: equal ones are shared
         seed = derive(self.seed, role)
-        return FitJudge(data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split)
+        return FitJudge(
+            data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split, code=code
+        )  # fmt: skip
 
     def relabel(self, judge: FitJudge | ReadyJudge | OracleJudge, soft: bool = False) -> Relabel:
         return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
@@ -148,12 +155,14 @@ class Pipeline:
         self, arm: Arm, loss: LossSpec, how: Optimization, role: str, start: Align | None = None, at: int | None = None
     ) -> Align:
         study, source = self.study, self.source(arm)
+        written_by = study.recipe.rollouts.engine
         return Align(
             data=self.data, sft=self.sft, source=source, loss=loss, optimization=how,
             checkpoints=study.measurement.checkpoints, limits=study.limits, seed=derive(self.seed, role),
             label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
             on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
             rollouts=study.recipe.rollouts if source.sampled else RolloutSpec(),
+            code=source_of("losses", loss.name) + (source_of("rollouts", written_by) if source.sampled else ""),
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:
@@ -186,6 +195,12 @@ class Pipeline:
             held_out=self.d_golden, reference_samples=self.reference_samples, opponents=self.opponents,
             measurement=self.study.measurement, seed=derive(self.seed, "measure"),
         )  # fmt: skip
+
+
+@cache
+def _content(path: str | None, weights: bool = True) -> str:
+    """`content_of`, looked up once however many steps of a plan ask."""
+    return content_of(path, weights)
 
 
 @cache
@@ -222,6 +237,7 @@ def expand(study: Study) -> Plan:
 
     Under a variant an arm is named "ARM[VARIANT]"; what the variant does not touch is shared with the study.
     """
+    _content.cache_clear()
     _fingerprint.cache_clear()  # files may have changed since this process last looked
     _template.cache_clear()
     runs: list[Run] = []

@@ -34,6 +34,7 @@ class Sft(Step):
     limits: Limits
     seed: int
     split: Literal["train", "judge"] = "train"
+    content: str = ""  # of the files of a pretrained model
 
     @cached_property
     def configuration(self) -> Any:
@@ -47,9 +48,11 @@ class Sft(Step):
         from aligngap.models.batch import Ids, collate
         from aligngap.models.loading import build_model
         from aligngap.models.policy import Policy
+        from aligngap.models.pretrained import check_content
         from aligngap.pipeline.training import train
         from aligngap.streams import Epochs
 
+        check_content(self.model.path, self.content)
         tokenizer = tokenizer_of(ctx, self.data, self.model)
         model = build_model(self.model, tokenizer, derive(self.seed, "initialisation"))
         policy = Policy(model, tokenizer, response_tokens=self.limits.response_tokens, spec=self.model)
