@@ -109,7 +109,9 @@ def test_an_adapter_is_added_to_the_weights_it_started_from(tmp_path: Path) -> N
     pytest.importorskip("peft")
     store, spec = Store(tmp_path / "store"), LoraSpec(r=2, alpha=4)
     base = tiny_policy("t5", response_tokens=6)
-    base.save(store.path("sft-x") / "policy")
+    store.prepare()
+    base.save(store.partial("sft-x") / "policy")
+    store.finish("sft-x", {})
     tuned = base.adapted(spec, "tuned", seed=3)
     with torch.no_grad():
         for parameter in tuned.model.parameters():

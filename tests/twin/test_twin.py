@@ -15,6 +15,7 @@ from conftest import TINY_STUDY
 from safetensors.torch import load_file
 
 from aligngap.execute.worker import make
+from aligngap.pipeline.align import checkpoint_at
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.plan import Plan, Run, expand
 from aligngap.storage.store import Store
@@ -58,7 +59,7 @@ class Finished:
         self.runs: dict[str, Run] = {r.arm: r for r in plan.runs}
 
     def weights(self, arm: str, step: int) -> dict[str, torch.Tensor]:
-        return load_file(self.runs[arm].align.checkpoint(self.ctx, step) / "model.safetensors")
+        return load_file(self.ctx.store.path(self.runs[arm].align.name) / checkpoint_at(step) / "model.safetensors")
 
     def table(self, arm: str, name: str) -> pd.DataFrame:
         return pd.read_parquet(self.ctx.store.path(self.runs[arm].measure.name) / f"{name}.parquet")
