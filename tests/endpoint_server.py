@@ -16,7 +16,8 @@ class Server(ThreadingHTTPServer):
     """Prefers the longer response; `script` holds what goes wrong with the next requests, in turn.
 
     `always` goes wrong with all others, and `rule` says of a question (prompt, first, second) what does: a status,
-    stall, html, rubbish, refuse, truncate, or a verdict that it gives whatever is longer. `answered` counts answers.
+    stall, drip, endless, html, rubbish, refuse, truncate, or a verdict that it gives whatever is longer. `answered`
+    counts answers.
     """
 
     daemon_threads = True
@@ -73,7 +74,24 @@ class Handler(BaseHTTPRequestHandler):
         choice = {"index": 0, "message": message, "finish_reason": "length" if what == "truncate" else "stop"}
         usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
         done = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
-        self.reply(200, json.dumps(done))
+        text = json.dumps(done)
+        if what == "drip":
+            return self.drip(text)
+        self.reply(200, text + " " * (8 << 20) if what == "endless" else text)
+
+    def drip(self, text: str) -> None:
+        """An answer a byte at a time."""
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        try:
+            for letter in text:
+                self.wfile.write(letter.encode())
+                self.wfile.flush()
+                time.sleep(0.05)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
     def reply(self, status: int, text: str) -> None:
         self.send_response(status)

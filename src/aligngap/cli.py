@@ -33,6 +33,24 @@ class Parser(argparse.ArgumentParser):
         raise AligngapError(f"{message}; see `{self.prog} --help`")
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an option's value."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be positive, a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
+def some_seconds(text: str) -> float:
+    """A number above 0, as an option's value."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive, not {text!r}")
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line, each command with the function that carries it out."""
     top = Parser(
@@ -62,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
 
     def of_machine(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--workers", type=int, help="worker processes (default: one per core, one on a GPU)")
-        sub.add_argument("--threads", type=int, default=1, help="threads per worker on a CPU (default: 1)")
+        sub.add_argument("--workers", type=positive, help="worker processes (default: one per core, one on a GPU)")
+        sub.add_argument("--threads", type=positive, default=1, help="threads per worker on a CPU (default: 1)")
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
         sub.add_argument(
             "--executor", choices=["local", "ray"], default="local",
@@ -81,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
             "--parallel", choices=["ddp", "fsdp"],
             help="with --processes, what each holds of a model in training: all of it, or a part (default: ddp)",
         )  # fmt: skip
-        sub.add_argument("--save-seconds", type=float, default=30.0, help="seconds between saved training states")
+        sub.add_argument(
+            "--save-seconds", type=some_seconds, default=30.0, help="seconds between saved training states"
+        )
         sub.add_argument(
             "--track", action="append", default=[], metavar="TRACKER",
             help="tell tensorboard, wandb or trackio the numbers as they come; may be repeated (default: none)",
@@ -235,8 +255,6 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
     """Run a plan to its end, collect its records and make its report."""
     from aligngap.execute import checks
 
-    if (args.workers is not None and args.workers < 1) or args.threads < 1 or not args.save_seconds > 0:
-        raise AligngapError("--workers, --threads and --save-seconds must be positive")
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect

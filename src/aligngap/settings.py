@@ -460,7 +460,7 @@ class Study(Settings):
         for kind, names in (("arms", self.arms), ("variants", self.variants)):
             for given in names:
                 if not NAME.fullmatch(given):
-                    raise ValueError(f"{kind}: `{given}`: a name is of letters, digits, blanks and . _ + = -")
+                    raise ValueError(f"{kind}: `{given}`: a name is a letter or digit, then also blanks and . _ + = -")
         for side in self.compare:
             if side not in self.arms:
                 raise ValueError(f"`compare` names `{side}`, which is not among the arms: {', '.join(self.arms)}")

@@ -101,6 +101,7 @@ def test_failures_that_pass_are_repeated(server: Server, tmp_path: Path, trouble
 
 @pytest.mark.parametrize(("trouble", "counted"), [
     ("rubbish", "unreadable"), ("html", "unreadable"), ("refuse", "refused"), ("truncate", "truncated"),
+    ("endless", "unreadable"),
 ])  # fmt: skip
 def test_what_is_no_verdict_is_a_tie_counted_and_kept(
     server: Server, tmp_path: Path, trouble: str, counted: str
@@ -123,6 +124,7 @@ def test_what_is_no_verdict_is_a_tie_counted_and_kept(
 @pytest.mark.parametrize(("trouble", "error", "says"), [
     ("500", RunFailed, "HTTP 500"), ("429", RunFailed, "HTTP 429"), ("401", AligngapError, "HTTP 401"),
     ("404", AligngapError, "HTTP 404"), ("stall", RunFailed, "no answer within 0.3 seconds"),
+    ("drip", RunFailed, "no answer within 0.3 seconds"),
 ])  # fmt: skip
 def test_failures_that_stay_are_one_line_without_the_key(
     server: Server, tmp_path: Path, trouble: str, error: type[Exception], says: str

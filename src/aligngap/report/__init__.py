@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -39,6 +40,8 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     progress(0, 4, "reading records")
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_tables, folder, stamps_of(folder))
+        # Of a home that cannot be written it says much, and draws all the same.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         import matplotlib.pyplot  # noqa: F401  imported while the tables are read, the copy that draws has it already
 
         from aligngap.report.beside import beside

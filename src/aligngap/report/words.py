@@ -174,7 +174,8 @@ def caveats(analysis: Analysis) -> list[str]:
         "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, labelled by the proxy; an "
         "offline arm repeats a fixed set, labelled by the golden model."
     )
-    out.append("The golden judge stands in for people; the golden policy as opponent may resemble one arm more.")
+    alike = "; the golden policy as opponent may resemble one arm more" if "golden_policy" in analysis.opponents else ""
+    out.append(f"The golden judge stands in for people{alike}.")
     return list(dict.fromkeys(out))
 
 
