@@ -390,6 +390,10 @@ def test_size_closes_the_gap_slowly() -> None:
     flat = {under(n, v): g for v in ("small", "", "large") for n, g in zip(names, (0.1, 0.0, 0.0), strict=True)}
     assert outcomes("scaling", world(flat, sizes()))["R11 gap"] == INCONCLUSIVE
     assert "parameters" in verdicts("scaling", world(flat))["R11 gap"].reason
+    records, per_prompt, _ = make({a: ArmTruth() for a in flat}, prompts=20, opponents=("golden_policy",))
+    bare = View(records, per_prompt.iloc[:0], pipeline=sizes())  # wins prompt by prompt are not kept
+    assert "prompt by prompt" in verdicts("scaling", bare)["H5"].reason
+    assert registry.get("hypotheses", "scaling").dial(bare) is None
 
 
 def classified(online: float, offline: float, gap: float) -> dict[str, Verdict]:

@@ -49,7 +49,7 @@ def ratio_to_online(view: View, arm: str, size: str) -> Ratio:
     seeds = tuple(s for s in top if s in bottom and bottom[s][0] > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         point = np.array([top[s][0] / bottom[s][0] for s in seeds])
-        reps = np.array([top[s][1] / bottom[s][1] for s in seeds]).reshape(len(seeds), -1)
+        reps = np.array([top[s][1] / bottom[s][1] for s in seeds]).reshape(len(seeds), -1 if seeds else 0)
     return seeds, point, reps
 
 
@@ -144,7 +144,8 @@ def bests(view: View) -> Dial | None:
     def best(arm: str, size: str) -> Ratio:
         found = view.upper(under(arm, size), QUANTILE)
         point = np.array([value for value, _ in found.values()])
-        return tuple(found), point, np.array([reps for _, reps in found.values()]).reshape(len(found), -1)
+        reps = np.array([reps for _, reps in found.values()]).reshape(len(found), -1 if found else 0)
+        return tuple(found), point, reps
 
     return against_size(view, "best win rate", best)
 
