@@ -81,8 +81,8 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
     if d.doubt == "reach":
         return (
             f"Cannot tell yet: the best checkpoint lies at {words.nats(gap.best)} and one of the arms ended at "
-            f"{words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); at "
-            f"{words.nats(gap.kl)} {gap.a} gains {gain}."
+            f"{words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); so "
+            f"far {gap.a} gains {gain}."
         )
     return f"Cannot tell yet: needs {more(d)}; so far {gap.a} gains {gain}, and the margin is {d.margin:g}."
 
