@@ -29,10 +29,21 @@ from aligngap.stats.clouds import make_clouds, on_axis, thin
 from aligngap.stats.compare import compare, curves_for
 from aligngap.stats.power import Spread
 from aligngap.stats.reference import against_best_of_n, reference_table
-from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS
-from aligngap.storage.records import BEST_OF_N, write_table
+from aligngap.storage.columns import (
+    BEST_OF_N_COLUMNS,
+    PER_PROMPT_COLUMNS,
+    PROBE_COLUMNS,
+    RECORD_COLUMNS,
+    SAMPLE_COLUMNS,
+)
+from aligngap.storage.records import BEST_OF_N, Tables, empty, write_table
 
 BY_NAME = {a.name: a for a in AXES}
+
+
+def tables_of(records: pd.DataFrame, per_prompt: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> Tables:
+    none = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
+    return Tables(records, per_prompt, empty(SAMPLE_COLUMNS), none, empty(PROBE_COLUMNS))
 
 
 def made(arms: dict[str, ArmTruth] | None = None, best_of_n: pd.DataFrame | None = None, **options: object) -> Analysis:
@@ -40,7 +51,7 @@ def made(arms: dict[str, ArmTruth] | None = None, best_of_n: pd.DataFrame | None
     records, per_prompt, _ = make(
         world, **{"seeds": range(5), "prompts": 120, "opponents": ("golden_policy", "sft"), **options}
     )  # type: ignore[arg-type]
-    return analyse(records, per_prompt, best_of_n=best_of_n)
+    return analyse(tables_of(records, per_prompt, best_of_n))
 
 
 # -------------------------------------------------------------------------------------------------------- axes
@@ -118,14 +129,14 @@ def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None
 def test_pairs_are_an_axis_of_their_own_where_batches_differ() -> None:
     records, per_prompt, _ = make(prompts=60, opponents=("sft",))
     records["pairs_seen"] *= np.where(records["arm"] == "online", 2, 1)
-    found = [c for c in analyse(records, per_prompt).robust.axes if (c.a, c.b) == ("online", "offline")]
+    found = [c for c in analyse(tables_of(records, per_prompt)).robust.axes if (c.a, c.b) == ("online", "offline")]
     assert [c.axis.name for c in found] == list(BY_NAME)
 
 
 def test_what_was_not_recorded_is_no_axis() -> None:
     records, per_prompt, _ = make(prompts=60, opponents=("sft",))
     records["flops"] = np.nan  # a table of before operations were counted
-    found = [c for c in analyse(records, per_prompt).robust.axes if (c.a, c.b) == ("online", "offline")]
+    found = [c for c in analyse(tables_of(records, per_prompt)).robust.axes if (c.a, c.b) == ("online", "offline")]
     assert [c.axis.name for c in found] == [n for n in BY_NAME if n not in ("pairs trained on", "training compute")]
 
 

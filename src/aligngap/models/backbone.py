@@ -104,14 +104,14 @@ class Backbone:
         """Ids of a response to a prompt, whose text can decide how the response begins (`encoding.py`)."""
         return self.encoding.response(text, ended, prompt)
 
-    def hidden(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
+    def hidden(self, batch: Batch) -> Tensor:
         """Hidden states [M, d] from which each completion token is predicted, flattened in row order."""
         with self.precision():
-            return self._hidden(batch.to(self.device), prompt_padding)
+            return self._hidden(batch.to(self.device))
 
-    def _hidden(self, batch: Batch, prompt_padding: str) -> Tensor:
+    def _hidden(self, batch: Batch) -> Tensor:
         if self.encoder_decoder:
-            decoded = self._decode(batch, *self.encode(batch.prompts, prompt_padding))
+            decoded = self._decode(batch, *self.encode(batch.prompts))
             return decoded[batch.rows, batch.columns]
         if any(len(p) == 0 for p in batch.prompts):
             raise AligngapError("an empty prompt: a decoder-only model needs at least one token before the response")
@@ -119,7 +119,7 @@ class Backbone:
             return self._continue(batch)
         owners = batch.prompt_of.tolist()
         whole = [tuple(batch.prompts[o]) + tuple(c) for o, c in zip(owners, batch.completions, strict=True)]
-        ids, mask = pad(whole, self.pad_id, side="left" if prompt_padding == "left" else "right")
+        ids, mask = pad(whole, self.pad_id)
         states: Tensor = self.body(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
@@ -127,8 +127,6 @@ class Backbone:
             use_cache=False,
         ).last_hidden_state
         offsets = torch.tensor([len(batch.prompts[o]) - 1 for o in owners], device=self.device)
-        if prompt_padding == "left":
-            offsets = offsets + ids.shape[1] - torch.tensor([len(w) for w in whole], device=self.device)
         return states[batch.rows, batch.columns + offsets[batch.rows]]
 
     def _shares_prompts(self, batch: Batch) -> bool:
@@ -191,10 +189,10 @@ class Backbone:
         try:
             prompts, completions = probe_rows(self)
             apart = collate([*prompts, *prompts], completions)
-            ours = self._hidden(apart.to(self.device), "right")
+            ours = self._hidden(apart.to(self.device))
             if self.encoder_decoder:
                 rows = [collate([p], [c]) for p, c in zip(apart.prompts, completions, strict=True)]
-                own = [self._hidden(row.to(self.device), "right") for row in rows]
+                own = [self._hidden(row.to(self.device)) for row in rows]
             else:
                 own = [self._own_states(p, c) for p, c in zip(apart.prompts, completions, strict=True)]
         except Exception as error:
@@ -215,9 +213,9 @@ class Backbone:
         states: Tensor = self.body(input_ids=whole, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
         return states
 
-    def encode(self, prompts: Sequence[Ids], prompt_padding: str = "right") -> tuple[Tensor, Tensor]:
+    def encode(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         """Encoder states [P, T, d] and mask [P, T]: once per prompt, however many responses it has."""
-        ids, mask = pad(prompts, self.pad_id, side="left" if prompt_padding == "left" else "right")
+        ids, mask = pad(prompts, self.pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         return self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 

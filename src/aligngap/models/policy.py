@@ -121,9 +121,9 @@ class Policy(Backbone):
         cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         return logits if not cap else torch.tanh(logits / cap) * cap
 
-    def token_logps(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
+    def token_logps(self, batch: Batch) -> Tensor:
         """log pi of every completion token [M], float32, differentiable; logits exist one chunk at a time."""
-        hidden, targets = self.hidden(batch, prompt_padding), batch.targets.to(self.device)
+        hidden, targets = self.hidden(batch), batch.targets.to(self.device)
         size = max(1, LOGITS_BUDGET // self.model.config.vocab_size)
         if hidden.shape[0] <= size:
             return self._logps(hidden, targets)
@@ -136,9 +136,9 @@ class Policy(Backbone):
     def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return -torch.nn.functional.cross_entropy(self.logits(hidden), targets, reduction="none")
 
-    def logps(self, batch: Batch, prompt_padding: str = "right") -> Tensor:
+    def logps(self, batch: Batch) -> Tensor:
         """log pi(completion | prompt) [N]: sums over tokens, nats."""
-        return batch.to(self.device).sum_rows(self.token_logps(batch, prompt_padding))
+        return batch.to(self.device).sum_rows(self.token_logps(batch))
 
     @torch.no_grad()
     def logps_of(self, prompts: Sequence[Ids], completions: Sequence[Ids], batch_size: int = 128) -> Tensor:
@@ -209,7 +209,7 @@ class Policy(Backbone):
         self.check_reading()
         prompts, completions = probe_rows(self)
         batch = collate([prompts[0]], [completions[0]])
-        ours = self._logps(self._hidden(batch.to(self.device), "right"), batch.targets.to(self.device))
+        ours = self._logps(self._hidden(batch.to(self.device)), batch.targets.to(self.device))
         target = torch.tensor([completions[0]], device=self.device)
         if self.encoder_decoder:
             out = self.model(input_ids=torch.tensor([prompts[0]], device=self.device), labels=target).logits[0]

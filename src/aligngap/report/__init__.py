@@ -77,30 +77,18 @@ def _analysis(folder: Path) -> Analysis:
 
 @lru_cache(maxsize=1)
 def _analysed(folder: Path, stamps: Stamps) -> Analysis:
-    from aligngap.report.analysis import analyse
+    from aligngap.report.analysis import Question, Told, analyse
     from aligngap.report.decision import cheaper_arms
 
     tables = read_tables(folder, stamps)
     online, offline = compared_arms(folder)
     study, provenance = read_study(folder), read_json(folder / "provenance.json")
-    return analyse(
-        tables.records,
-        tables.per_prompt,
-        tables.samples,
-        online,
-        offline,
-        pipeline=pipeline_of(provenance),
-        best_of_n=tables.best_of_n,
-        probe=tables.probe,
-        failures=tables.failures,
-        margin=margin_of(folder, study),
-        decision_kl=decision_kl_of(folder, study),
-        **declared(folder, study),
-        cheaper=cheaper_arms(section(study, "arms")),
-        costs=section(provenance, "costs"),
-        asked=section(provenance, "judges"),
-        runs=section(provenance, "runs"),
-    )
+    asks = Question(
+        online, offline, **declared(folder, study), margin=margin_of(folder, study),
+        decision_kl=decision_kl_of(folder, study), cheaper=cheaper_arms(section(study, "arms")),
+    )  # fmt: skip
+    costs, judges, runs = (section(provenance, key) for key in ("costs", "judges", "runs"))
+    return analyse(tables, asks, Told(pipeline_of(provenance), costs, judges, runs))
 
 
 def headline(out_dir: Path) -> str:

@@ -28,8 +28,7 @@ from aligngap.stats.power import spread_of
 from aligngap.stats.reference import reference_table
 from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
 from aligngap.stats.unimodal import Line, frontier_line
-from aligngap.storage.columns import BEST_OF_N_COLUMNS
-from aligngap.storage.records import empty
+from aligngap.storage.records import Tables
 from aligngap.types import Verdict
 
 #: the order in which known arms are named and coloured; others follow by first appearance
@@ -234,35 +233,42 @@ def pairs_to_compare(
     return pairs
 
 
-def analyse(
-    records: pd.DataFrame,
-    per_prompt: pd.DataFrame,
-    samples: pd.DataFrame | None = None,
-    online: str = "online",
-    offline: str = "offline",
-    rng_seed: int = 0,
-    pipeline: Sequence[Mapping[str, Any]] = (),
-    best_of_n: pd.DataFrame | None = None,
-    probe: pd.DataFrame | None = None,
-    failures: Mapping[str, str] | None = None,
-    budgets: Sequence[float] = BUDGETS,
-    spent: Sequence[int] = (),
-    primary: Sequence[str] = (),
-    margin: float | None = None,
-    decision_kl: float | None = None,
-    cheaper: Sequence[str] = (),
-    costs: Mapping[str, Any] | None = None,
-    asked: Mapping[str, Any] | None = None,
-    runs: Mapping[str, Any] | None = None,
-) -> Analysis:
-    """Frontiers, comparisons, verdicts and fits of a study; `pipeline` is what the steps before the arms found."""
-    best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
+@dataclass(frozen=True)
+class Question:
+    """What a study asks of its records, as declared in its file before it ran."""
+
+    online: str = "online"
+    offline: str = "offline"
+    budgets: Sequence[float] = BUDGETS  # KL in nats
+    spent: Sequence[int] = ()  # seeds that only choose configurations
+    primary: Sequence[str] = ()
+    margin: float | None = None  # of a decision, in win rate; None: no decision is asked
+    decision_kl: float | None = None
+    cheaper: Sequence[str] = ()  # arms that a decision may recommend in online's place
+    rng_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the provenance tells beside the tables, as `collect` writes it."""
+
+    pipeline: Sequence[Mapping[str, Any]] = ()  # what the steps before the arms found
+    costs: Mapping[str, Any] = field(default_factory=dict)
+    judges: Mapping[str, Any] = field(default_factory=dict)
+    runs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def analyse(tables: Tables, asks: Question | None = None, told: Told | None = None) -> Analysis:
+    """Frontiers, comparisons, verdicts and fits of a study, from the tables of its folder."""
+    asks, told = asks or Question(), told or Told()
+    records, per_prompt, best_of_n = tables.records, tables.per_prompt, tables.best_of_n
+    online, offline = asks.online, asks.offline
     opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
     arms = ordered(list(records["arm"].unique()), ARM_ORDER)
 
     def against(opponent: str, effort: float = EFFORT) -> tuple[Clouds, dict[str, ArmCurves]]:
         found = make_clouds(records, per_prompt, opponent)
-        return found, curves_for(found, rng_seed=rng_seed, effort=effort)
+        return found, curves_for(found, rng_seed=asks.rng_seed, effort=effort)
 
     first, *others = opponents
     begun = beside([partial(against, o, EFFORT / 2) for o in others])
@@ -279,14 +285,14 @@ def analyse(
         offline,
         curves=main_curves,
         clouds=seen[main_opponent][0],
-        pipeline=pipeline,
-        probe=probe,
+        pipeline=told.pipeline,
+        probe=tables.probe,
         best_of_n=best_of_n,
-        budgets=budgets,
-        spent=spent,
+        budgets=asks.budgets,
+        spent=asks.spent,
     )
     hypotheses = registry.every("hypotheses")
-    family = primary_of(view, hypotheses, primary)
+    family = primary_of(view, hypotheses, asks.primary)
     judged, untested = judge_all(hypotheses, view)
     judged = correct(judged, family)
     arms = featured(arms, judged, (online, offline))
@@ -294,7 +300,7 @@ def analyse(
     lines = {a: frontier_line(c) for a, c in main_curves.items()}
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     gao = gao_fits(records, gao_opponent, arms)
-    decision = None if margin is None else decide(view, margin, cheaper, decision_kl)
+    decision = None if asks.margin is None else decide(view, asks.margin, asks.cheaper, asks.decision_kl)
     seen |= zip(others, begun(), strict=True)
     return Analysis(
         study=str(records["study"].iloc[0]),
@@ -305,7 +311,7 @@ def analyse(
         online=online,
         offline=offline,
         records=records,
-        samples=samples if samples is not None else pd.DataFrame(),
+        samples=tables.samples,
         clouds={o: clouds for o, (clouds, _) in seen.items()},
         curves={o: curves for o, (_, curves) in seen.items()},
         lines=lines,
@@ -315,14 +321,14 @@ def analyse(
         judged=judged,
         untested=untested,
         best_of_n=best_of_n,
-        rng_seed=rng_seed,
+        rng_seed=asks.rng_seed,
         gao=gao,
         gao_opponent=gao_opponent,
-        failures=failures or {},
+        failures=tables.failures,
         decision=decision,
-        costs=costs or {},
-        asked=asked or {},
-        runs=runs or {},
+        costs=told.costs,
+        asked=told.judges,
+        runs=told.runs,
     )
 
 
