@@ -148,7 +148,7 @@ def budgets(
 
 
 def best(name: str, seeds: int, prompts: int) -> Protocol:
-    """The difference of the arms' best checkpoints, chosen on other seeds."""
+    """The difference of the arms' best checkpoints of each configuration, chosen on other seeds."""
 
     def one(rng: np.random.Generator) -> tuple[str, list[float]]:
         found = peaks_of(study(rng, seeds, prompts, SAME), ("online", "offline"))
