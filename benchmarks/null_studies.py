@@ -148,7 +148,7 @@ def budgets(
 
 
 def best(name: str, seeds: int, prompts: int) -> Protocol:
-    """The difference of the arms' best checkpoints, chosen on other seeds."""
+    """The difference of the arms' best checkpoints of each configuration, chosen on other seeds."""
 
     def one(rng: np.random.Generator) -> tuple[str, list[float]]:
         found = peaks_of(study(rng, seeds, prompts, SAME), ("online", "offline"))
@@ -194,7 +194,7 @@ def protocols(prompts: int = 256) -> list[Protocol]:
         budgets("matched, 5 seeds that share their prompts", 5, prompts, shared=True),
         budgets("each arm's best configuration, chosen on 2 spent seeds, 5 seeds", 5, prompts, True, 2),
         budgets("each arm's best configuration, chosen on the other seeds, 5 seeds", 5, prompts, True),
-        best("best checkpoints, chosen on the other seeds, 5 seeds", 5, prompts),
+        best("each configuration's best checkpoint, chosen on the other seeds, 5 seeds", 5, prompts),
         paper("the paper's protocol: one against the best of four, 3 seeds", 3, prompts),
         paper("the paper's protocol: one against the best of four, 5 seeds", 5, prompts),
     ]

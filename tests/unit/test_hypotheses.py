@@ -533,6 +533,16 @@ def test_arms_are_compared_at_the_configurations_that_both_ran() -> None:
     assert compare(view.curves, "offline", "online").average.value > 0.1
 
 
+def test_arms_that_share_no_configuration_say_so() -> None:
+    records, per_prompt, _ = make(
+        {"online": ArmTruth(), "offline": ArmTruth()}, prompts=20, opponents=("golden_policy",)
+    )
+    records.loc[records["arm"] == "online", "config"] = "learning_rate=1e-05"  # a loss that has no beta
+    found = ahead("gap", "online", "offline").judge(View(records, per_prompt))
+    assert found.outcome == INCONCLUSIVE
+    assert "ran no configuration in common" in found.reason
+
+
 def test_a_rank_correlation_is_taken_at_equal_kl() -> None:
     """Accuracy and win rate both grow with KL; over configurations at one KL they are planted together, or apart."""
 

@@ -67,39 +67,33 @@ def test_imitation_is_the_cause(tmp_path: Path) -> None:
     """All labels are true; the offline responses are by a policy worse than the SFT policy, and the loss imitates.
 
     Where the writer says the better of two words with probability q, a pair's winner says it with 1 - (1 - q)^2. For a
-    poor writer that is below the SFT policy's one half, so imitation gets worse than where it starts. DPO learns from
-    such pairs that the better word wins, and on two words it is then where online is at that KL: another loss closes
-    the gap, and so do responses by a better policy (H2). Gaps are some tenths wide, so one seed shows them.
+    poor writer that is below the SFT policy's one half, so imitation gets worse than where it starts. Responses by a
+    better policy close the gap (H2). That another loss closes it too is tested in `test_planted_losses.py`.
     """
     arms = {
         "online": ONLINE, "worse": {"behavior": "policy", "judge": "golden"},
         "offline": {**FINAL, "writers": ["worse@last", "worse@last"]},
         "final-vs-final": {**FINAL, "writers": ["online@last", "online@last"]},
     }  # fmt: skip
-    dpo = {"set": {"recipe.loss": {"name": "dpo", "beta": 0.1}}, "arms": ["online", "offline"]}
-    options = {"loss": {"name": "best-of-two"}, "variants": {"dpo": dpo}}
-    made = train(arms, 5, tmp_path, judge_steps=40, two=True, wrong_rater=True, **options)
+    made = train(arms, 5, tmp_path, judge_steps=40, loss={"name": "best-of-two"}, two=True, wrong_rater=True)
     view = View(*made, opponent="sft", budgets=BUDGETS)
-    found = verdicts(view, "losses", "quality")
+    found = verdicts(view, "quality")
     assert ahead("gap", "online", "offline").judge(view).outcome == SUPPORTED
-    assert found["closed by offline[dpo]"].outcome == SUPPORTED
-    assert found["gap dpo"].outcome != SUPPORTED
     assert found["H2"].outcome == SUPPORTED
     assert found["R5"].outcome == CONTRADICTED
 
 
 def test_where_nothing_is_planted_nothing_is_found(tmp_path: Path) -> None:
     """Both arms learn from the SFT policy's own responses under true labels: one writes them as it goes, one has them
-    from the start. Of four comparisons at the 95% level at most one may be sure (two by chance: 1.4%)."""
+    from the start. Of six seeds, one of four left out in turn, at most one comparison at the 95% level may be sure."""
     arms = {
         "online": {**ONLINE, "sync_every": 48},
         "offline": {"behavior": "responses", "writers": ["sft", "sft"], "judge": "oracle"},
     }
     records, wins = train(arms, 6, tmp_path)
     outcomes = []
-    for triple in ((0, 1, 2), (3, 4, 5), (0, 2, 4), (1, 3, 5)):
-        view = View(
-            records[records["seed"].isin(triple)], wins[wins["seed"].isin(triple)], opponent="sft", budgets=BUDGETS
-        )
+    for left_out in range(4):
+        mine = (table[table["seed"] != left_out] for table in (records, wins))
+        view = View(*mine, opponent="sft", budgets=BUDGETS)
         outcomes.append(ahead("gap", "online", "offline").judge(view).outcome)
     assert outcomes.count(INCONCLUSIVE) >= 3

@@ -29,9 +29,9 @@ from aligngap.types import Estimate, Verdict
 NO_FALL = 0.02
 
 RULE_R1 = (
-    "Fall = win rate of the arm's best checkpoint (chosen on the other seeds) minus that of the last checkpoint of the "
-    "configuration that moved farthest; rise = that last checkpoint minus the same run at half its KL (95% t intervals "
-    "over seeds). Supported if the interval of the fall lies above 0. Else censored if the interval of the rise does "
+    "Of the arm's configuration that moved farthest: fall = win rate of its best checkpoint (chosen on the other "
+    "seeds) minus that of its last; rise = that of the last minus the same run's at half its KL (95% t intervals over "
+    "seeds). Supported if the interval of the fall lies above 0. Else censored if the interval of the rise does "
     "not lie below 0.02 a doubling (the arm may have been stopped while rising, so its fall was not seen); "
     f"contradicted if it does and the fall's interval lies below {NO_FALL}; else inconclusive."
 )

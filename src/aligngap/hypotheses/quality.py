@@ -20,10 +20,10 @@ from aligngap.types import Estimate, Verdict
 MOVED = "from-final"
 ONLINE, OFFLINE, FINAL = (under(arm, MOVED) for arm in ("online", "offline", "final-vs-final"))
 RULE_ANCHOR = (
-    f"Win rate of the best checkpoint (chosen on the other seeds) of {FINAL} minus that of online, whose last policy "
-    "wrote the pairs, is the start and is the reference. Supported if the 95% t interval lies above 0 (the pairs "
-    "improve their own writer: what they lack from the SFT policy is nearness); contradicted if it lies below 0; else "
-    "inconclusive."
+    f"Win rate of each configuration's best checkpoint (chosen on the other seeds) of {FINAL} minus that of online, "
+    "whose last policy wrote the pairs, is the start and is the reference. Supported if the 95% t interval lies above "
+    "0 (the pairs improve their own writer: what they lack from the SFT policy is nearness); contradicted if it lies "
+    "below 0; else inconclusive."
 )
 
 

@@ -24,8 +24,8 @@ ARMS = ("online", "shuffled", "offline")
 QUANTILE = 0.9
 BEST = "The best of an arm is the 90% quantile of the win rates of all its checkpoints, its ratio that over online's."
 RULE_PEAK = (
-    "Win rate of online's best checkpoint (chosen on the other seeds), large minus small policy. Supported if the 95% "
-    "t interval lies above 0; contradicted if below 0; else inconclusive."
+    "Win rate of each configuration's best checkpoint (chosen on the other seeds) of online, large minus small policy. "
+    "Supported if the 95% t interval lies above 0; contradicted if below 0; else inconclusive."
 )
 RULE_FIX = (
     f"{BEST} Supported if the 95% two-level interval of offline's ratio at the largest size lies below 1 (size has not "

@@ -107,8 +107,8 @@ def details(analysis: Analysis) -> list[str]:
         each = [mean_over_seeds(best[arm].values).value for arm in (a, b)]
         where = [math.exp(sum(map(math.log, best[arm].kl)) / len(best[arm].kl)) for arm in (a, b)]
         out.append(
-            f"Best checkpoints, chosen on other seeds: {a} {number(each[0])} at {nats(where[0])}, {b} "
-            f"{number(each[1])} at {nats(where[1])}; difference {number(gap.value, 3, True)} "
+            f"Best checkpoints of each configuration, chosen on other seeds: {a} {number(each[0])} at "
+            f"{nats(where[0])}, {b} {number(each[1])} at {nats(where[1])}; difference {number(gap.value, 3, True)} "
             f"({span(gap.interval())}). They lie at different KL."
         )
         out += reach(analysis)
@@ -146,7 +146,7 @@ def reach(analysis: Analysis) -> list[str]:
         known = [x for x in found if math.isfinite(x)]
         middle = sorted(found)[(len(found) - 1) // 2]
         at_most = f", in the median at {nats(middle)}" if math.isfinite(middle) else ""
-        out.append(f"{arm} reaches {other}'s best in {len(known)} of {len(found)} seeds{at_most}")
+        out.append(f"{arm} reaches {other}'s best in {len(known)} of {len(found)} runs{at_most}")
     return [f"{'; '.join(out)} (the others ended below it: censored)."]
 
 

@@ -5,8 +5,8 @@
 then averaged over the configurations in which every one of the arms reached the budget. So no arm has more attempts
 than another, and nothing is averaged over KL.
 *Chosen.* A second view, for tables: each arm at its best configuration of the grid that all of them ran, chosen on
-other seeds than it is scored on: on the spent seeds where some are named, else on all seeds but the one scored. So is
-an arm's best checkpoint. No verdict of a primary family rests on it: by luck the arms may choose different
+other seeds than it is scored on: on the spent seeds where some are named, else on all seeds but the one scored. No
+verdict of a primary family rests on it: by luck the arms may choose different
 configurations, which no number of judged seeds averages out.
 
 The interval is Student's t over seeds with as many degrees of freedom as seeds less one, its variance that between
@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from aligngap.stats.clouds import Cloud, Clouds
+from aligngap.stats.clouds import Cloud, Clouds, restricted
 from aligngap.stats.estimate import NAN, FloatArray
 from aligngap.types import Estimate
 
@@ -465,19 +465,21 @@ def _unreached(found: Sequence[Budget], seeds: int) -> str:
 
 @dataclass(frozen=True)
 class Peak:
-    """An arm's best checkpoint, seed by seed, each chosen on other seeds; U prompts as in `Seedwise`."""
+    """An arm's best checkpoints, seed by seed: of each configuration the step that is best on other seeds.
 
-    values: Seedwise  # [S, 1]
-    kl: tuple[float, ...]  # where it lies, by seed
-    places: tuple[tuple[str, int], ...]  # configuration and step, by seed
+    Configurations are averaged, not chosen from: with the best of several, luck may give two arms different ones, and
+    no number of seeds averages that out.
+    """
+
+    values: Seedwise  # [S, 1] mean over configurations
+    kl: tuple[float, ...]  # where they lie, geometric mean over configurations, by seed
+    by_config: Mapping[str, FloatArray]  # [S] the win rate at each configuration's best step
 
 
-def peaks_of(
-    clouds: Clouds, arms: Sequence[str], *, matched: bool = True, spent: Collection[int] = ()
-) -> Mapping[str, Peak] | str:
-    """Each arm's best checkpoint over the seeds that all share, or a sentence that says why there is none.
+def peaks_of(clouds: Clouds, arms: Sequence[str], *, spent: Collection[int] = ()) -> Mapping[str, Peak] | str:
+    """Each arm's best checkpoints over the seeds and configurations that all share, or a sentence that says why not.
 
-    `matched` chooses among the configurations that all of these arms ran. It takes two seeds, or spent ones to choose.
+    It takes two seeds, or spent ones to choose.
     """
     missing = [a for a in arms if not any(c.arm == a for c in clouds.items)]
     if missing:
@@ -489,27 +491,41 @@ def peaks_of(
     seeds = tuple(s for s in both if s not in set(spent))
     if not seeds or (len(seeds) < 2 and not spent):
         return "A best checkpoint is chosen on other seeds than it is scored on, which takes two seeds."
-    ran = [{c for s in both for c in by[a][s].configs} for a in arms]
-    allowed = set.intersection(*ran) if matched else set.union(*ran)
-    if not allowed:
-        return f"{' and '.join(arms)} ran no configuration in common."
+    configs = sorted(set.intersection(*({*by[a][s].configs} for a in arms for s in both)))
+    if not configs:
+        return f"{' and '.join(arms)} ran no configuration in common in every seed."
     index = _Places(tuple(dict.fromkeys(p for a in arms for s in seeds for p in by[a][s].prompt_ids)))
     out = {}
     for arm in arms:
-        found = {s: _checkpoints(c, allowed) for s, c in by[arm].items()}
-        scores = {s: {place: float(by[arm][s].win[at]) for place, at in v.items()} for s, v in found.items()}
-        rows: list[tuple[Cloud, int]] = []
-        places = []
-        for seed in seeds:
-            choosing = [scores[s] for s in (tuple(spent) or [s for s in seeds if s != seed]) if s in scores]
-            place = _best(scores[seed], choosing)
-            if place is None:
-                return f"No checkpoint of {arm} was measured in seed {seed} and in the seeds that choose."
-            places.append(place)
-            rows.append((by[arm][seed], found[seed][place]))
-        kl = tuple(float(cloud.x[at]) for cloud, at in rows)
-        out[arm] = Peak(_at_checkpoints(rows, seeds, index), kl, tuple(places))
+        total: Seedwise | None = None
+        logs, each = np.zeros(len(seeds)), {}
+        for config in configs:
+            rows = _best_steps(by[arm], config, seeds, tuple(spent))
+            if rows is None:
+                return f"No checkpoint of {arm} at {config} was measured in every seed and in those that choose."
+            found = _at_checkpoints(rows, seeds, index).times(np.full(len(seeds), 1 / len(configs)))
+            total = found if total is None else total.plus(found)
+            each[config] = np.array([cloud.win[at] for cloud, at in rows], dtype=np.float64)
+            logs += np.log([cloud.x[at] for cloud, at in rows]) / len(configs)
+        assert total is not None
+        out[arm] = Peak(total, tuple(float(v) for v in np.exp(logs)), each)
     return out
+
+
+def _best_steps(
+    by: Mapping[int, Cloud], config: str, seeds: Sequence[int], spent: Sequence[int]
+) -> list[tuple[Cloud, int]] | None:
+    """For each seed the checkpoint of a configuration whose step is best on the other (or the spent) seeds."""
+    found = {s: _checkpoints(c, (config,)) for s, c in by.items()}
+    scores = {s: {place: float(by[s].win[at]) for place, at in v.items()} for s, v in found.items()}
+    rows = []
+    for seed in seeds:
+        choosing = [scores[s] for s in (spent or [s for s in seeds if s != seed]) if s in scores]
+        place = _best(scores[seed], choosing)
+        if place is None:
+            return None
+        rows.append((by[seed], found[seed][place]))
+    return rows
 
 
 def _checkpoints(cloud: Cloud, allowed: Collection[str]) -> dict[tuple[str, int], int]:
@@ -550,29 +566,34 @@ class Ending:
 
 
 def ending_of(clouds: Clouds, arm: str, spent: Collection[int] = ()) -> Ending | str:
-    """The fall of an arm from its best checkpoint to its end, and the slope there; or a sentence that says why not."""
-    found = peaks_of(clouds, (arm,), spent=spent)
-    if isinstance(found, str):
-        return found
-    peak = found[arm]
-    seeds = peak.values.seeds
-    by = {c.seed: c for c in clouds.items if c.arm == arm and c.seed in seeds}
+    """The fall of an arm's farthest configuration from its best checkpoint to its end, and the slope there.
+
+    A sentence says why there is none where there is none.
+    """
+    mine = {c.seed: c for c in clouds.items if c.arm == arm}
+    seeds = tuple(s for s in sorted(mine) if s not in set(spent))
     farthest: dict[str, list[float]] = {}
-    for cloud in by.values():
+    for seed in seeds:
+        cloud = mine[seed]
         for run, config in enumerate(cloud.configs):
             if (cloud.run == run).any():
                 farthest.setdefault(config, []).append(float(cloud.x[cloud.run == run].max()))
     whole = {c: sum(np.log(v)) for c, v in farthest.items() if len(v) == len(seeds)}
-    if not whole:
+    if mine and not whole:
         return f"No configuration of {arm} was run in every seed."
-    config = max(whole, key=lambda c: whole[c])
-    index = _Places(tuple(dict.fromkeys(p for s in seeds for p in by[s].prompt_ids)))
+    config = max(whole, key=lambda c: whole[c]) if whole else ""
+    items = tuple(restricted(c, (config,)) for c in clouds.items if c.arm == arm)
+    found = peaks_of(Clouds(items), (arm,), spent=spent)
+    if isinstance(found, str):
+        return found
+    peak = found[arm].values
+    index = _Places(peak.prompts)
     ends, half, kl = [], [], []
     for seed in seeds:
-        cloud = by[seed]
+        cloud = mine[seed]
         run = cloud.configs.index(config)
-        mine = np.flatnonzero(cloud.run == run)
-        last = int(mine[np.argmax(cloud.x[mine])])
+        at = np.flatnonzero(cloud.run == run)
+        last = int(at[np.argmax(cloud.x[at])])
         ends.append((cloud, last))
         kl.append(float(cloud.x[last]))
         half.append(read_run(cloud, run, np.log([cloud.x[last] / 2])))
@@ -586,13 +607,13 @@ def ending_of(clouds: Clouds, arm: str, spent: Collection[int] = ()) -> Ending |
     for row, reading in enumerate(half):
         before.influence[row][:, index(reading.prompts)] += reading.influence
         before.extra[row] = reading.se**2
-    return Ending(config, tuple(kl), peak.values.plus(end, -1.0), end.plus(before, -1.0))
+    return Ending(config, tuple(kl), peak.plus(end, -1.0), end.plus(before, -1.0))
 
 
 def kl_to_reach(clouds: Clouds, arm: str, other: str, spent: Collection[int] = ()) -> tuple[float, ...] | str:
-    """The KL in nats at which each seed's run of `arm` first reaches the other arm's best; infinite if it never does.
+    """The KL in nats at which each run of `arm` first reaches the best of the other arm's run of that configuration.
 
-    The run is that of the arm's own best configuration; both bests are chosen on other seeds. An infinite entry is
+    One entry a seed and shared configuration; the other's best step is chosen on other seeds. An infinite entry is
     censored: the run ended before, or fell short.
     """
     found = peaks_of(clouds, (arm, other), spent=spent)
@@ -601,10 +622,10 @@ def kl_to_reach(clouds: Clouds, arm: str, other: str, spent: Collection[int] = (
     out = []
     for row, seed in enumerate(found[arm].values.seeds):
         cloud = next(c for c in clouds.items if c.arm == arm and c.seed == seed)
-        run = cloud.configs.index(found[arm].places[row][0])
-        mine = np.flatnonzero(cloud.run == run)
-        mine = mine[np.argsort(cloud.x[mine], kind="stable")]
-        out.append(first_at(np.log(cloud.x[mine]), cloud.win[mine], float(found[other].values.value[row, 0])))
+        for config, best in found[other].by_config.items():
+            mine = np.flatnonzero(cloud.run == cloud.configs.index(config))
+            mine = mine[np.argsort(cloud.x[mine], kind="stable")]
+            out.append(first_at(np.log(cloud.x[mine]), cloud.win[mine], float(best[row])))
     return tuple(out)
 
 

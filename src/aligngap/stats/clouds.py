@@ -6,7 +6,7 @@ has no place on a log axis; its win rate is the SFT level.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -225,6 +225,16 @@ def keep(cloud: Cloud, mask: np.ndarray) -> Cloud:
         columns={k: v[mask] for k, v in cloud.columns.items()},
         by_prompt={k: v[mask] for k, v in cloud.by_prompt.items()},
     )
+
+
+def restricted(cloud: Cloud, configs: Collection[str]) -> Cloud:
+    """A cloud of the runs of these configurations."""
+    wanted = np.array([c in configs for c in cloud.configs])
+    mine = np.flatnonzero(wanted)
+    place = np.cumsum(wanted) - 1
+    kept = keep(cloud, wanted[cloud.run])
+    runs, names = (tuple(of[i] for i in mine) for of in (cloud.runs, cloud.configs))
+    return replace(kept, run=place[kept.run], runs=runs, configs=names)
 
 
 def mean_of(values: Matrix) -> FloatArray:

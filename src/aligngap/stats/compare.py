@@ -12,13 +12,13 @@ compared seed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from aligngap.stats.axes import KL, Axis
-from aligngap.stats.clouds import Cloud, Clouds, keep
+from aligngap.stats.clouds import Cloud, Clouds, restricted
 from aligngap.stats.estimate import NAN, FloatArray, simultaneous_factor, two_level
 from aligngap.stats.frontier import ArmCurves, arm_curves
 from aligngap.types import Estimate
@@ -131,16 +131,6 @@ def protocol_bias(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: st
     name = f"{b}, {a}'s configurations"
     few = Clouds(tuple(replace(restricted(c, shared), arm=name) for c in clouds.items if c.arm == b))
     return compare({**curves, **curves_for(few, grid=curves[b].grid)}, name, b, band=False)
-
-
-def restricted(cloud: Cloud, configs: Collection[str]) -> Cloud:
-    """A cloud of the runs of these configurations."""
-    wanted = np.array([c in configs for c in cloud.configs])
-    mine = np.flatnonzero(wanted)
-    place = np.cumsum(wanted) - 1
-    kept = keep(cloud, wanted[cloud.run])
-    runs, names = (tuple(of[i] for i in mine) for of in (cloud.runs, cloud.configs))
-    return replace(kept, run=place[kept.run], runs=runs, configs=names)
 
 
 def _size(c: Cloud) -> float:
