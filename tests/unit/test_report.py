@@ -26,6 +26,7 @@ from aligngap.report import build_report, headline, words
 from aligngap.report.beside import beside
 from aligngap.report.charts import hover_text
 from aligngap.report.figures import difference_limits
+from aligngap.report.folder import made_by
 from aligngap.report.page import script_json
 from aligngap.stats.estimate import FloatArray
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
@@ -166,6 +167,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "study.yaml").write_text("name: opening # " + HOSTILE)
     build_report(folder, command="aligngap run opening --set seeds=3")
     return folder
+
+
+def test_a_report_made_again_keeps_the_command_that_made_the_records(made: Path, tmp_path: Path) -> None:
+    assert made_by(made, {"command": "aligngap run mine"}) == "aligngap run mine"
+    assert made_by(made, {}) == "aligngap run opening --set seeds=3"  # of the summary, where provenance is too old
+    assert made_by(tmp_path, {}) == f"aligngap report {tmp_path}"
 
 
 def test_everything_is_there(made: Path) -> None:

@@ -116,6 +116,33 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_what_a_killed_write_has_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    old, young = tmp_path / ".table.aaa.tmp", tmp_path / ".table.bbb.tmp"  # the second may be another command's
+    for left in (old, young):
+        left.write_text("half")
+    os.utime(old, (1, 1))
+    write_text(tmp_path / "table", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".table.bbb.tmp", "table"]
+
+
+def test_a_link_in_the_place_of_a_file_half_written_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".report.html.tmp").symlink_to(tmp_path / "mine")
+    write_text(tmp_path / "report.html", "page")
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert (tmp_path / "report.html").read_text() == "page"
+
+
+def test_a_disk_that_is_full_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_text(tmp_path / "report.html", "page", durable=True)
+    assert caught.value.filename == str(tmp_path / "report.html")
+
+
 # -------------------------------------------------------------------------------------------------------------- locks
 
 HOLD = """
@@ -176,7 +203,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
             check_writable(folder)
         assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
-        with pytest.raises(AligngapError):
+        with pytest.raises(AligngapError, match="--store"):
             Store(folder).prepare()
 
 
