@@ -118,6 +118,20 @@ def test_where_one_arm_ended_before_the_best_checkpoint_offline_is_not_called_en
     assert decide(other, MARGIN, kl=d.gap.kl).outcome == OFFLINE
 
 
+def test_online_is_not_recommended_where_offline_went_on_to_the_best_checkpoint() -> None:
+    """Online leads as far as it went; offline, behind there, went on and won more."""
+    gaps = {"online": 0.05, "offline": 0.0}
+    view = viewed(gaps, prompts=4000, seed_sd=0.0, shape=lambda kl: 0.2 + 0.1 * np.log1p(kl))
+    short = Clouds(tuple(keep(c, c.x < 2.5) if c.arm == "online" else c for c in view.clouds().items))
+    other = View(view.records, view.records.iloc[:0], "sft", clouds=short, pipeline=judge(0.7, seeds=5))
+    d = decide(other, MARGIN)
+    assert d.gap.interval[0] > 0
+    assert (d.gap.owner, d.gap.beyond) == ("offline", "offline")
+    assert (d.outcome, d.doubt) == (OPEN, "reach")
+    assert "offline's, lies at" in sentence(d, {})
+    assert decide(other, MARGIN, kl=d.gap.kl).outcome == ONLINE
+
+
 def test_noise_is_not_told_and_says_how_much_more() -> None:
     d = decided({"online": 0.02, "offline": 0.0}, prompts=40, seeds=4, rng_seed=2)
     assert (d.outcome, d.choose, d.doubt) == (OPEN, "", "noise")

@@ -38,7 +38,8 @@ RULE = (
     "the recommendation is then the semi-online arm with the most steps between syncs for which a one-sided test at 5% "
     "puts (online minus it) below m and whose kept share of G is above one half, or else online. Otherwise it cannot "
     "be told; so also with one seed, where G is undefined, where the other arm ended below the KL of the best "
-    "checkpoint (then only online can be recommended, at the largest KL that both reached), or where the 95% interval "
+    "checkpoint (then only the arm whose it is can be recommended, and that only if it is online, at the largest KL "
+    "that both reached), or where the 95% interval "
     "of golden's agreement with the user's held-out labels is not above one half."
 )
 
@@ -51,6 +52,7 @@ class Gap:
     b: str
     kl: float  # nats; nan where the arms share none
     best: float  # nats of the best checkpoint of either arm; nan where a KL was asked for
+    owner: str  # whose best checkpoint that is; "" where a KL was asked for
     value: Estimate
     interval: tuple[float, float]  # 95%
     upper: float  # that of the 90% interval: G lies below it with 95%
@@ -63,9 +65,9 @@ class Gap:
         return math.isfinite(self.value.value)
 
     @property
-    def beyond(self) -> bool:
-        """Whether the best checkpoint lies farther than the other arm went."""
-        return self.best > self.kl * (1 + 1e-6)
+    def beyond(self) -> str:
+        """The arm whose best checkpoint lies farther than the other arm went; "" where both went as far."""
+        return self.owner if self.best > self.kl * (1 + 1e-6) else ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def decide(view: View, margin: float, cheaper: Sequence[str] = (), kl: float | N
         doubt = "one seed"
     elif gap.upper < margin and not gap.beyond:
         outcome, choose = OFFLINE, view.offline
-    elif gap.interval[0] > 0 and gap.interval[1] >= margin:
+    elif gap.interval[0] > 0 and gap.interval[1] >= margin and gap.beyond != view.offline:
         good = next((o for o in options if o.enough), None)
         outcome, choose = (SEMI, good.arm) if good else (ONLINE, view.online)
     else:
@@ -133,9 +135,9 @@ def decide(view: View, margin: float, cheaper: Sequence[str] = (), kl: float | N
 def gap_at(view: View, kl: float | None) -> Gap:
     """Online minus offline at a KL, or where the best checkpoint of either arm lies, or as near as both went."""
     a, b = view.online, view.offline
-    best = NAN if kl is not None else best_kl(view)
+    best, owner = (NAN, "") if kl is not None else best_kl(view)
     asked = best if kl is None else kl
-    nothing = Gap(a, b, NAN, best, Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
+    nothing = Gap(a, b, NAN, best, owner, Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
     if kl is None:
         low, high = common(view)
         if not (math.isfinite(best) and low <= high):
@@ -146,11 +148,11 @@ def gap_at(view: View, kl: float | None) -> Gap:
     if found.last is None:
         return replace(nothing, why=found.why)
     at: Budget = found.last
-    return Gap(a, b, asked, best, at.mean, at.interval, at.equivalence[1], at.mean.n, spread_of(found.found))
+    return Gap(a, b, asked, best, owner, at.mean, at.interval, at.equivalence[1], at.mean.n, spread_of(found.found))
 
 
-def best_kl(view: View) -> float:
-    """The KL (geometric mean over seeds) of the checkpoint of either arm with the highest mean win rate over seeds."""
+def best_kl(view: View) -> tuple[float, str]:
+    """The KL (geometric mean over seeds) of the checkpoint with the highest mean win rate over seeds, and its arm."""
     found: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     clouds = [c for c in view.clouds().items if c.arm in (view.online, view.offline) and c.seed not in view.spent]
     for c in clouds:
@@ -158,11 +160,11 @@ def best_kl(view: View) -> float:
             if math.isfinite(win) and math.isfinite(x):
                 found.setdefault((c.arm, c.configs[run], int(step)), []).append((float(win), float(x)))
     most = max((len(v) for v in found.values()), default=0)
-    whole = [v for v in found.values() if len(v) == most]
+    whole = [(arm, v) for (arm, _, _), v in found.items() if len(v) == most]
     if not whole:
-        return NAN
-    top = max(whole, key=lambda v: sum(win for win, _ in v))
-    return float(np.exp(np.mean([math.log(x) for _, x in top])))
+        return NAN, ""
+    owner, top = max(whole, key=lambda one: sum(win for win, _ in one[1]))
+    return float(np.exp(np.mean([math.log(x) for _, x in top]))), owner
 
 
 def common(view: View) -> tuple[float, float]:

@@ -7,6 +7,7 @@ and beside it stands their adjusted p-value (Benjamini & Hochberg 1995, J. R. St
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
@@ -54,8 +55,9 @@ def correct(judged: Sequence[Judged], primary: Collection[str]) -> tuple[Judged,
 def _held(v: Verdict, adjusted: float, primary: bool, size: int) -> Verdict:
     """A verdict with its adjusted p-value; a primary one that it does not bear out decides nothing."""
     v = replace(v, p_adjusted=adjusted, primary=primary)
-    if primary and v.outcome in (SUPPORTED, CONTRADICTED) and adjusted > LEVEL:
-        said = f" Not sure among the {size} primary tests (Holm, p = {adjusted:.3f})."
+    if primary and v.outcome in (SUPPORTED, CONTRADICTED) and not adjusted <= LEVEL:
+        known = f"p = {adjusted:.3f}" if math.isfinite(adjusted) else "it has no p-value of this direction"
+        said = f" Not sure among the {size} primary tests (Holm, {known})."
         return replace(v, outcome=INCONCLUSIVE, reason=v.reason + said)
     return v
 

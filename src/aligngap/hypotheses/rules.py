@@ -37,8 +37,8 @@ MARGIN = 0.02
 HALF = 0.5
 
 AT_BUDGETS = (
-    "at the KL budgets that every seed reached, over the configurations that all these arms ran (t intervals over "
-    "seeds, 95% for all budgets at once)"
+    "at the KL budgets that every seed reached, over the configurations that all these arms ran and in which all of "
+    "them reached the budget (t intervals over seeds, 95% for all budgets at once)"
 )
 
 
@@ -122,7 +122,7 @@ def same(name: str, a: str, b: str, claim: str = "") -> Rule:
         at = max(judged, key=lambda x: abs(x.mean.value))
         said = f" The 90% interval at {nats(at.kl)} is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
         reason = told(f"{a} − {b}", found.found) + said + one_seed(len(found.seeds))
-        p = p_equivalence(found.found, MARGIN)
+        p = NAN if outcome == CONTRADICTED else p_equivalence(found.found, MARGIN)  # which tests the other direction
         return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
 
     return Rule(name, claim, text, (a, b), judge)
@@ -146,7 +146,8 @@ def no_better(name: str, a: str, b: str, claim: str = "") -> Rule:
         outcome = CONTRADICTED if better else SUPPORTED if below else INCONCLUSIVE
         at = max(judged, key=lambda x: x.mean.value)
         reason = told(f"{a} − {b}", found.found) + one_seed(len(found.seeds))
-        return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), found.found.p)
+        p = found.found.p if outcome == CONTRADICTED else NAN  # of no difference, which is not what was supported
+        return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
 
     return Rule(name, claim, text, (a, b), judge)
 
@@ -216,6 +217,9 @@ def told(what: str, found: AtBudgets) -> str:
     """The differences at every budget as a sentence, and what was not reached."""
     judged = ", ".join(at(b) for b in found.judged)
     out = f"{what} is {judged}."
+    for b in found.judged:
+        if left_out := [f"{n} of {arm}" for arm, n in b.short.items() if n]:
+            out += f" At {nats(b.kl)} {' and '.join(left_out)} ended below: their configurations are left out there."
     lost = [b for b in found.budgets if not b.judged]
     short = dict.fromkeys(f"{arm}'s runs" for b in lost for arm, n in b.short.items() if n)
     if lost:

@@ -80,8 +80,8 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
         )
     if d.doubt == "reach":
         return (
-            f"Cannot tell yet: the best checkpoint lies at {words.nats(gap.best)} and one of the arms ended at "
-            f"{words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); so "
+            f"Cannot tell yet: the best checkpoint, {gap.owner}'s, lies at {words.nats(gap.best)} and the other arm "
+            f"ended at {words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); so "
             f"far {gap.a} gains {gain}."
         )
     return f"Cannot tell yet: needs {more(d)}; so far {gap.a} gains {gain}, and the margin is {d.margin:g}."
@@ -119,8 +119,12 @@ def details(d: Decision) -> list[str]:
         out.append(f"Such a study would see a difference of {d.need.difference:g} with 80% power.")
     if math.isfinite(d.gap.best):
         out.append(
-            f"No KL was given (--kl), so it is decided where the best checkpoint of either arm lies, "
-            f"{words.nats(d.gap.best)}."
+            f"No KL was given (--kl). The best checkpoint of either arm is {d.gap.owner}'s, at {words.nats(d.gap.best)}"
+            + (
+                f"; the other arm ended before that, so {words.nats(d.gap.kl)} is where they are compared."
+                if d.gap.beyond
+                else ", and it is decided there."
+            )
         )
     return out
 
