@@ -104,7 +104,7 @@ SIGN = (
 
 
 def same(name: str, a: str, b: str, claim: str = "") -> Rule:
-    """Are a and b alike at equal KL, to within two points of win rate?"""
+    """The rule that asks whether a and b are alike at equal KL, to within two points of win rate."""
     text = (
         f"{a} - {b} {AT_BUDGETS}. Supported if at every budget two one-sided tests at 5% put it within {MARGIN} of 0 "
         f"(the 90% interval lies inside); contradicted if an interval lies wholly outside; else inconclusive."
@@ -129,7 +129,7 @@ def same(name: str, a: str, b: str, claim: str = "") -> Rule:
 
 
 def no_better(name: str, a: str, b: str, claim: str = "") -> Rule:
-    """Is a no better than b at equal KL, to within two points of win rate?"""
+    """The rule that asks whether a is no better than b at equal KL, to within two points of win rate."""
     text = (
         f"{a} - {b} {AT_BUDGETS}. Contradicted if an interval lies above 0; supported if none does and a one-sided "
         f"test at 5% puts it below {MARGIN} at every budget; else inconclusive."
@@ -155,7 +155,10 @@ def no_better(name: str, a: str, b: str, claim: str = "") -> Rule:
 def share(
     name: str, top: tuple[str, str], claim: str = "", *, of: tuple[str, str] | None = None, less: bool = False
 ) -> Rule:
-    """Is the difference of `top` more than half of the opening gap (of the gap `of`)? With `less`: less than half?"""
+    """The rule that asks whether the difference of `top` is more than half of a gap (`of`; by default the opening one).
+
+    With `less` it asks whether it is less than half.
+    """
     a, b = top
     gap = of or ("online", "offline")
     sides = ("below", "above") if less else ("above", "below")
@@ -187,7 +190,7 @@ def share(
 
 
 def contrast(name: str, weights: Mapping[str, float], what: str, claim: str = "") -> Rule:
-    """Is a weighted sum of arms above 0 at equal KL?"""
+    """The rule that asks whether a weighted sum of arms is above 0 at equal KL."""
     text = f"{what[0].upper()}{what[1:]}, {AT_BUDGETS}. {SIGN}"
 
     def judged(view: View, rule: Rule) -> Verdict:
