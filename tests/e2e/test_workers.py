@@ -59,7 +59,7 @@ def test_a_study_whose_workers_are_killed_ten_times_ends_the_same(warm: Warm, tm
     code, _, said = running.finish()
     assert code == 0, said
     assert len(killed) >= KILLS
-    assert "its worker was killed (SIGKILL); started again" in said  # how many were at their end is the machine's affair
+    assert "its worker was killed (SIGKILL); started again" in said  # the others were just finished, or just starting
     assert "Traceback" not in said
     same(whole / "out", folder / "out")
 

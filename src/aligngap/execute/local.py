@@ -101,9 +101,10 @@ class Slot:
         """Open the slot anew after its worker has died, and say how it died."""
         self.close()
         code = None
-        if self.process is not None:
-            self.process.join(5.0)
-            code = self.process.exitcode
+        limit = time.monotonic() + 5.0
+        # The pool's own thread waits for the process too: whoever is told first of its end, tells the other soon.
+        while self.process is not None and (code := self.process.exitcode) is None and time.monotonic() < limit:
+            time.sleep(0.01)
         self.pool, self.process = self._opened(), None
         if code == -signal.SIGKILL and memory_kills() > self.kills:
             return f"its worker ran out of memory and was killed ({OUT_OF_MEMORY})"
