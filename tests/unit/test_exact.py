@@ -18,7 +18,7 @@ from aligngap.cli import main
 from aligngap.exact import capacity, claims, learn, skewed, theory
 from aligngap.exact.arguments import SPENT
 from aligngap.exact.capacity import OFFLINE, ONLINE, Grid
-from aligngap.exact.claims import Claim, holm, judge, p_value
+from aligngap.exact.claims import Claim, judge, p_value
 from aligngap.exact.judge import TABLE, fit_judge, seen
 from aligngap.exact.learn import Fixed, OnPolicy, PolicyClass, Source, step_sizes, train
 from aligngap.exact.report import read_runs
@@ -33,6 +33,7 @@ from aligngap.exact.worlds import (
     sigmoid,
 )
 from aligngap.losses import DPO, IPO
+from aligngap.stats.adjust import holm
 from aligngap.stats.ceiling import tilted_to
 
 Array = np.ndarray

@@ -20,7 +20,7 @@ from synthetic_records import ArmTruth, best_of_n_rows, make, same_as
 from aligngap import registry
 from aligngap.hypotheses.base import Dial, Hypothesis, judge_all
 from aligngap.hypotheses.classification import along_stream
-from aligngap.hypotheses.families import benjamini_hochberg, correct, holm, primary_of
+from aligngap.hypotheses.families import correct, primary_of
 from aligngap.hypotheses.geometry import heterogeneity
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CENSORED, CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
@@ -29,6 +29,7 @@ from aligngap.pipeline.plan import expand
 from aligngap.report import build_report, headline
 from aligngap.report.charts import dial_figure
 from aligngap.report.figures import dial_table
+from aligngap.stats.adjust import benjamini_hochberg, holm
 from aligngap.stats.budgets import Seedwise
 from aligngap.stats.compare import compare
 from aligngap.stats.ratio import ratio, slope_weights

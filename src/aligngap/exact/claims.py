@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import stats
 
 from aligngap.exact.worlds import Floats
+from aligngap.stats.adjust import holm
 
 #: two points of win rate: a gap smaller than this counts as none
 MARGIN = 0.02
@@ -79,16 +80,6 @@ def p_value(values: Floats, says: str, margin: float = MARGIN) -> float:
     if says == "none":
         return float(max(stats.t.sf((margin + mean) / error, n - 1), stats.t.sf((margin - mean) / error, n - 1)))
     return float(2.0 * stats.t.sf(abs(mean) / error, n - 1))
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values; nan stays nan and does not count."""
-    some = [i for i, value in enumerate(p) if not math.isnan(value)]
-    adjusted, largest = [math.nan] * len(p), 0.0
-    for rank, i in enumerate(sorted(some, key=lambda i: p[i])):
-        largest = max(largest, min(1.0, (len(some) - rank) * p[i]))
-        adjusted[i] = largest
-    return adjusted
 
 
 def judge(measured: pd.DataFrame, predicted: pd.DataFrame, claims: Sequence[Claim] = PRIMARY) -> pd.DataFrame:

@@ -8,20 +8,17 @@ and beside it stands their adjusted p-value (Benjamini & Hochberg 1995, J. R. St
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from aligngap.hypotheses.base import Hypothesis, Judged
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from aligngap.hypotheses.view import View
 from aligngap.registry import did_you_mean
-from aligngap.stats.estimate import FloatArray
+from aligngap.stats.adjust import benjamini_hochberg, holm
 from aligngap.types import AligngapError, Verdict
 
 LEVEL = 0.05
-Step = Callable[[FloatArray, int], FloatArray]
 #: with one judge in both arms, where the arm that allows it is there, and what the proxy costs; else the arms compared.
 #: The true preference is co-primary wherever the task has one
 ONE_JUDGE = ("writing", "writing truth", "proxy online")
@@ -60,23 +57,3 @@ def _held(v: Verdict, adjusted: float, primary: bool, size: int) -> Verdict:
         said = f" Not sure among the {size} primary tests (Holm, {known})."
         return replace(v, outcome=INCONCLUSIVE, reason=v.reason + said)
     return v
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values; nan stays nan and is not counted."""
-    return _step(p, lambda ordered, n: np.maximum.accumulate(ordered * (n - np.arange(n))))
-
-
-def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p-values; nan stays nan and is not counted."""
-    return _step(p, lambda ordered, n: np.minimum.accumulate((ordered * n / np.arange(1, n + 1))[::-1])[::-1])
-
-
-def _step(p: Sequence[float], adjust: Step) -> list[float]:
-    values = np.asarray(p, dtype=np.float64)
-    known = np.flatnonzero(np.isfinite(values))
-    out = np.full(len(values), np.nan)
-    if len(known):
-        order = known[np.argsort(values[known], kind="stable")]
-        out[order] = np.minimum(adjust(values[order], len(known)), 1.0)
-    return [float(v) for v in out]
