@@ -67,7 +67,7 @@ def outcomes(name: str, view: View) -> dict[str, str]:
 
 
 def test_every_hypothesis_is_whole() -> None:
-    assert len(ALL) == 13
+    assert len(ALL) == 14
     for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
         assert h.name == name
         assert h.question.endswith("?")
@@ -171,6 +171,28 @@ def geometry(gaps: tuple[float, float, float], gains: tuple[float, float, float]
     records, per_prompt, _ = make(truth, opponents=("golden_policy",), **SHARP)
     best = [best_of_n_rows(0.5, g, range(7), se=0.005, variant=w) for w, g in zip(worlds, gains, strict=True)]
     return verdicts("geometry", View(records, per_prompt, best_of_n=pd.concat(best)))
+
+
+def rates(small: float, large: float) -> dict[str, Verdict]:
+    """Verdicts where online leads by `small` at the small learning rate and by `large` at the large one."""
+    tables: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+    for number, (gap, rate) in enumerate(((small, 1e-5), (large, 3e-5))):
+        records, per_prompt, _ = make({"online": ArmTruth(gap=gap), "offline": ArmTruth()}, **SHARP, rng_seed=number)
+        names = {"config": f"beta=0.1 learning_rate={rate:g}", "learning_rate": rate}
+        records = records.assign(**names, run=records["run"] + f" {rate:g}")
+        tables.append((records, per_prompt.assign(run=per_prompt["run"] + f" {rate:g}")))
+    records, per_prompt = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
+    return verdicts("step-size", View(records, per_prompt))
+
+
+def test_a_lead_that_depends_on_the_learning_rate_is_told_by_rate() -> None:
+    found = rates(small=-0.05, large=0.06)
+    assert [found[n].outcome for n in ("rate", "large rate", "small rate")] == [SUPPORTED, SUPPORTED, CONTRADICTED]
+    assert found["rate"].effect.value == pytest.approx(0.11, abs=0.02)
+    same = rates(small=0.06, large=0.06)
+    assert same["rate"].outcome == INCONCLUSIVE
+    one = verdicts("step-size", world({"online": 0.1, "offline": 0.0}))
+    assert "fewer than two learning rates" in one["rate"].reason
 
 
 def test_geometry_is_the_cause_and_is_not() -> None:

@@ -6,6 +6,7 @@ has no place on a log axis; its win rate is the SFT level.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -235,6 +236,22 @@ def restricted(cloud: Cloud, configs: Collection[str]) -> Cloud:
     kept = keep(cloud, wanted[cloud.run])
     runs, names = (tuple(of[i] for i in mine) for of in (cloud.runs, cloud.configs))
     return replace(kept, run=place[kept.run], runs=runs, configs=names)
+
+
+def split_by_setting(clouds: Clouds, setting: str) -> dict[float, Clouds]:
+    """The clouds of each value of one setting of the configurations (`learning_rate`), by that value in rising order.
+
+    A configuration keeps the rest of its name, so that those of two values can be matched. Configurations that do not
+    name the setting are left out.
+    """
+    out: dict[float, list[Cloud]] = {}
+    for cloud in clouds.items:
+        named = {c: re.search(rf"(?:^| ){re.escape(setting)}=(\S+)", c) for c in cloud.configs}
+        for value in {float(m[1]) for m in named.values() if m}:
+            part = restricted(cloud, [c for c, m in named.items() if m and float(m[1]) == value])
+            rest = tuple(c.replace(m[0], "").strip() for c in part.configs if (m := named[c]))
+            out.setdefault(value, []).append(replace(part, configs=rest))
+    return {value: Clouds(tuple(out[value])) for value in sorted(out)}
 
 
 def mean_of(values: Matrix) -> FloatArray:
