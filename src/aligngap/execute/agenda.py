@@ -5,7 +5,10 @@ Bookkeeping without any process in it, and the role that the command knows an ex
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -30,11 +33,37 @@ class Event(StrEnum):
 Answer = tuple[Event, str]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What steps run on: a name under which durations are kept, the cores that all share, and those that a step takes.
+
+    `cores` is None where steps share none with each other or with anything else.
+    """
+
+    place: str
+    cores: float | None
+    threads: int
+
+
+def this_machine(device: str, threads: int, processes: int = 1) -> Machine:
+    """This machine as steps of so many threads in each of so many processes use it: on a GPU they share no cores."""
+    cores = float(os.cpu_count() or 1) if device == "cpu" else None
+    several = f" {processes} processes" if processes > 1 else ""
+    return Machine(f"{platform.node()} {device} x{threads}{several}", cores, threads * processes)
+
+
 class Executor(Protocol):
     """An executor makes steps, wherever it does so."""
 
     @property
     def store(self) -> Store: ...
+
+    @property
+    def machine(self) -> Machine: ...
+
+    def slots(self) -> int:
+        """How many steps it can run at once, as things stand."""
+        ...
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False

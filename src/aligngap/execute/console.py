@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from aligngap.execute.watch import clock, labels
+from aligngap.execute.agenda import this_machine
+from aligngap.execute.watch import clock, labels, left_of
 from aligngap.storage.store import Store
 from aligngap.types import Progress as ProgressRole
 from aligngap.types import TaskData
@@ -53,23 +55,24 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
-    """Print each step of a plan with its artifact, and about how long what is missing takes."""
-    from aligngap.pipeline.forecast import seconds_of, unsized
+    """Print each step of a plan with its artifact, and about how long what is missing takes on this machine."""
+    from aligngap.pipeline.forecast import unsized
 
-    names = labels(plan)
-    rows, left, todo = [], 0.0, 0
-    for step in plan.steps():
-        there = store.has(step.name)
-        seconds = seconds_of(step)
-        left += 0.0 if there else seconds
-        todo += not there
-        rows.append((names[step.name], step.name, "there" if there else f"about {clock(seconds)}"))
+    names, workers = labels(plan), os.cpu_count() or 1
+    todo = [s for s in plan.steps() if not store.has(s.name)]
+    remaining = left_of(todo, store, lambda: workers, this_machine("cpu", 1))
+    takes = {s.name: remaining.takes(s) for s in todo}
+    rows = [
+        (names[s.name], s.name, f"about {clock(takes[s.name])}" if s.name in takes else "there") for s in plan.steps()
+    ]
     print_rows(["step", "artifact", "compute"], rows)
+    work = clock(sum(takes.values()))
     print(
-        f"{len(plan.runs)} runs, {len(rows)} steps, {todo} to make; about {clock(left)} of one core's time "
-        f"(a rough guess: `aligngap.pipeline.forecast`); results go to {out}"
+        f"{len(plan.runs)} runs, {len(rows)} steps, {len(todo)} to make; about {work} of one core's time, "
+        f"{clock(remaining.seconds())} with {workers} workers beside what else this machine does now "
+        f"(guessed by `aligngap.pipeline.forecast`, and by the durations kept in the store); results go to {out}"
     )
-    if absent := unsized(plan.steps()):
+    if absent := unsized(todo):
         print(f"the sizes of {', '.join(absent)} are not known here: their steps take longer than the guess")
 
 

@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from aligngap.execute.agenda import Agenda, Answer, Event, position
+from aligngap.execute.agenda import Agenda, Answer, Event, position, this_machine
 from aligngap.execute.worker import OUT_OF_MEMORY, WorkerSettings, leave_with, open_worker, work
 from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
@@ -148,6 +148,11 @@ class Local:
     ) -> None:  # fmt: skip
         self.store, self.workers, self.device = store, workers, device
         self.threads, self.save_seconds, self.tracking = threads, save_seconds, tracking or Tracking()
+        self.machine = this_machine(device, threads)
+
+    def slots(self) -> int:
+        """How many steps run at once."""
+        return self.workers
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aligngap import __version__
-from aligngap.execute.agenda import Agenda, Answer, Event, position
+from aligngap.execute.agenda import Agenda, Answer, Event, Machine, position
 from aligngap.execute.local import importance
 from aligngap.execute.worker import WorkerSettings, work
 from aligngap.pipeline.base import Step
@@ -82,6 +82,7 @@ class Ray:
         self.ray = connect()
         self.gpus = float(self.ray.cluster_resources().get("GPU", 0.0) > 0) if gpus is None else gpus
         self.workers, self.threads, self.save_seconds = workers, threads, save_seconds
+        self.machine = Machine(f"Ray gpus={self.gpus:g} x{threads}", None, threads)
         self._check_room()
 
     def _check_room(self) -> None:
@@ -142,7 +143,7 @@ class Ray:
                 for step, why in agenda.lost():
                     yield Event.LOST, step, why
                 queue += agenda.ready()
-                while queue and len(running) < (self.workers or self._room()):
+                while queue and len(running) < self.slots():
                     step = queue.pop(0)
                     running[task.remote(settings, step.model_dump_json())] = step
                     yield Event.START, step, ""
@@ -161,8 +162,10 @@ class Ray:
                 self.ray.cancel(reference, force=True)
             raise
 
-    def _room(self) -> int:
+    def slots(self) -> int:
         """Steps that the cluster as it stands can run at once; at least one, so that one waits for a node to come."""
+        if self.workers is not None:
+            return self.workers
         have = self.ray.cluster_resources()
         room = have.get("CPU", 0.0) / self.threads
         return max(1, int(min(room, have.get("GPU", 0.0) / self.gpus) if self.gpus else room))

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligngap.execute.agenda import Agenda, Answer, Event, position
+from aligngap.execute.agenda import Agenda, Answer, Event, position, this_machine
 from aligngap.execute.local import importance
 from aligngap.execute.worker import attempt, leave_with, make, work_on
 from aligngap.parallel.world import ALONE, Released, World
@@ -115,6 +115,11 @@ class Together:
         self.ctx = Context(store, self.world.device)
         self.save_seconds, self.tracking = save_seconds, tracking or Tracking()
         self.stopped: Callable[[], bool] = never
+        self.machine = this_machine(device, threads, self.world.size)
+
+    def slots(self) -> int:
+        """One model is trained at a time."""
+        return 1
 
     def run(
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False

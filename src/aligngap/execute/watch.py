@@ -8,39 +8,30 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from aligngap.execute.agenda import Event, Executor
-from aligngap.execute.local import Outcome
+from aligngap.execute.agenda import Event, Executor, Machine
+from aligngap.execute.local import Outcome, importance
+from aligngap.execute.pace import Pace, keep, kept
+from aligngap.execute.remaining import Remaining
 
 if TYPE_CHECKING:
     from aligngap.pipeline.base import Step
     from aligngap.pipeline.plan import Plan
+    from aligngap.storage.store import Store
+
+REPORT_SECONDS = 10.0  #: from the last step to the report, on the machine that the cost model was calibrated on
 
 
 def clock(seconds: float) -> str:
     """Seconds as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
-
-
-class Eta:
-    """Time left, from the work done since the start against the work that remains (in forecast seconds)."""
-
-    def __init__(self, total: float) -> None:
-        self.total, self.done, self.started = total, 0.0, time.monotonic()
-
-    def left(self, running: float) -> str:
-        done = self.done + running
-        spent = time.monotonic() - self.started
-        if done <= 0.02 * self.total or spent < 5:
-            return "?"
-        return clock(spent * (self.total - done) / done)
 
 
 @contextmanager
@@ -62,16 +53,28 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+def left_of(todo: Sequence[Step], store: Store, slots: Callable[[], int], machine: Machine) -> Remaining:
+    """What is left of a command that has these steps to do, as the durations kept in the store let it be foreseen."""
+    known, rank = Pace(kept(store, machine.place)), importance(todo)
+    return Remaining(todo, guess(todo, store), rank, known, slots, machine, after=REPORT_SECONDS if todo else 0.0)
+
+
+def guess(steps: Sequence[Step], store: Store) -> dict[str, float]:
+    """The cost model's seconds of each step, by its name; data that are made already say how many pairs they hold."""
+    from aligngap.pipeline.forecast import data_of, seconds_of
+
+    data = {data.name for step in steps if (data := data_of(step)) is not None}
+    counted = {n: float(sum(store.manifest(n)["result"]["rows"].values())) for n in data if store.has(n)}
+    return {step.name: seconds_of(step, counted) for step in steps}
+
+
 def watch(local: Executor, plan: Plan) -> Outcome:
     """Run a plan to its end and show it; returns what was made, found and failed."""
-    from aligngap.pipeline.forecast import seconds_of
-
     steps = plan.steps()
     names = labels(plan)
-    cost = {s.name: seconds_of(s) for s in steps}
     todo = [s for s in steps if not local.store.has(s.name)]
     outcome = Outcome()
-    eta = Eta(sum(cost[s.name] for s in todo))
+    remaining = left_of(todo, local.store, local.slots, local.machine)
     console = Console(stderr=True)
     live = console.is_terminal
     running: dict[str, tuple[Step, Any]] = {}
@@ -83,33 +86,42 @@ def watch(local: Executor, plan: Plan) -> Outcome:
         for event, step, message in local.run(steps, stopped):
             if event == Event.FOUND:
                 outcome.found.append(step.name)
+                remaining.end(step, made=False)
+                if step.name in running:  # another command was quicker
+                    bar.remove_task(running.pop(step.name)[1])
             elif event == Event.START:
                 running[step.name] = (step, bar.add_task("  " + names[step.name], total=1.0, note=""))
+                remaining.start(step)
             elif event == Event.LOST:
                 outcome.lost += 1
-                eta.done += cost[step.name]
+                remaining.end(step, made=False)
             elif event in (Event.MADE, Event.FAILED, Event.BAD_INPUT):
                 if step.name in running:
                     bar.remove_task(running.pop(step.name)[1])
-                eta.done += cost[step.name]
+                if (took := remaining.end(step, made=event == Event.MADE)) is not None:
+                    keep(local.store, local.machine.place, took)
                 if event == Event.MADE:
                     outcome.made.append(step.name)
+                    if step.kind == "data":
+                        remaining.guessed |= guess(todo, local.store)
                 else:
                     outcome.failed[names[step.name]] = message
                     outcome.bad_input |= event == Event.BAD_INPUT
                 if not live and event != Event.BAD_INPUT:  # which is said once, at the end, with its remedy
-                    say(f"[{len(outcome.made)}/{len(todo)}] {event}: {names[step.name]} (left: {eta.left(0.0)})")
-            part = 0.0
-            for name, (active, task) in running.items():
+                    left = clock(remaining.seconds())
+                    say(f"[{len(outcome.made)}/{len(todo)}] {event}: {names[step.name]} (left: about {left})")
+            for active, task in running.values():
                 fraction, note = local.position(active)
-                part += fraction * cost[name]
+                remaining.see(active, fraction)
                 bar.update(task, completed=fraction, note=note)
             done = len(outcome.made) + len(outcome.failed) + outcome.lost
-            bar.update(whole, completed=done, note=f"{done}/{len(todo)} steps, left: {eta.left(part)}")
+            bar.update(
+                whole, completed=done, note=f"{done}/{len(todo)} steps, left: about {clock(remaining.seconds())}"
+            )
             if not live and time.monotonic() - last_line > 30:
                 last_line = time.monotonic()
                 now = "; ".join(f"{names[n]} {local.position(s)[0]:.0%}" for n, (s, _) in running.items())
-                say(f"… {now} (left: {eta.left(part)})")
+                say(f"… {now} (left: about {clock(remaining.seconds())})")
     return outcome
 
 

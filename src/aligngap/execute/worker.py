@@ -62,7 +62,7 @@ def work_on(step: Step, ctx: Context, job: Job) -> None:
     reporter = Reporter(store.root / "partial" / f"{step.name}.progress", job.stopping if world.size == 1 else never)
     job = replace(job, progress=reporter, log=RunLog(store.root / "partial" / f"{step.name}.log.jsonl"))
     job.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name, **world.about())
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     try:
         about = step.run(ctx, job)
     except BaseException as error:
@@ -77,7 +77,8 @@ def work_on(step: Step, ctx: Context, job: Job) -> None:
         "kind": step.kind, "version": step.version, "configuration": step.configuration,
         "inputs": {k: s.name for k, s in step.inputs.items()}, "result": about,
         "made_from": {s.name: store.content(s.name) for s in step.inputs.values()},
-        "provenance": provenance(ctx.device_name, time.monotonic() - started) | world.about(),
+        "provenance": provenance(ctx.device_name, time.monotonic() - started)
+        | {"cpu_seconds": round(time.process_time() - cpu, 3)} | world.about(),
     }  # fmt: skip
     store.finish(step.name, manifest)
     job.log.note("finished")

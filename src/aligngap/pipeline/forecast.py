@@ -7,7 +7,7 @@ this model and these lengths are: parameters that a token passes through, times 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from aligngap.pipeline.best_of_n import BestOfN
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, Relabel
 from aligngap.pipeline.measure import Measure
-from aligngap.pipeline.probe import JudgesProbe
+from aligngap.pipeline.probe import JudgesProbe, Probe
 from aligngap.pipeline.sft import Sft
 from aligngap.settings import Limits, ModelSpec
 from aligngap.types import AligngapError
 
-#: Seconds of one core per unit of work, from the manifests of a `quick` suite in the sandbox on 2 quiet cores.
+#: Seconds of one core per unit of work, from the manifests (`cpu_seconds`) of studies in the sandbox.
 SECONDS_PER_UNIT: dict[type[Step], float] = {
-    Sft: 1.7e-4, FitJudge: 3.1e-4, Relabel: 0.9e-3, Written: 1.6e-3, Measure: 3.3e-4, BestOfN: 2.0e-4,
-    JudgesProbe: 3.0e-4,
+    Sft: 1.8e-4, FitJudge: 2.8e-4, Relabel: 0.9e-3, Written: 1.6e-3, Measure: 3.4e-4, BestOfN: 2.0e-4,
+    Probe: 2.0e-4, JudgesProbe: 3.0e-4,
 }  # fmt: skip
+#: the same per pair of the data: to write them, and for the first steps that read them
+PER_PAIR: dict[type[Step], float] = {Data: 1.5e-4, Sft: 1.8e-4, FitJudge: 1.8e-4}
 #: the same of a run: per unit, and per optimiser step of any model; for one that writes pairs, and one that only reads
 WRITES, READS = (2.1e-4, 0.04), (1.35e-4, 0.006)
 START = 0.7  #: seconds to load what a step draws on
@@ -37,9 +39,14 @@ SANDBOX = 5.8e6
 BYTES_PER_PARAMETER = 0.6  #: of a GGUF file of 4 bits and their scales
 
 
-def seconds_of(step: Step) -> float:
-    """Seconds of one core; a model that is not on this machine (`unsized`) is taken to be as small as the sandbox's."""
-    start = START
+def seconds_of(step: Step, counted: Mapping[str, float] | None = None) -> float:
+    """Seconds of one core; a model that is not on this machine (`unsized`) is taken to be as small as the sandbox's.
+
+    `counted` says how many pairs the finished data steps hold, by their names; of the others the study says about.
+    """
+    data = data_of(step)
+    pairs = (counted or {}).get(data.name, data.expected) if data else 0.0
+    start = START + PER_PAIR.get(type(step), 0.0) * pairs
     if isinstance(step, Align):
         per_unit, per_step = WRITES if step.source.sampled else READS
         start += per_step * step.optimization.steps
@@ -47,9 +54,15 @@ def seconds_of(step: Step) -> float:
         per_unit = SECONDS_PER_UNIT[type(step)]
     else:
         return start
-    model, limits = model_of(step), next(s.limits for s in step.walk() if isinstance(s, Data))
-    products = model and products_of(model, limits)
-    return start + step.units() * per_unit * (products / SANDBOX if products else 1.0)
+    assert data is not None  # every step that works on a model reads data
+    model, units = model_of(step), pairs if isinstance(step, Relabel | Written) else step.units()
+    products = model and products_of(model, data.limits)
+    return start + units * per_unit * (products / SANDBOX if products else 1.0)
+
+
+def data_of(step: Step) -> Data | None:
+    """The data that a step works on, or is."""
+    return next((s for s in step.walk() if isinstance(s, Data)), None)
 
 
 def unsized(steps: Iterable[Step]) -> list[str]:
