@@ -19,6 +19,7 @@ from aligngap.exact.arguments import add_arguments as add_exact
 from aligngap.types import AligngapError, Damaged, RunFailed, one_line
 
 if TYPE_CHECKING:
+    from aligngap.exchange.hub import Hub
     from aligngap.pipeline.plan import Plan
 
 
@@ -107,6 +108,10 @@ def parser() -> argparse.ArgumentParser:
             help="tell tensorboard, wandb or trackio the numbers as they come; may be repeated (default: none)",
         )  # fmt: skip
 
+    def of_hub(sub: argparse.ArgumentParser, what: str) -> None:
+        sub.add_argument("--push", metavar="OWNER/NAME", help=f"{what}; a new one is private")
+        sub.add_argument("--public", action="store_true", help="with --push, for everybody to see if it is new there")
+
     run_words = command("run", run, "run everything a study needs, then make its report; the same command resumes")
     of_study(run_words)
     of_machine(run_words)
@@ -141,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report_words = command("report", report, "rebuild a report from its records")
     report_words.add_argument("out", type=Path, help="output folder of a run")
+    of_hub(report_words, "send the records as a data set and the page as a static Space of that name to the hub")
     show_words = command("show", show, "the numbers of a run, in the terminal")
     show_words.add_argument("out", type=Path, help="output folder of a run")
     show_words.add_argument("--failures", action="store_true", help="only what failed or went wrong, and at which step")
@@ -158,7 +164,10 @@ def parser() -> argparse.ArgumentParser:
     leave = command("export", export, "a trained policy as a Hugging Face folder with a model card")
     leave.add_argument("out", type=Path, help="output folder of a run")
     leave.add_argument("run", help="RUN or RUN@STEP: a run's name, or words that only one has, as online")
-    leave.add_argument("--to", type=Path, required=True, help="the folder to write; must not exist or be empty")
+    leave.add_argument(
+        "--to", type=Path, help="the folder to write; must not exist or be empty; needed where --push is not given"
+    )
+    of_hub(leave, "send the model with its card to the Hugging Face hub")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
     hold = command("check", check_store, "hold a store of artifacts against its checksums")
     hold.add_argument("store", type=Path, help="folder of artifacts, store/ beside the outputs by default")
@@ -347,14 +356,29 @@ def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def report(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """`aligngap report`: the page and the figures of a run, made anew from its records."""
+    """`aligngap report`: the page and the figures of a run, made anew from its records; to the hub if asked."""
+    from aligngap.exchange.hub import push_report
     from aligngap.execute.console import stages
     from aligngap.report import build_report
 
+    hub = asked_hub(args)
     with stages("report") as progress:
         page = build_report(args.out, progress=progress)
     print(f"report: {page}")
+    if hub is not None:
+        print("\n".join(push_report(hub, args.out)))
     return 0
+
+
+def asked_hub(args: argparse.Namespace) -> Hub | None:
+    """The hub that `--push` names, reached before anything is made; None without it."""
+    from aligngap.exchange.hub import find_hub
+
+    if args.push is None:
+        if args.public:
+            raise AligngapError("--public says how something is sent; add --push OWNER/NAME")
+        return None
+    return find_hub(args.push, args.public)
 
 
 def show(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -392,11 +416,24 @@ def check_store(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def export(args: argparse.Namespace, words: Sequence[str]) -> int:
-    """`aligngap export`: a trained policy as a Hugging Face folder."""
+    """`aligngap export`: a trained policy as a Hugging Face folder, and to the hub if asked."""
+    from tempfile import TemporaryDirectory
+
     from aligngap.exchange.export import export as write
     from aligngap.storage.store import Store
 
-    print(write(args.out, args.run, args.to, Store(args.store or args.out.resolve().parent / "store")))
+    if args.to is None and args.push is None:
+        raise AligngapError("export: where to? Name a folder with --to, or a model on the hub with --push OWNER/NAME")
+    hub = asked_hub(args)
+    with TemporaryDirectory() as folder:
+        to = write(
+            args.out, args.run, args.to or Path(folder) / "policy",
+            Store(args.store or args.out.resolve().parent / "store"),
+        )  # fmt: skip
+        if args.to is not None:
+            print(to)
+        if hub is not None:
+            print(hub.push("model", to, f"aligngap {__version__}: {args.run} of {args.out.resolve().name}"))
     return 0
 
 

@@ -1,6 +1,6 @@
 """A trained policy of a finished study as an ordinary Hugging Face folder, with a model card that says what it is.
 
-Numbers on the card are the records' own, with their standard errors. Leaves out: publishing it.
+Numbers on the card are the records' own, with their standard errors. Leaves out: sending it to the hub (`hub.py`).
 """
 
 from __future__ import annotations
