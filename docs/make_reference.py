@@ -167,6 +167,7 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "samples": lambda: columns(stored.SAMPLE_COLUMNS),
     "best-of-n": lambda: columns(stored.BEST_OF_N_COLUMNS),
     "probe": lambda: columns(stored.PROBE_COLUMNS),
+    "ratings": lambda: columns(stored.RATING_COLUMNS),
     "pairs": pair_columns,
     "exact-runs": lambda: columns(RUN_COLUMNS),
     "exact-skewed": lambda: columns(SKEWED_COLUMNS),

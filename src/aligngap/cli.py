@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
 from aligngap.exact.arguments import add_arguments as add_exact
+from aligngap.ratings.arguments import add_arguments as add_ratings
 from aligngap.types import AligngapError, Damaged, RunFailed, one_line
 
 if TYPE_CHECKING:
@@ -169,6 +170,9 @@ def parser() -> argparse.ArgumentParser:
     )
     of_hub(leave, "send the model with its card to the Hugging Face hub")
     leave.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
+    add_ratings(
+        command("ratings", ratings, "people in the loop: a blind sheet out, their choices in, the gap corrected")
+    )
     hold = command("check", check_store, "hold a store of artifacts against its checksums")
     hold.add_argument("store", type=Path, help="folder of artifacts, store/ beside the outputs by default")
     world = command("exact", exact, "a world where everything is exact: predicted from the theory first, then trained")
@@ -434,6 +438,21 @@ def export(args: argparse.Namespace, words: Sequence[str]) -> int:
             print(to)
         if hub is not None:
             print(hub.push("model", to, f"aligngap {__version__}: {args.run} of {args.out.resolve().name}"))
+    return 0
+
+
+def ratings(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap ratings`: a blind sheet of pairs at equal KL, and people's choices back."""
+    from aligngap.ratings.command import export as write
+    from aligngap.ratings.command import take_in
+    from aligngap.report import people_say
+    from aligngap.report.folder import compared_arms
+
+    if args.verb == "export":
+        first, second = args.arms or compared_arms(args.out)
+        print("\n".join(write(args.out, (first, second), args.kl, args.pairs, args.to, args.seed)))
+        return 0
+    print("\n".join([*take_in(args.out, args.sheets), *people_say(args.out)]))
     return 0
 
 

@@ -28,7 +28,7 @@ from aligngap.types import Progress, silent
 if TYPE_CHECKING:
     from aligngap.report.analysis import Analysis
 
-__all__ = ["build_report", "headline", "planned_power"]
+__all__ = ["build_report", "headline", "people_say", "planned_power"]
 
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
@@ -96,6 +96,13 @@ def headline(out_dir: Path) -> str:
     from aligngap.report.summary import terminal
 
     return terminal(_analysis(Path(out_dir)))
+
+
+def people_say(out_dir: Path) -> list[str]:
+    """What people said of pairs of a folder, a sentence a comparison."""
+    from aligngap.report.people import sentences
+
+    return sentences(_analysis(Path(out_dir)))
 
 
 def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, detect: float | None = None) -> str:

@@ -93,6 +93,7 @@ class Analysis:
     costs: Mapping[str, Any] = field(default_factory=dict)  # what each run generated, as `collect` wrote it
     asked: Mapping[str, Any] = field(default_factory=dict)  # what judges that are paid for were asked, likewise
     runs: Mapping[str, Any] = field(default_factory=dict)  # each run's artifacts and what its engine told, likewise
+    ratings: pd.DataFrame = field(default_factory=pd.DataFrame)  # what people said of pairs
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -329,6 +330,7 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         costs=told.costs,
         asked=told.judges,
         runs=told.runs,
+        ratings=tables.ratings,
     )
 
 

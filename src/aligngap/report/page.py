@@ -23,6 +23,7 @@ from aligngap.report.charts import (
     over_optimisation_panels,
 )
 from aligngap.report.figures import difference_limits
+from aligngap.report.people import ratings, sentences
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import (
     IN_SANDBOX,
@@ -107,7 +108,7 @@ def page(
         budget_header=BUDGET_HEADER,
         budget_rows=budget_rows(analysis),
         pair=analysis.pairs[0],
-        robust=[*tables(analysis), *judge_answers(analysis)],
+        robust=[*tables(analysis), *ratings(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
         verdicts=[
             {
@@ -188,7 +189,7 @@ def opening(analysis: Analysis) -> dict[str, Any]:
     d = analysis.decision
     found: dict[str, Any] = {
         "answer": words.answer(analysis), "state": words.verdict(analysis.main), "option_rows": [], "option_header": (),
-        "option_notes": [], "details": [*words.details(analysis), *first_screen(analysis)],
+        "option_notes": [], "details": [*words.details(analysis), *first_screen(analysis), *sentences(analysis)],
     }  # fmt: skip
     if d is None:
         return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.folder import MADE_BY
+from aligngap.report.people import ratings, sentences
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
 from aligngap.report.tables import first_screen, judge_answers, tables
@@ -54,12 +55,12 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
         f"**{_escape(words.answer(analysis))}**",
         "",
     ]
-    lines += [f"- {_escape(s)}" for s in [*words.details(analysis), *first_screen(analysis)]]
+    lines += [f"- {_escape(s)}" for s in [*words.details(analysis), *first_screen(analysis), *sentences(analysis)]]
     lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals are 95%, over seeds.", ""]
     lines += claims(analysis)
     lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]
     lines += [_row([_escape(x) for x in r]) for r in rows(analysis)]
-    for table in [*tables(analysis), *judge_answers(analysis)]:
+    for table in [*tables(analysis), *ratings(analysis), *judge_answers(analysis)]:
         lines += ["", f"## {table.title}", "", *[f"{_escape(note)}\n" for note in table.notes if note]]
         if table.rows:
             lines += [_row(table.header), _row(["---"] * len(table.header))]
@@ -123,7 +124,7 @@ def terminal(analysis: Analysis) -> str:
         ]
         out += [*_aligned([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
     out += [words.answer(analysis), ""]
-    out += [f"  {s}" for s in [*words.details(analysis), *first_screen(analysis)]]
+    out += [f"  {s}" for s in [*words.details(analysis), *first_screen(analysis), *sentences(analysis)]]
     out += ["", *_aligned([HEADER, *rows(analysis)]), ""]
     for v in analysis.verdicts:
         out.append(f"{v.name:<12} {v.outcome:<14} {effect(v)}  {v.reason}")

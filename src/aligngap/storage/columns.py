@@ -130,3 +130,26 @@ BEST_OF_N_COLUMNS: dict[str, tuple[str, str]] = {
     "proxy_win_rate_se": ("float", "standard error over prompts"),
     "prompts": ("int", "number of prompts behind the row"),
 }
+
+
+#: Columns of `ratings.parquet`: what people said, one row per rated pair and rater; identical responses, which nobody
+#: is asked about, have no rater.
+RATING_COLUMNS: dict[str, tuple[str, str]] = {
+    "key": ("str", "the sheet's key, a file in the folder `ratings`"),
+    "pair": ("str", "the pair's name on the sheet"),
+    "rater": ("str", "who rated; empty where both responses are the same text, which is a tie"),
+    "first": ("str", "the first arm"),
+    "second": ("str", "the second arm"),
+    "budget_nats": ("float", "KL at which the arms' responses were drawn"),
+    "seed": ("int", "as in records"),
+    "config": ("str", "as in records"),
+    "prompt_id": ("str", "which prompt"),
+    "first_step": ("int", "the checkpoint that wrote the first arm's response"),
+    "second_step": ("int", "the same of the second arm"),
+    "first_kl_nats": ("float", "KL of that checkpoint"),
+    "second_kl_nats": ("float", "the same of the second arm"),
+    "first_left": ("bool", "whether the first arm's response stood on the left"),
+    "human": ("float", "what the rater said: 1 where the first arm's response is better, 0 the second's, 0.5 a tie"),
+    "opponent": ("str", "against whom the golden judge compared both"),
+    "judge": ("float", "the golden judge's verdict: win of the first arm's response minus win of the second's"),
+}

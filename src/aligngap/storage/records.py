@@ -21,6 +21,7 @@ from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,
     PER_PROMPT_COLUMNS,
     PROBE_COLUMNS,
+    RATING_COLUMNS,
     RECORD_COLUMNS,
     RECORDS_FORMAT,
     SAMPLE_COLUMNS,
@@ -30,7 +31,7 @@ from aligngap.types import AligngapError, first_line
 
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
-BEST_OF_N, PROBE = "best_of_n.parquet", "probe.parquet"
+BEST_OF_N, PROBE, RATINGS = "best_of_n.parquet", "probe.parquet", "ratings.parquet"
 FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
@@ -51,6 +52,7 @@ class Tables:
     best_of_n: pd.DataFrame
     probe: pd.DataFrame
     failures: Mapping[str, str] = field(default_factory=dict)
+    ratings: pd.DataFrame = field(default_factory=lambda: empty(RATING_COLUMNS))
 
 
 def schema(columns: Columns, coded: Collection[str] = ()) -> pa.Schema:
@@ -163,6 +165,11 @@ def read_probe(path: Path | str) -> pd.DataFrame:
     return read_table(_inside(path, PROBE), PROBE_COLUMNS)
 
 
+def read_ratings(path: Path | str) -> pd.DataFrame:
+    """`ratings.parquet`: what people said, one row a rated pair and rater."""
+    return read_table(_inside(path, RATINGS), RATING_COLUMNS)
+
+
 def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     """All tables of an output folder. Records must exist; a missing other table is an empty one.
 
@@ -178,7 +185,8 @@ def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     samples = read_samples(folder) if (folder / SAMPLES).exists() else empty(SAMPLE_COLUMNS)
     best_of_n = read_best_of_n(folder) if (folder / BEST_OF_N).exists() else empty(BEST_OF_N_COLUMNS)
     probe = read_probe(folder) if (folder / PROBE).exists() else empty(PROBE_COLUMNS)
-    return Tables(records, per_prompt, samples, best_of_n, probe, read_failures(folder))
+    ratings = read_ratings(folder) if (folder / RATINGS).exists() else empty(RATING_COLUMNS)
+    return Tables(records, per_prompt, samples, best_of_n, probe, read_failures(folder), ratings)
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:

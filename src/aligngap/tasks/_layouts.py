@@ -96,10 +96,11 @@ def prompt_column(values: Values, named: str | None = None) -> str | None:
     return named if named is not None else first_of(values, (*PROMPTS, *CONVERSATIONS))
 
 
-def read_context(row: Row, column: str, answers: Sequence[str] = ()) -> Context:
+def read_context(row: Row, column: str, answers: Sequence[str] | None = ()) -> Context:
     """The conversation before the answer, from the prompt's column and all the others that hold a part of it.
 
-    `answers` are the row's responses: a conversation that ends with one of them ends before it.
+    `answers` are the row's responses: a conversation that ends with one of them ends before it; None: with whatever
+    answer it ends.
     """
     values = row.values
     context = _conversation(row, column, answers)
