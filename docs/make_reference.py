@@ -162,7 +162,10 @@ MAKERS: Mapping[str, Callable[[], str]] = {
     "task-settings": task_settings,
     "judge-settings": judge_settings,
     "layouts": layouts,
-    "records": lambda: columns(stored.RECORD_COLUMNS),
+    "records": lambda: columns({n: c for n, c in stored.RECORD_COLUMNS.items() if n not in stored.GAP_COLUMNS}),
+    "records-gap": lambda: (
+        "\n" + table(["columns", "meaning"], [(f"`{n}`", m) for n, m in stored.GAP_QUANTITIES.items()])
+    ),
     "per-prompt": lambda: columns(stored.PER_PROMPT_COLUMNS),
     "samples": lambda: columns(stored.SAMPLE_COLUMNS),
     "best-of-n": lambda: columns(stored.BEST_OF_N_COLUMNS),

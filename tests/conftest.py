@@ -167,7 +167,8 @@ proxy:
 recipe:
   loss: {name: ipo, beta: 0.1}
   optimization: {steps: 8, batch: 8, learning_rate: 3.0e-3}
-measurement: {checkpoints: [4], prompts: 16, kl_prompts: 8, pairs: 16, samples: 2, opponents: [sft, chosen]}
+measurement: {checkpoints: [4], prompts: 16, kl_prompts: 8, pairs: 16, samples: 2, reference_prompts: 4,
+  opponents: [sft, chosen]}
 arms:
   online: {behavior: policy, judge: proxy}
   offline: {behavior: dataset, judge: golden}

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from aligngap.models.backbone import LOGITS_BUDGET
-from aligngap.models.batch import collate
+from aligngap.models.batch import Ids, collate
 from aligngap.models.pair_logps import compare_logps
 from aligngap.models.policy import Policy
+from aligngap.stats.quantities import ReferenceWins, against_reference, split_at
+from aligngap.storage.columns import GAP_COLUMNS, REACH
 from aligngap.types import Estimate, Judge, Judgement, Pair, Prompt, Response, chunks
 
 
@@ -71,6 +73,15 @@ class Opponent:
     responses: Sequence[Response]
 
 
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Samples of the reference to the first K of the measured prompts, and what each evaluator says of them."""
+
+    ids: Sequence[Sequence[Ids]]  # [K, r], those whose log-ratio is taken
+    logps: np.ndarray  # [K, r] under the reference, nats
+    wins: Mapping[str, ReferenceWins]  # by judge, of n >= r samples a prompt
+
+
 def wins(judged: Judgement | None, n: int) -> np.ndarray:
     """[P] 1 win, 0 loss, 0.5 tie; nan without a judge."""
     return judged.hard if judged is not None else np.full(n, np.nan)
@@ -95,6 +106,7 @@ def measure(
     held_out: Sequence[Pair],
     reference_samples: Sequence[Response],
     seed: int,
+    reference_set: ReferenceSet | None = None,
     samples: int = 8,
     batch: int = 128,
 ) -> Measured:
@@ -102,13 +114,15 @@ def measure(
 
     `judges` holds "golden", "proxy" and, where the task has a true preference, "oracle". `held_out` are golden-labelled
     pairs with reference log-probabilities. `reference_samples` are the reference's own responses to the first prompts,
-    for the forward KL. Same seed, same prompts and same weights give the same numbers.
+    for the forward KL. `reference_set` is what rho and the ceiling stand on; without it they are nan. Same seed,
+    same prompts and same weights give the same numbers.
     """
     own = [r[0] for r in policy.sample(prompts, 1, seed)]
     scores = score(policy, reference, prompts, own, batch)
     first = list(prompts[: len(reference_samples)])
     forward = score(reference, policy, first, reference_samples, batch).kl
     margins = classify(policy, held_out, batch)
+    log_ratios = scores.logp - scores.other_logp
 
     def both(name: str, values: np.ndarray) -> dict[str, float]:
         e = Estimate.mean(values)
@@ -116,7 +130,7 @@ def measure(
 
     common: dict[str, Any] = {
         **both("kl_nats", scores.kl),
-        "kl_k1_nats": float(np.mean(scores.logp - scores.other_logp)),
+        "kl_k1_nats": float(np.mean(log_ratios)),
         **both("forward_kl_nats", forward),
         **margins,
         "prompts": len(prompts),
@@ -124,6 +138,8 @@ def measure(
         "entropy_nats": float(scores.entropy.sum() / scores.tokens.sum()),
         "unended": float(np.mean([not r.ended for r in own])),
     }
+    away = reference_set is not None and common["kl_nats"] > 0  # the reference itself has no direction
+    moved = log_ratios_of(policy, prompts, reference_set, batch) if reference_set and away else None
     rows: list[dict[str, Any]] = []
     per_prompt: list[dict[str, Any]] = []
     for opponent in opponents:
@@ -140,11 +156,14 @@ def measure(
             "ties": int((golden == 0.5).sum()),
             "proxy_agreement": float(np.mean(golden == proxy)),
             "opponent_length_tokens": float(np.mean(opponent_lengths)),
+            **dict.fromkeys(GAP_COLUMNS, float("nan")),
         })  # fmt: skip
+        if opponent.name == REFERENCE:
+            rows[-1] |= quantities(won, rows[-1]["kl_nats"], log_ratios, moved, reference_set)
         per_prompt.extend(
             {
                 "opponent": opponent.name, "prompt_id": p.id, "win": float(golden[i]), "proxy_win": float(proxy[i]),
-                "oracle_win": float(oracle[i]), "kl_nats": float(scores.kl[i]),
+                "oracle_win": float(oracle[i]), "kl_nats": float(scores.kl[i]), "log_ratio": float(log_ratios[i]),
                 "length_tokens": int(scores.tokens[i]), "opponent_length_tokens": opponent_lengths[i],
             }
             for i, p in enumerate(prompts)
@@ -154,6 +173,41 @@ def measure(
         for p, r in list(zip(prompts, own, strict=True))[:samples]
     ]
     return Measured(rows, per_prompt, text)
+
+
+#: the opponent that is the reference, against which the gap's quantities are measured
+REFERENCE = "sft"
+
+
+def log_ratios_of(policy: Policy, prompts: Sequence[Prompt], of: ReferenceSet, batch: int) -> np.ndarray:
+    """g [K, r] = log policy - log reference of the reference's samples to the first K prompts, nats."""
+    asked = [prompts[k].ids for k, row in enumerate(of.ids) for _ in row]
+    logps = policy.logps_of(asked, [ids for row in of.ids for ids in row], batch)
+    ratios: np.ndarray = logps.double().numpy().reshape(of.logps.shape) - of.logps
+    return ratios
+
+
+def quantities(
+    won: Mapping[str, np.ndarray],
+    kl: float,
+    log_ratios: np.ndarray,
+    moved: np.ndarray | None,
+    reference_set: ReferenceSet | None,
+) -> dict[str, float]:
+    """The columns of the gap's three quantities, by each evaluator; those that cannot be computed are left out.
+
+    won: by judge the wins [P] of the policy's own samples against the reference's, of which golden and oracle are read.
+    log_ratios [P] are of those samples, `moved` [K, r] of the reference's (None: the policy is the reference).
+    """
+    found: dict[str, Estimate] = {}
+    for who, judge in (("", "golden"), ("oracle_", "oracle")):
+        if judge not in won:
+            continue
+        parts = split_at(won[judge], log_ratios, REACH)
+        if reference_set is not None and moved is not None and judge in reference_set.wins:
+            parts |= against_reference(won[judge], kl, moved, reference_set.wins[judge])
+        found |= {name if name.startswith("share_") else who + name: e for name, e in parts.items()}
+    return {f"{name}{end}": v for name, e in found.items() for end, v in (("", e.value), ("_se", e.se))}
 
 
 @torch.no_grad()

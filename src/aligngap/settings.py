@@ -343,6 +343,18 @@ class MeasurementSpec(Settings):
     split: Literal["train", "test"] = Field(default="train", description="which prompts are used")
     best_of_n: int = Field(default=16, ge=0, description="largest n of the best-of-n reference; 0: leave it out")
     best_of_n_prompts: int = Field(default=256, ge=2, description="prompts behind it; at most `prompts`")
+    reference_samples: int = Field(
+        default=16, ge=0, description="responses of the SFT policy to a prompt, written once, for rho(g, q) and the "
+        "ceiling of the gain, which takes some 150 e^KL of them; 0: leave both out"
+    )  # fmt: skip
+    reference_prompts: int = Field(default=64, ge=2, description="prompts behind them; at most `prompts`")
+    reference_opponents: int = Field(
+        default=8, ge=2, multiple_of=2, description="further responses of the SFT policy that each of them is held "
+        "against; one half tilts the ceiling and the other scores it"
+    )  # fmt: skip
+    reference_ratios: int = Field(
+        default=16, ge=2, description="how many of a prompt's reference samples every checkpoint gives a log-ratio"
+    )
     samples: int = Field(default=8, ge=0, description="responses kept as text, per checkpoint")
     batch: int = Field(default=128, ge=1, description="responses per forward pass in measurement")
 

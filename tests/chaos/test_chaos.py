@@ -35,7 +35,14 @@ def folder_of(parent: Path, name: str) -> Path:
     raw = yaml.safe_load(TINY_STUDY)
     raw["limits"]["response_tokens"] = 6
     raw["task"] |= {"train_pairs": 80, "test_pairs": 20}
-    raw["measurement"] |= {"best_of_n": 2, "best_of_n_prompts": 4, "prompts": 8, "kl_prompts": 4, "opponents": ["sft"]}
+    raw["measurement"] |= {
+        "best_of_n": 2,
+        "reference_samples": 2,
+        "best_of_n_prompts": 4,
+        "prompts": 8,
+        "kl_prompts": 4,
+        "opponents": ["sft"],
+    }
     raw["arms"] = {
         "online": {"behavior": "policy", "judge": "proxy", "sync_every": 3},
         "offline": {"behavior": "recording", "of": "online", "order": "shuffled"},

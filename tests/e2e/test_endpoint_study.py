@@ -47,7 +47,7 @@ def study(url: str) -> str:
     }  # fmt: skip
     raw["task"] |= {"train_pairs": 80, "test_pairs": 20}
     raw["limits"]["response_tokens"] = 6
-    raw["measurement"] |= {"best_of_n": 0, "prompts": 8, "kl_prompts": 4, "opponents": ["sft"]}
+    raw["measurement"] |= {"best_of_n": 0, "reference_samples": 0, "prompts": 8, "kl_prompts": 4, "opponents": ["sft"]}
     raw["arms"]["online"]["judge"] = "golden"
     return yaml.safe_dump(raw)
 

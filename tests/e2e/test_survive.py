@@ -31,7 +31,7 @@ def small() -> str:
     raw = yaml.safe_load(TINY_STUDY)
     raw["limits"]["response_tokens"] = 6
     raw["task"] |= {"train_pairs": 80, "test_pairs": 20}
-    raw["measurement"] |= {"best_of_n": 0, "prompts": 8, "kl_prompts": 4, "opponents": ["sft"]}
+    raw["measurement"] |= {"best_of_n": 0, "reference_samples": 0, "prompts": 8, "kl_prompts": 4, "opponents": ["sft"]}
     return yaml.safe_dump(raw)
 
 

@@ -95,7 +95,7 @@ def train(
         "recipe": {"loss": loss,
                    "optimization": {"steps": 48, "batch": 32, "learning_rate": 3e-3}},
         "measurement": {"checkpoints": [3, 6, 12, 24], "prompts": PROMPTS, "kl_prompts": 8, "pairs": 16,
-                        "opponents": ["sft"], "best_of_n": 0, "samples": 0},
+                        "reference_samples": 0, "opponents": ["sft"], "best_of_n": 0, "samples": 0},
         "arms": arms, "variants": variants or {}, "seeds": seeds,
     }  # fmt: skip
     plan = expand(validate(raw, "planted"))

@@ -106,6 +106,7 @@ def make(
                                     "proxy_win": proxy,
                                     "oracle_win": np.nan,
                                     "kl_nats": kl_each,
+                                    "log_ratio": kl_each,
                                     "length_tokens": length,
                                     "opponent_length_tokens": 10,
                                 }

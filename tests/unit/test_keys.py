@@ -55,7 +55,8 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     MeasurementSpec: {
         "checkpoints": [10, 20, 40, 80, 160, 320, 640], "prompts": 512, "kl_prompts": 256, "pairs": 1024,
         "opponents": ["golden_policy", "sft", "chosen"], "split": "train", "best_of_n": 16, "best_of_n_prompts": 256,
-        "samples": 8, "batch": 128,
+        "samples": 8, "batch": 128, "reference_samples": 16, "reference_prompts": 64, "reference_opponents": 8,
+        "reference_ratios": 16,
     },
 }  # fmt: skip
 

@@ -12,11 +12,12 @@ from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, ReadyJudge, Relabel
 from aligngap.pipeline.measure import Measure, Responses
 from aligngap.pipeline.probe import JudgesProbe, Probe
+from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
 
 KINDS: tuple[type[Step], ...] = (
-    Data, Sft, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, Measure, BestOfN, Probe, JudgesProbe,
-    PromptSet, ReadPolicy, AskJudge,
+    Data, Sft, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, ReferenceSamples, Measure,
+    BestOfN, Probe, JudgesProbe, PromptSet, ReadPolicy, AskJudge,
 )  # fmt: skip
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 

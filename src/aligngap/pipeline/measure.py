@@ -11,6 +11,7 @@ from aligngap.pipeline.align import Align
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel
+from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import Limits, MeasurementSpec
@@ -65,7 +66,7 @@ class Responses(Step):
 class Measure(Step):
     """Measure a run's checkpoints (or the SFT policy: `run=None`, step 0) against every opponent."""
 
-    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
+    version: ClassVar[int] = 3  # 2 lacked the gap's three quantities, 1 sampled and attended by transformers
     kind: Literal["measure"] = "measure"
     data: Data
     sft: Sft
@@ -75,6 +76,7 @@ class Measure(Step):
     oracle: OracleJudge | None = None
     held_out: Relabel
     reference_samples: Responses
+    reference_set: ReferenceSamples | None = None  # behind rho and the ceiling; None: they are not measured
     opponents: dict[str, Responses]
     measurement: MeasurementSpec
     seed: int
@@ -82,7 +84,8 @@ class Measure(Step):
     @cached_property
     def configuration(self) -> Any:
         found = configuration_of(self)
-        for name in ("best_of_n", "best_of_n_prompts"):  # another step's settings
+        others = ("best_of_n", "best_of_n_prompts", "reference_prompts", "reference_samples", "reference_opponents")
+        for name in others:  # other steps' settings
             found["measurement"].pop(name, None)
         return found
 
@@ -104,6 +107,7 @@ class Measure(Step):
             judges["oracle"] = self.oracle.open(ctx, job)
         reference = self.sft.policy(ctx)
         sft_samples = self.reference_samples.read(ctx)[: m.kl_prompts]
+        reference_set = None if self.reference_set is None else self.reference_set.read(ctx, m.reference_ratios)
         steps = [0] if self.run_ is None else self.run_.measured_steps
         parts: dict[int, Any] = {}
         for number, step in enumerate(steps):
@@ -117,7 +121,8 @@ class Measure(Step):
                 result = measure(
                     policy, reference, prompts=prompts, opponents=against, judges=judges,
                     held_out=self.held_out.pairs(ctx, "test")[: m.pairs], reference_samples=sft_samples,
-                    seed=derive(self.seed, "measurement"), samples=m.samples, batch=m.batch,
+                    reference_set=reference_set, seed=derive(self.seed, "measurement"), samples=m.samples,
+                    batch=m.batch,
                 )  # fmt: skip
                 write_sealed(part, {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples})
                 tables = unseal(part)
@@ -131,7 +136,9 @@ class Measure(Step):
 
     def units(self) -> float:
         checkpoints = 1 if self.run_ is None else len(self.run_.measured_steps)
-        return checkpoints * (self.measurement.prompts * 13.0 + self.measurement.pairs)
+        m = self.measurement
+        ratios = min(m.reference_samples, m.reference_ratios) * min(m.reference_prompts, m.prompts)
+        return checkpoints * (m.prompts * 13.0 + m.pairs + ratios)
 
 
 def whole(part: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel
 from aligngap.pipeline.measure import Measure, Responses
 from aligngap.pipeline.probe import JudgesProbe, Probe
+from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
 from aligngap.registry import source_of
 from aligngap.seeding import derive
@@ -189,11 +190,21 @@ class Pipeline:
         run = self.run(self.study.arms[self.study.compare[0]], recipe.loss, recipe.optimization)
         return JudgesProbe(recording=run, judges=proxies, golden=self.golden, pairs=self.study.probe)
 
+    def reference_set(self) -> ReferenceSamples | None:
+        """The reference's samples behind rho and the ceiling; None where the study wants none."""
+        measurement = self.study.measurement
+        if not measurement.reference_samples:
+            return None
+        return ReferenceSamples(
+            data=self.data, sft=self.sft, golden=self.golden, oracle=self.oracle, measurement=measurement,
+            limits=self.study.limits, seed=derive(self.seed, "reference"),
+        )  # fmt: skip
+
     def measure(self, run: Align | None) -> Measure:
         return Measure(
             data=self.data, sft=self.sft, run_=run, golden=self.golden, proxy=self.proxy, oracle=self.oracle,
             held_out=self.d_golden, reference_samples=self.reference_samples, opponents=self.opponents,
-            measurement=self.study.measurement, seed=derive(self.seed, "measure"),
+            reference_set=self.reference_set(), measurement=self.study.measurement, seed=derive(self.seed, "measure"),
         )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from aligngap.hypotheses.base import Dial
 from aligngap.report.analysis import DYNAMICS, SCORES, Analysis
+from aligngap.report.reach import reach_figure
 from aligngap.report.sections import pictures_of
 from aligngap.report.style import ArmStyle, arm_styles
 from aligngap.report.words import opponent as opponent_words
@@ -58,6 +59,7 @@ def drawings(analysis: Analysis, folder: Path) -> list[Callable[[], list[Path]]]
         "dynamics": dynamics_figure,
         "over-optimisation": over_optimisation,
         "difference": difference,
+        "reach": reach_figure,
         "opening": opening,
     }
     pictures = {

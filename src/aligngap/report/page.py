@@ -24,6 +24,7 @@ from aligngap.report.charts import (
 )
 from aligngap.report.figures import difference_limits
 from aligngap.report.people import ratings, sentences
+from aligngap.report.reach import reach_tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import (
     IN_SANDBOX,
@@ -108,7 +109,7 @@ def page(
         budget_header=BUDGET_HEADER,
         budget_rows=budget_rows(analysis),
         pair=analysis.pairs[0],
-        robust=[*tables(analysis), *ratings(analysis), *judge_answers(analysis)],
+        robust=[*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
         verdicts=[
             {

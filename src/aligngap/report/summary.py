@@ -9,6 +9,7 @@ from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.folder import MADE_BY
 from aligngap.report.people import ratings, sentences
+from aligngap.report.reach import reach_tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
 from aligngap.report.tables import first_screen, judge_answers, tables
@@ -60,7 +61,7 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines += claims(analysis)
     lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]
     lines += [_row([_escape(x) for x in r]) for r in rows(analysis)]
-    for table in [*tables(analysis), *ratings(analysis), *judge_answers(analysis)]:
+    for table in [*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)]:
         lines += ["", f"## {table.title}", "", *[f"{_escape(note)}\n" for note in table.notes if note]]
         if table.rows:
             lines += [_row(table.header), _row(["---"] * len(table.header))]

@@ -109,14 +109,18 @@ def ceiling(
 
 
 def efficiency(gains: npt.ArrayLike, best: Ceiling) -> Estimate:
-    """An arm's gain as a share of the ceiling's at the same KL, from the arm's gains [P] on the same prompts.
+    """An arm's gain as a share of the ceiling's at the same KL, from the arm's gains [P].
 
-    The standard error is that of a ratio of means over prompts (linearised); the KL's own error is not in it.
+    The ceiling's prompts [K] are the first K of the arm's P. The standard error is that of a ratio of means over
+    prompts (linearised); the KL's own error is not in it.
     """
     mine = np.asarray(gains, dtype=np.float64)
-    if mine.shape != best.gains.shape:
-        raise AligngapError(f"efficiency: {mine.shape[0]} prompts against the ceiling's {best.gains.shape[0]}")
+    size, few = len(mine), len(best.gains)
+    if mine.ndim != 1 or size < few:
+        raise AligngapError(f"efficiency: {size} prompts against the ceiling's {few}")
     bottom = float(best.gains.mean())
     value = float(mine.mean()) / bottom
-    spread = Estimate.mean((mine - value * best.gains) / bottom)
-    return Estimate(value, spread.se, spread.n, "gain over the ceiling's at equal KL, linearised over prompts")
+    pull = (mine - mine.mean()) / size  # of each prompt on the numerator, less its pull on the denominator
+    pull[:few] -= value * (best.gains - bottom) / few
+    error = float(np.sqrt((pull**2).sum() * size / (size - 1.0))) / abs(bottom) if size > 1 else float("nan")
+    return Estimate(value, error, size, "gain over the ceiling's at equal KL, linearised over prompts")

@@ -12,6 +12,33 @@ OPPONENTS = {
 }
 
 
+#: thresholds c in nats at which a gain is split into what lies within the reference's reach and what lies beyond it
+REACH = (2, 4, 6)
+#: who evaluates: the golden judge, or, with a beginning of the column's name, the task's true preference
+EVALUATORS = ("", "oracle_")
+
+#: The gap's three quantities as columns for each threshold `c` and evaluator `who`, each with an error, NAME_se.
+GAP_QUANTITIES = {
+    "share_beyond_{c}": "share of own samples with a log-ratio g = log pi/pi_ref above c nats",
+    "{who}within_{c}": "On_c, the mean of win - 1/2 where g <= c, and of 0 elsewhere",
+    "{who}beyond_{c}": "Beyond_c, the same where g > c; the two sum to the win rate minus 1/2",
+    "{who}mean_within_{c}": "mean of win - 1/2 over the own samples with g <= c; nan where there is none",
+    "{who}mean_beyond_{c}": "the same over those with g > c",
+    "{who}rho": "rho(g, q) on the reference's samples, q their win rate over further ones",
+    "{who}slope": "rho sd(q), the gain per sqrt(2 KL) by the first-order law",
+    "{who}ceiling": "gain of the best policy at this KL; nan where too few samples carry it",
+    "{who}efficiency": "the win rate minus 1/2 as a share of that ceiling",
+}
+
+#: Columns of `records.parquet` beside the others, for the opponent `sft` only; nan in records made before they were.
+GAP_COLUMNS: dict[str, tuple[str, str]] = {
+    f"{pattern.format(who=who, c=c)}{end}": ("float", meaning if not end else "standard error over prompts")
+    for pattern, meaning in GAP_QUANTITIES.items()
+    for who in EVALUATORS
+    for c in REACH
+    for end in ("", "_se")
+}
+
 #: Columns of `records.parquet`: one row per checkpoint and opponent. name -> (dtype, meaning)
 RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "study": ("str", "name of the study"),
@@ -64,6 +91,7 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
         "policy, reference and judge, where their models run here; nan for runs made before this was counted",
     ),
     "outcome": ("str", "`ok`, or what went wrong with the run, and at which step"),
+    **GAP_COLUMNS,
 }
 
 
@@ -79,6 +107,7 @@ PER_PROMPT_COLUMNS: dict[str, tuple[str, str]] = {
     "proxy_win": ("float", "proxy judge, likewise"),
     "oracle_win": ("float", "true preference, likewise; nan where there is none"),
     "kl_nats": ("float", "exact per-token KL along this prompt's own sample"),
+    "log_ratio": ("float", "g = log pi/pi_ref of that sample, nats; nan in records made before it was kept"),
     "length_tokens": ("int", "length of the policy's response"),
     "opponent_length_tokens": ("int", "length of the opponent's response"),
 }

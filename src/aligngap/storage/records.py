@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,
+    GAP_COLUMNS,
     PER_PROMPT_COLUMNS,
     PROBE_COLUMNS,
     RATING_COLUMNS,
@@ -35,7 +36,7 @@ BEST_OF_N, PROBE, RATINGS = "best_of_n.parquet", "probe.parquet", "ratings.parqu
 FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
-ADDED = {"variant": "", "flops": np.nan}
+ADDED = {"variant": "", **dict.fromkeys(("flops", "log_ratio", *GAP_COLUMNS), np.nan)}
 
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}

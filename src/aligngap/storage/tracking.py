@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from aligngap.storage.columns import GAP_COLUMNS
 from aligngap.types import AligngapError, first_line
 
 #: trackers, each named as the package that it needs beside accelerate
@@ -117,6 +118,8 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for row in rows:
         opponent = row["opponent"]
         for name, value in row.items():
+            if name in GAP_COLUMNS and value != value:  # which one opponent alone has
+                continue
             per_opponent = "win_rate" in name or name in ("ties", "proxy_agreement", "opponent_length_tokens")
             found[f"{name}/{opponent}" if per_opponent else name] = value
     found.pop("opponent", None)

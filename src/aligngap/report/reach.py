@@ -1,0 +1,228 @@
+"""Within reach and beyond: where each arm's gain over the SFT policy lies, and how much of the possible it is.
+
+One figure and one table from the columns `GAP_COLUMNS` of the records, against the SFT policy, by the golden judge and
+by the true preference. Records made before these columns were measured get a sentence that says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aligngap.report import words
+from aligngap.report.analysis import Analysis
+from aligngap.report.style import ArmStyle, arm_styles
+from aligngap.report.tables import Table
+from aligngap.stats.estimate import FloatArray
+from aligngap.stats.reference import reference_table
+from aligngap.storage.columns import REACH
+from aligngap.types import Estimate
+
+#: the opponent that is the reference, and each evaluator's columns with the win rate that they split
+OPPONENT = "sft"
+BY = {"": ("golden judge", "win_rate"), "oracle_": ("true preference", "oracle_win_rate")}
+MISSING = (
+    "These records were made before the split at reach, the law and the ceiling were measured: the same command with "
+    "the same store measures the runs again and trains none."
+)
+EXPLAINED = (
+    "A response with log-ratio g = log π/π_SFT is within reach of about e^g responses of the SFT policy. The gain over "
+    "the SFT policy is the sum of what is won on responses with g up to c nats, which choosing among SFT responses "
+    "could have found, and on those beyond, which the SFT policy hardly writes. Every number is a mean over the runs "
+    "of a seed at this KL, interpolated between checkpoints, then over seeds; ± is the standard error over seeds, or "
+    "over prompts where there is one seed."
+)
+MANY = 500  #: points of a panel above which they are an image in SVG and PDF
+
+
+def rows_of(analysis: Analysis) -> pd.DataFrame:
+    """The checkpoints against the SFT policy that have the split; empty where the records lack it."""
+    records = analysis.records
+    mine = records[(records["opponent"] == OPPONENT) & (records["step"] > 0) & records["arm"].isin(analysis.arms)]
+    return mine[mine[f"within_{REACH[0]}"].notna() & (mine["kl_nats"] > 0)]
+
+
+def drawn_threshold(rows: pd.DataFrame) -> int:
+    """The threshold c that is drawn: 4 nats, or the least where hardly a response lies beyond that."""
+    middle = REACH[len(REACH) // 2]
+    return middle if rows[f"share_beyond_{middle}"].max() > 0.01 else REACH[0]
+
+
+def evaluators(rows: pd.DataFrame) -> list[str]:
+    """The evaluators that the rows have values of."""
+    return [who for who in BY if rows[f"{who}within_{REACH[0]}"].notna().any()]
+
+
+def reach_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+    """Both parts of the gain, the gain under its ceiling, and efficiency, against KL; a row of panels an evaluator."""
+    rows = rows_of(analysis)
+    if not len(rows):
+        return None
+    c, by, styles = drawn_threshold(rows), evaluators(rows), arm_styles(analysis.arms)
+    figure, axes = plt.subplots(len(by), 4, figsize=(11.5, 2.9 * len(by)), squeeze=False, sharex=True)
+    best = best_of_n(analysis)
+    for line, who in zip(axes, by, strict=True):
+        label, rate = BY[who]
+        gain = rows[rate] - 0.5
+        ceiling = curve(rows["kl_nats"], rows[f"{who}ceiling"])
+        panels = (
+            (f"within reach, g ≤ {c}", rows[f"{who}within_{c}"]),
+            (f"beyond, g > {c}", rows[f"{who}beyond_{c}"]),
+            ("gain, ceiling, best-of-n", gain),
+            ("efficiency", rows[f"{who}efficiency"]),
+        )
+        for axis, (title, values) in zip(line, panels, strict=True):
+            for arm in analysis.arms:
+                mine = (rows["arm"] == arm).to_numpy()
+                draw(axis, rows["kl_nats"][mine], values[mine], styles[arm], arm)
+            axis.axhline(0, color="#333333", linewidth=0.7)
+            axis.set_title(title)
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        if len(ceiling):
+            line[2].plot(*ceiling.T, color="#333333", linewidth=1.4, label="ceiling")
+            line[3].axhline(1, color="#333333", linewidth=1.4)
+        if not who and len(best):
+            line[2].plot(*best.T, "o:", color="#555555", mfc="white", ms=4, linewidth=1.1, label="best-of-n")
+            share = efficiency_of(best, ceiling)
+            line[3].plot(*share.T, "o:", color="#555555", mfc="white", ms=4, linewidth=1.1)
+        line[0].set_ylabel(f"win rate − ½, {label}")
+        line[2].legend(loc="best", fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("KL, nats (log axis)")
+    return figure, numbers(rows, by, best)
+
+
+def draw(axis: Any, kl: pd.Series, values: pd.Series, style: ArmStyle, label: str) -> None:
+    """An arm's checkpoints, and their mean by half octaves of KL."""
+    axis.scatter(
+        kl, values, s=9, marker=style.marker, color=style.colour, alpha=0.35, linewidths=0, rasterized=len(kl) > MANY
+    )
+    axis.plot(*curve(kl, values).T, style.line, color=style.colour, linewidth=1.6, label=label)
+
+
+def curve(kl: pd.Series, values: pd.Series) -> FloatArray:
+    """Mean KL and mean value [M, 2] of the points in each half octave of KL that has any."""
+    known = values.notna().to_numpy()
+    x, y = kl.to_numpy(np.float64)[known], values.to_numpy(np.float64)[known]
+    place = np.floor(2.0 * np.log2(x))
+    found = [(np.exp(np.log(x[place == p]).mean()), y[place == p].mean()) for p in np.unique(place)]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
+
+
+def best_of_n(analysis: Analysis) -> FloatArray:
+    """KL and gain [M, 2] of best-of-n against the SFT policy, by the golden judge; n = 1 is left out."""
+    table = reference_table(analysis.best_of_n, OPPONENT)
+    table = table[table["kl_nats"] > 0]
+    return np.stack([table["kl_nats"].to_numpy(np.float64), table["win_rate"].to_numpy(np.float64) - 0.5], axis=1)
+
+
+def efficiency_of(best: FloatArray, ceiling: FloatArray) -> FloatArray:
+    """KL and gain over the ceiling's [M, 2] of points inside the ceiling's range."""
+    if len(ceiling) < 2:
+        return np.empty((0, 2))
+    inside = (best[:, 0] >= ceiling[0, 0]) & (best[:, 0] <= ceiling[-1, 0])
+    there = best[inside]
+    top = np.interp(np.log(there[:, 0]), np.log(ceiling[:, 0]), ceiling[:, 1])
+    return np.stack([there[:, 0], there[:, 1] / top], axis=1)
+
+
+def numbers(rows: pd.DataFrame, by: Sequence[str], best: FloatArray) -> pd.DataFrame:
+    """The figure's numbers: every checkpoint with every threshold, and best-of-n."""
+    parts = [f"{part}_{c}" for c in REACH for part in ("within", "beyond", "mean_within", "mean_beyond")]
+    kept = [f"{who}{name}" for who in by for name in (*parts, "rho", "slope", "ceiling", "efficiency")]
+    columns = [n for name in (*(f"share_beyond_{c}" for c in REACH), *kept) for n in (name, f"{name}_se")]
+    rates = [BY[who][1] for who in by]
+    table = rows[["arm", "run", "seed", "step", "kl_nats", *rates, *columns]].assign(what="checkpoint")
+    reference = pd.DataFrame({"arm": "sft", "kl_nats": best[:, 0], "win_rate": best[:, 1] + 0.5, "what": "best-of-n"})
+    return pd.concat([table, reference], ignore_index=True) if len(best) else table
+
+
+# ------------------------------------------------------------------------------------------------------ the table
+
+
+def reach_tables(analysis: Analysis) -> list[Table]:
+    """The compared arms at the KL budgets: share beyond, both parts, efficiency and rho, by each evaluator.
+
+    None where nothing was measured against the SFT policy; without rows where the records lack the columns.
+    """
+    if OPPONENT not in analysis.opponents:
+        return []
+    rows = rows_of(analysis)
+    title = "Within reach and beyond"
+    if not len(rows):
+        return [Table("reach", title, (MISSING,), (), ())]
+    c, by = drawn_threshold(rows), evaluators(rows)
+    names = {f"share_beyond_{c}": f"share beyond {c} nats"}
+    for who in by:
+        short = "judge" if not who else "truth"
+        names |= {
+            f"{who}within_{c}": f"within, {short}", f"{who}beyond_{c}": f"beyond, {short}",
+            f"{who}mean_beyond_{c}": f"mean beyond, {short}", f"{who}rho": f"rho, {short}",
+            f"{who}efficiency": f"efficiency, {short}",
+        }  # fmt: skip
+    lines = []
+    for kl in analysis.view.budgets:
+        arms = {arm: at_kl(rows[rows["arm"] == arm], list(names), kl) for arm in analysis.pairs[0]}
+        if not all(len(found) for found in arms.values()):
+            continue
+        lines += [(words.kl(kl), arm, *(cell(found, n) for n in names)) for arm, found in arms.items()]
+        first, second = arms.values()
+        both = (first[list(names)] - second[list(names)]).dropna(how="all")
+        lines.append((words.kl(kl), "difference", *(cell(both, n, sign=True) for n in names)))
+    notes = (EXPLAINED, *ended(rows, by))
+    return [Table("reach", title, notes, ("KL, nats", "arm", *names.values()), tuple(lines))]
+
+
+def ended(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    """What is missing of ceiling and law, in a sentence each."""
+    found = []
+    top = rows["kl_nats"][rows["ceiling"].notna()].max()
+    if not np.isfinite(top):
+        found.append(
+            "No ceiling and no efficiency: they take about 150 e^KL samples of the SFT policy a prompt "
+            "(`measurement.reference_samples`)."
+        )
+    elif top < 0.9 * rows["kl_nats"].max():
+        found.append(f"The ceiling ends at {words.nats(float(top))}, beyond which too few samples carry it.")
+    if not rows[[f"{who}rho" for who in by]].notna().any(axis=None):
+        found.append("No rho: the records have no samples of the reference (`measurement.reference_samples` is 0).")
+    return found
+
+
+def at_kl(rows: pd.DataFrame, columns: Sequence[str], kl: float) -> pd.DataFrame:
+    """The columns where runs first reach `kl`, interpolated in KL, mean over a seed's runs; one line a seed.
+
+    Each column `x` comes with `x_se`, the error over prompts at the nearer checkpoint, averaged likewise.
+    """
+    lines = []
+    for (seed, _), run in rows.groupby(["seed", "run"], observed=True):
+        mine = run.sort_values("step")
+        x = mine["kl_nats"].to_numpy(np.float64)
+        above = np.flatnonzero(x >= kl)
+        if not len(above) or above[0] == 0:
+            continue
+        i = int(above[0])
+        share = (kl - x[i - 1]) / (x[i] - x[i - 1])
+        line: dict[str, Any] = {"seed": seed}
+        for name in columns:
+            low, high = mine[name].iloc[i - 1], mine[name].iloc[i]
+            line[name] = low + share * (high - low)
+            line[f"{name}_se"] = mine[f"{name}_se"].iloc[i if share > 0.5 else i - 1]
+        lines.append(line)
+    if not lines:
+        return pd.DataFrame()
+    return pd.DataFrame(lines).groupby("seed").mean()
+
+
+def cell(found: pd.DataFrame, name: str, sign: bool = False) -> str:
+    """A quantity with its error over seeds; of one seed, the error over prompts if it is there."""
+    values = found[name].dropna().to_numpy(np.float64)
+    if not len(values):
+        return "–"
+    mean = Estimate.mean(values, "mean over seeds")
+    error = mean.se if len(values) > 1 else float(found.get(f"{name}_se", pd.Series([np.nan])).iloc[0])
+    return f"{words.number(mean.value, 3, sign)} ± {words.number(error)}"
