@@ -69,6 +69,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "proxy-dial": "aligngap.hypotheses.proxy_dial:PROXY_DIAL",
         "losses": "aligngap.hypotheses.losses:LOSSES",
         "geometry": "aligngap.hypotheses.geometry:GEOMETRY",
+        "judge-dial": "aligngap.hypotheses.judge_dial:JUDGE_DIAL",
         "step-size": "aligngap.hypotheses.step_size:STEP_SIZE",
     },
 }

@@ -417,6 +417,10 @@ class Study(Settings):
         default=None, gt=0.0, lt=0.5, description="the gain in win rate that online must bring to be worth it: the "
         "report then opens with a recommendation; null: none is made"
     )  # fmt: skip
+    crossed_judges: bool = Field(
+        default=False, description="every golden judge of the study, those of its variants included, evaluates every "
+        "run: the table `crossed.parquet`"
+    )  # fmt: skip
     seeds: int | list[int] = Field(
         default=1, description="a number (seeds 0, 1 …) or a list; all stages repeat per seed"
     )

@@ -10,9 +10,10 @@ from conftest import finish, run_command
 ARMS = {
     "online", "offline", "online-soft", "online-soft[rloo]", "offline-hypo", "online[smoothed]", "offline[smoothed]",
     "reuse-4", "mix-25", "online-best-of-4", "online-best-of-4[best-of-two]", "online[best-of-two]",
-    "offline[best-of-two]",
+    "offline[best-of-two]", "offline[few-labels]",
 }  # fmt: skip
 STUDY = """
+crossed_judges: true
 arms:
   online: {behavior: policy, judge: proxy}
   offline: {behavior: dataset, judge: golden}
@@ -25,6 +26,7 @@ variants:
   smoothed: {set: {recipe.label_smoothing: 0.1}, arms: [online, offline]}
   rloo: {set: {recipe.loss: {name: rloo, beta: 0.05}}, arms: [online-soft]}
   best-of-two: {set: {recipe.loss: {name: best-of-two}}, arms: [online, offline, online-best-of-4]}
+  few-labels: {set: {golden.labels: 40}, arms: [offline]}
 """
 
 
@@ -49,6 +51,11 @@ def test_the_arms_beyond_the_paper(tmp_path: Path) -> None:
     assert end["flops"]["offline"] > records.set_index(["arm", "step"])["flops"]["offline", 4].iloc[0] > 0
     moved = end["kl_nats"].drop("reuse-4")
     assert moved.nunique() == len(moved)  # every arm ends at a policy of its own
+    crossed = pd.read_parquet(tmp_path / "out" / "crossed.parquet").merge(records, on=["run", "step", "opponent"])
+    assert set(crossed["evaluator"]) == {"golden", "few-labels"}
+    own = crossed["evaluator"] == crossed["arm"].map(lambda arm: "few-labels" if "few-labels" in arm else "golden")
+    assert (crossed["win_rate_x"] == crossed["win_rate_y"])[own].all()  # the same responses before the same judge
+    assert (crossed["win_rate_x"] != crossed["win_rate_y"])[~own].any()
     report = (tmp_path / "out" / "report.html").read_text()
     for name in ("frontier mix-25", "closed by offline-hypo", "closed by online-soft[rloo]", "Best-of-4"):
         assert name in report, name

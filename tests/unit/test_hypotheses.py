@@ -22,6 +22,7 @@ from aligngap.hypotheses.base import Dial, Hypothesis, judge_all
 from aligngap.hypotheses.classification import along_stream
 from aligngap.hypotheses.families import correct, primary_of
 from aligngap.hypotheses.geometry import heterogeneity
+from aligngap.hypotheses.judge_dial import ARMS as JUDGED
 from aligngap.hypotheses.rules import HALF, MARGIN, ahead, share
 from aligngap.hypotheses.verdicts import CENSORED, CONTRADICTED, INCONCLUSIVE, SUPPORTED, alike, decide
 from aligngap.hypotheses.view import View, under
@@ -67,7 +68,7 @@ def outcomes(name: str, view: View) -> dict[str, str]:
 
 
 def test_every_hypothesis_is_whole() -> None:
-    assert len(ALL) == 14
+    assert len(ALL) == 15
     for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
         assert h.name == name
         assert h.question.endswith("?")
@@ -171,6 +172,46 @@ def geometry(gaps: tuple[float, float, float], gains: tuple[float, float, float]
     records, per_prompt, _ = make(truth, opponents=("golden_policy",), **SHARP)
     best = [best_of_n_rows(0.5, g, range(7), se=0.005, variant=w) for w, g in zip(worlds, gains, strict=True)]
     return verdicts("geometry", View(records, per_prompt, best_of_n=pd.concat(best)))
+
+
+def judges(lead: Mapping[str, float], truth: float, stranger: float) -> dict[str, Verdict]:
+    """Verdicts where online leads by `lead` before each labelling judge and by `truth` in truth.
+
+    Before the strongest judge the arms of the weakest one differ by `stranger`.
+    """
+    sources = {"labels-1000": 0.65, "labels-4000": 0.75, "": 0.85}
+    gaps = {under("online-golden", v): lead[v or "golden"] for v in sources} | {
+        under("offline", v): 0.0 for v in sources
+    }
+    made = [make({a: ArmTruth(gap=g) for a, g in gaps.items()}, **SHARP, opponents=("sft",))]
+    for number, shift in enumerate((truth, stranger)):
+        others = {a: ArmTruth(gap=shift if g else 0.0) for a, g in gaps.items()}
+        made.append(make(others, **SHARP, opponents=("sft",), rng_seed=number + 1))
+    (records, per_prompt, _), (true, _, _), (strange, _, _) = made
+    key = ["run", "step", "opponent"]
+    records = records.drop(columns=["oracle_win_rate", "oracle_win_rate_se"]).merge(
+        true[[*key, "win_rate", "win_rate_se"]].rename(columns=lambda c: f"oracle_{c}" if "win" in c else c), on=key
+    )
+    own = records[[*key, "win_rate", "win_rate_se"]]
+    crossed = pd.concat([own.assign(evaluator="labels-1000"), strange[own.columns].assign(evaluator="golden")])
+    parts: Parts = [
+        {"seed": s, "part": under("golden judge", v), "what": "held out accuracy", "value": a}
+        for v, a in sources.items()
+        for s in range(7)
+    ]
+    return verdicts("judge-dial", View(records, per_prompt, "sft", pipeline=parts, crossed=crossed))
+
+
+def test_a_lead_that_only_its_own_judge_sees_is_told_from_one_that_is_there() -> None:
+    falls = {"labels-1000": 0.16, "labels-4000": 0.1, "golden": 0.04}
+    found = judges(falls, truth=0.01, stranger=0.02)
+    assert [found[n].outcome for n in ("excess", "stranger", "judge slope")] == [SUPPORTED] * 3
+    assert found["excess"].effect.value == pytest.approx(0.09, abs=0.02)
+    assert found["stranger"].effect.value == pytest.approx(0.14, abs=0.03)
+    assert found["judge slope"].effect.value == pytest.approx(0.06, abs=0.02)  # .12 over twenty points of accuracy
+    there = judges(dict.fromkeys(falls, 0.1), truth=0.1, stranger=0.1)
+    assert {there[n].outcome for n in ("excess", "stranger", "judge slope")} == {INCONCLUSIVE}
+    assert "crossed_judges" in verdicts("judge-dial", world(dict.fromkeys(JUDGED, 0.0)))["stranger"].reason
 
 
 def rates(small: float, large: float) -> dict[str, Verdict]:

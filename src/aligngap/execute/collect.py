@@ -19,6 +19,7 @@ from aligngap.pipeline.plan import Plan, Run
 from aligngap.storage import records
 from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,
+    CROSSED_COLUMNS,
     PER_PROMPT_COLUMNS,
     PROBE_COLUMNS,
     RECORD_COLUMNS,
@@ -87,6 +88,13 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
         of = plan.study.compare[0]
         along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
         records.write_table(out / records.PROBE, pd.concat(along, ignore_index=True), PROBE_COLUMNS)
+    crossed = [
+        pd.read_parquet(store.open(r.crossed.name, "crossed.parquet")).assign(run=r.name)
+        for r in plan.runs
+        if r.crossed is not None and store.has(r.crossed.name)
+    ]
+    if crossed:
+        records.write_table(out / records.CROSSED, pd.concat(crossed, ignore_index=True), CROSSED_COLUMNS)
     asked: dict[str, Counter[str]] = {}
     for step in plan.steps():
         if store.has(step.name):

@@ -92,6 +92,18 @@ def under(arm: str, variant: str) -> str:
     return f"{arm}[{variant}]" if variant else arm
 
 
+def by_evaluator(evaluator: str) -> str:
+    """The column of a view's records that holds the win rate by one golden judge of a crossed study."""
+    return f"win_rate by {evaluator}"
+
+
+def with_evaluators(records: pd.DataFrame, crossed: pd.DataFrame) -> pd.DataFrame:
+    """Records with a column of win rates for every evaluator of `crossed`, and its standard errors."""
+    wide = crossed.pivot(index=["run", "step"], columns="evaluator", values=["win_rate", "win_rate_se"])
+    wide.columns = pd.Index([by_evaluator(str(c[1])) + str(c[0]).removeprefix("win_rate") for c in wide.columns])
+    return records.merge(wide.reset_index(), on=["run", "step"], how="left")
+
+
 class View:
     """One study's records against one opponent."""
 
@@ -108,6 +120,7 @@ class View:
         pipeline: Sequence[Mapping[str, Any]] = (),
         probe: pd.DataFrame | None = None,
         best_of_n: pd.DataFrame | None = None,
+        crossed: pd.DataFrame | None = None,
         budgets: Sequence[float] = BUDGETS,
         spent: Collection[int] = (),
     ) -> None:
@@ -117,6 +130,9 @@ class View:
         self.budgets, self.spent = tuple(budgets), tuple(spent)
         self.probe = empty(PROBE_COLUMNS) if probe is None else probe
         self.best_of_n = empty(BEST_OF_N_COLUMNS) if best_of_n is None else best_of_n
+        self.evaluators = [] if crossed is None else sorted(map(str, crossed["evaluator"].unique()))
+        if crossed is not None and len(crossed):
+            self.records = with_evaluators(self.records, crossed[crossed["opponent"] == opponent])
         self._clouds = {} if clouds is None else {"win": clouds}
         self.arms = tuple(map(str, self.records["arm"].unique()))
         self.seeds = tuple(sorted(int(s) for s in self.records["seed"].unique() if s not in self.spent))

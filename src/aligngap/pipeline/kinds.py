@@ -8,6 +8,7 @@ from aligngap.pipeline.align import Align, Written
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.best_of_n import BestOfN
 from aligngap.pipeline.checkpoints import AskJudge, PromptSet, ReadPolicy
+from aligngap.pipeline.crossed import CrossJudge
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, ReadyJudge, Relabel
 from aligngap.pipeline.measure import Measure, Responses
@@ -17,7 +18,7 @@ from aligngap.pipeline.sft import Sft
 
 KINDS: tuple[type[Step], ...] = (
     Data, Sft, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, ReferenceSamples, Measure,
-    BestOfN, Probe, JudgesProbe, PromptSet, ReadPolicy, AskJudge,
+    BestOfN, CrossJudge, Probe, JudgesProbe, PromptSet, ReadPolicy, AskJudge,
 )  # fmt: skip
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 

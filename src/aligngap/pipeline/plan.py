@@ -8,7 +8,7 @@ have equal keys, so what arms share is there once. Leaves out: doing it (`execut
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
@@ -17,6 +17,7 @@ from aligngap.models.pretrained import content_of
 from aligngap.pipeline.align import Align, ArmStream, Written
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.best_of_n import BestOfN
+from aligngap.pipeline.crossed import CrossJudge
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel
 from aligngap.pipeline.measure import Measure, Responses
@@ -44,6 +45,7 @@ class Run:
     learning_rate: float
     align: Align
     measure: Measure
+    crossed: CrossJudge | None = None  # by every golden judge of the study, where it asks for that
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Plan:
         """Every step once, needs before what needs them."""
         wanted = [*self.start.values(), *self.references.values(), *self.probes.values(), *self.judges_probes.values()]
         wanted += [r.measure for r in self.runs]
+        wanted += [r.crossed for r in self.runs if r.crossed is not None]
         return list({s.name: s for w in wanted for s in w.walk()}.values())
 
 
@@ -260,6 +263,8 @@ def expand(study: Study) -> Plan:
     for seed in study.seed_list:
         base: Pipeline | None = None
         proxies: dict[str, FitJudge | ReadyJudge] = {}
+        goldens: dict[str, FitJudge | ReadyJudge] = {}
+        first = len(runs)
         for variant, its in settings.items():
             made = Pipeline(its, seed, base)
             if base is None:
@@ -268,6 +273,7 @@ def expand(study: Study) -> Plan:
                     probes[seed] = made.probe()
             elif made.golden.name == base.golden.name and made.proxy.name != base.proxy.name:
                 proxies[variant] = made.proxy
+            goldens[variant or "golden"] = made.golden
             if study.measurement.best_of_n and (not variant or its.task != study.task):
                 references[seed, variant] = made.best_of_n()
             sft_measured = made.measure(None)
@@ -283,6 +289,10 @@ def expand(study: Study) -> Plan:
                     measured = made.measure(run)
                     start[full] = sft_measured
                     runs.append(Run(full, shown, config, seed, loss.name, beta, how.learning_rate, run, measured))
+        if study.crossed_judges:
+            distinct = {j.name: (name, j) for name, j in reversed(goldens.items())}
+            judges = dict(sorted(distinct.values()))
+            runs[first:] = [replace(r, crossed=CrossJudge(measured=r.measure, judges=judges)) for r in runs[first:]]
         if study.probe and base is not None and proxies:
             judges_probes[seed] = base.judges_probe(proxies)
     return Plan(study, runs, start, references, probes, judges_probes)

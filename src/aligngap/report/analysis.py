@@ -289,6 +289,7 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         pipeline=told.pipeline,
         probe=tables.probe,
         best_of_n=best_of_n,
+        crossed=tables.crossed,
         budgets=asks.budgets,
         spent=asks.spent,
     )

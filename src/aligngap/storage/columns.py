@@ -182,3 +182,14 @@ RATING_COLUMNS: dict[str, tuple[str, str]] = {
     "opponent": ("str", "against whom the golden judge compared both"),
     "judge": ("float", "the golden judge's verdict: win of the first arm's response minus win of the second's"),
 }
+
+
+#: Columns of `crossed.parquet`: win rates by every golden judge of a study, one row a checkpoint, opponent and judge.
+CROSSED_COLUMNS: dict[str, tuple[str, str]] = {
+    "run": ("str", "as in records"),
+    "step": ("int", "as in records; the SFT policy, step 0, is left out"),
+    "opponent": ("str", "as in records"),
+    "evaluator": ("str", "whose golden judge: `golden`, the study's own, or a variant's name"),
+    "win_rate": ("float", "share of prompts won by that judge, a tie counting one half"),
+    "win_rate_se": ("float", "standard error over prompts"),
+}

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,
+    CROSSED_COLUMNS,
     GAP_COLUMNS,
     PER_PROMPT_COLUMNS,
     PROBE_COLUMNS,
@@ -33,6 +34,7 @@ from aligngap.types import AligngapError, first_line
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
 BEST_OF_N, PROBE, RATINGS = "best_of_n.parquet", "probe.parquet", "ratings.parquet"
+CROSSED = "crossed.parquet"
 FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
@@ -54,6 +56,7 @@ class Tables:
     probe: pd.DataFrame
     failures: Mapping[str, str] = field(default_factory=dict)
     ratings: pd.DataFrame = field(default_factory=lambda: empty(RATING_COLUMNS))
+    crossed: pd.DataFrame = field(default_factory=lambda: empty(CROSSED_COLUMNS))
 
 
 def schema(columns: Columns, coded: Collection[str] = ()) -> pa.Schema:
@@ -171,6 +174,11 @@ def read_ratings(path: Path | str) -> pd.DataFrame:
     return read_table(_inside(path, RATINGS), RATING_COLUMNS)
 
 
+def read_crossed(path: Path | str) -> pd.DataFrame:
+    """`crossed.parquet`: win rates by every golden judge of the study, one row a checkpoint, opponent and judge."""
+    return read_table(_inside(path, CROSSED), CROSSED_COLUMNS)
+
+
 def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     """All tables of an output folder. Records must exist; a missing other table is an empty one.
 
@@ -187,7 +195,8 @@ def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     best_of_n = read_best_of_n(folder) if (folder / BEST_OF_N).exists() else empty(BEST_OF_N_COLUMNS)
     probe = read_probe(folder) if (folder / PROBE).exists() else empty(PROBE_COLUMNS)
     ratings = read_ratings(folder) if (folder / RATINGS).exists() else empty(RATING_COLUMNS)
-    return Tables(records, per_prompt, samples, best_of_n, probe, read_failures(folder), ratings)
+    crossed = read_crossed(folder) if (folder / CROSSED).exists() else empty(CROSSED_COLUMNS)
+    return Tables(records, per_prompt, samples, best_of_n, probe, read_failures(folder), ratings, crossed)
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
