@@ -158,4 +158,6 @@ def labels(plan: Plan) -> dict[str, str]:
     for run in plan.runs:
         found[run.align.name] = run.name
         found[run.measure.name] = f"measure {run.name}"
+        if run.crossed is not None:
+            found[run.crossed.name] = f"cross-judge {run.name}"
     return found

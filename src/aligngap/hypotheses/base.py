@@ -67,6 +67,7 @@ class Hypothesis:
     dial: Callable[[View], Dial | None] | None = None
     shows: tuple[str, ...] = ()  # arms that its figure shows beside those that its rules need
     more: tuple[Figure, ...] = ()
+    applies: Callable[[View], bool] | None = None  # whether records that have its arms say anything about it
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -79,6 +80,8 @@ class Hypothesis:
 
     def touched(self, view: View) -> bool:
         """Whether the records decide some rule about an arm of its own; where it has none, any rule."""
+        if self.applies is not None and not self.applies(view):
+            return False
         own = set(self.arms) - set(COMMON)
         return any(view.has(*rule.arms) and (not own or own & set(rule.arms)) for rule in self.rules)
 

@@ -44,6 +44,12 @@ def _judge(view: View, rule: Rule, score: str, rates: Mapping[str, float]) -> Ve
     return signed(view, rule, Contrast(found), what)
 
 
+def _has_rates(view: View) -> bool:
+    """Whether both compared arms ran more than one learning rate."""
+    rows = view.records[view.records["step"] > 0]
+    return all(rows.loc[rows["arm"] == arm, SETTING].nunique() > 1 for arm in (view.online, view.offline))
+
+
 def _rule(name: str, text: str, rates: Mapping[str, float], score: str = "win") -> Rule:
     told = f"{text}{BY[score]} {AT_RATES}. {SIGN}"
     column = "" if score == "win" else "oracle_win_rate"
@@ -57,6 +63,7 @@ STEP_SIZE = Hypothesis(
     question="Is online's lead at equal KL the same at a small and at a large learning rate?",
     claim="Not tested: each arm at the learning rate that was best for it (section 4.1).",
     study="long",
+    applies=_has_rates,
     rules=(
         _rule("rate", "Online - offline at the largest learning rate minus the same at the smallest", APART),
         _rule(

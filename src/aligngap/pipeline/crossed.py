@@ -63,7 +63,7 @@ class CrossJudge(Step):
                     row = {"step": step, "opponent": opponent.name, "evaluator": name}
                     rows.append(row | {"win_rate": won.value, "win_rate_se": won.se})
         write_rows(job.work / "crossed.parquet", rows)
-        return {"judges": sorted(self.judges), "checkpoints": len(steps)}
+        return {"evaluators": sorted(self.judges), "checkpoints": len(steps)}
 
     def units(self) -> float:
         checkpoints = 1 if self.measured.run_ is None else len(self.measured.run_.measured_steps)

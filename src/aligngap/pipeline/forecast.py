@@ -16,6 +16,7 @@ from aligngap.models.pretrained import PACKAGE, inside_package
 from aligngap.pipeline.align import Align, Written
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.best_of_n import BestOfN
+from aligngap.pipeline.crossed import CrossJudge
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, Relabel
 from aligngap.pipeline.measure import Measure
@@ -28,7 +29,7 @@ from aligngap.types import AligngapError
 #: Seconds of one core per unit of work, from the manifests (`cpu_seconds`) of studies in the sandbox.
 SECONDS_PER_UNIT: dict[type[Step], float] = {
     Sft: 1.8e-4, FitJudge: 2.8e-4, Relabel: 0.9e-3, Written: 1.6e-3, Measure: 3.4e-4, BestOfN: 2.0e-4,
-    Probe: 2.0e-4, JudgesProbe: 3.0e-4, ReferenceSamples: 2.0e-4,
+    Probe: 2.0e-4, JudgesProbe: 3.0e-4, ReferenceSamples: 2.0e-4, CrossJudge: 3.4e-4,
 }  # fmt: skip
 #: the same per pair of the data: to write them, and for the first steps that read them
 PER_PAIR: dict[type[Step], float] = {Data: 1.5e-4, Sft: 1.8e-4, FitJudge: 1.8e-4}
