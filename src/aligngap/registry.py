@@ -70,6 +70,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "losses": "aligngap.hypotheses.losses:LOSSES",
         "geometry": "aligngap.hypotheses.geometry:GEOMETRY",
         "step-size": "aligngap.hypotheses.step_size:STEP_SIZE",
+        "forecast": "aligngap.hypotheses.forecast:FORECAST",
     },
 }
 
