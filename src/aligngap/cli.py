@@ -130,8 +130,15 @@ def parser() -> argparse.ArgumentParser:
         "decided (default: where the best checkpoint of either arm lies)"
     )  # fmt: skip
     mine.add_argument("--plan", action="store_true", help="only say what would run")
+    mine.add_argument(
+        "--forecast", action="store_true", help="only forecast online's lead, from short offline runs (see `forecast`)"
+    )
     of_settings(mine)
     of_machine(mine)
+    ahead = command("forecast", forecast, "before any online run: how far ahead will online be, from its offline twin?")
+    of_study(ahead)
+    ahead.add_argument("--steps", type=positive, help="length of the runs (default: a quarter of the study's)")
+    of_machine(ahead)
     plan_words = command("plan", plan, "what would run, what is there already, and how long the rest may take")
     of_study(plan_words)
     plan_words.add_argument(
@@ -248,6 +255,10 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.study.own import check_pairs, own_study
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets, args.kl)
+    if args.forecast:
+        from aligngap.study.forecast import forecast_study
+
+        study = forecast_study(study)
     out = args.out or Path("out") / study.name
     if study.policy.chat:
         said = "its chat template writes the prompts (--set policy.chat=false: they are plain text)"
@@ -261,20 +272,55 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
         check_models(study)
         print_plan(made, store, out)
         return 0
-    return carry_out(args, words, made, store, out)
+    return carry_out(args, words, made, store, out, print_forecast if args.forecast else print_report)
 
 
-def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store: Any, out: Path) -> int:
-    """Run a plan to its end, collect its records and make its report."""
+def forecast(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap forecast`: short offline runs that say how far ahead online will be."""
+    from aligngap.pipeline.plan import expand
+    from aligngap.storage.store import Store
+    from aligngap.study.forecast import forecast_study
+    from aligngap.study.load import load
+
+    study = forecast_study(load(args.study, args.sets), args.steps)
+    out = args.out or Path("out") / study.name
+    return carry_out(args, words, expand(study), Store(args.store or out.parent / "store"), out, print_forecast)
+
+
+def print_report(out: Path) -> None:
+    """Make the report of an output folder's records, and say its numbers."""
+    from aligngap.execute.console import stages
+    from aligngap.report import build_report, headline
+
+    with stages("report") as progress:
+        page = build_report(out, progress=progress)
+    print(headline(out))
+    print(f"report: {page}")
+
+
+def print_forecast(out: Path) -> None:
+    """Say what the records of a forecast's runs expect of online."""
+    from aligngap.report.forecast import write_forecast
+
+    print(write_forecast(out))
+
+
+def carry_out(
+    args: argparse.Namespace,
+    words: Sequence[str],
+    made: Plan,
+    store: Any,
+    out: Path,
+    tell: Callable[[Path], None] = print_report,
+) -> int:
+    """Run a plan to its end, collect its records and tell what they say: by default, make their report."""
     from aligngap.execute import checks
 
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
-    from aligngap.execute.console import stages
     from aligngap.execute.together import Together, in_world, launch
     from aligngap.execute.watch import follow, watch
-    from aligngap.report import build_report, headline
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
 
@@ -302,10 +348,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], made: Plan, store:
             store.set_aside(error.name)
     write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
-        with stages("report") as progress:
-            page = build_report(out, progress=progress)
-        print(headline(out))
-        print(f"report: {page}")
+        tell(out)
     if outcome.failed:
         for name, message in outcome.failed.items():
             print(f"aligngap: {name}: {one_line(message)}", file=sys.stderr)

@@ -71,6 +71,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "geometry": "aligngap.hypotheses.geometry:GEOMETRY",
         "judge-dial": "aligngap.hypotheses.judge_dial:JUDGE_DIAL",
         "step-size": "aligngap.hypotheses.step_size:STEP_SIZE",
+        "forecast": "aligngap.hypotheses.forecast:FORECAST",
     },
 }
 

@@ -56,7 +56,7 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_plan(plan: Plan, store: Store, out: Path) -> None:
     """Print each step of a plan with its artifact, and about how long what is missing takes on this machine."""
-    from aligngap.pipeline.forecast import unsized
+    from aligngap.pipeline.duration import unsized
 
     names, workers = labels(plan), os.cpu_count() or 1
     todo = [s for s in plan.steps() if not store.has(s.name)]
@@ -70,7 +70,7 @@ def print_plan(plan: Plan, store: Store, out: Path) -> None:
     print(
         f"{len(plan.runs)} runs, {len(rows)} steps, {len(todo)} to make; about {work} of one core's time, "
         f"{clock(remaining.seconds())} with {workers} workers beside what else this machine does now "
-        f"(guessed by `aligngap.pipeline.forecast`, and by the durations kept in the store); results go to {out}"
+        f"(guessed by `aligngap.pipeline.duration`, and by the durations kept in the store); results go to {out}"
     )
     if absent := unsized(todo):
         print(f"the sizes of {', '.join(absent)} are not known here: their steps take longer than the guess")

@@ -61,7 +61,7 @@ def left_of(todo: Sequence[Step], store: Store, slots: Callable[[], int], machin
 
 def guess(steps: Sequence[Step], store: Store) -> dict[str, float]:
     """The cost model's seconds of each step, by its name; data that are made already say how many pairs they hold."""
-    from aligngap.pipeline.forecast import data_of, seconds_of
+    from aligngap.pipeline.duration import data_of, seconds_of
 
     data = {data.name for step in steps if (data := data_of(step)) is not None}
     counted = {n: float(sum(store.manifest(n)["result"]["rows"].values())) for n in data if store.has(n)}

@@ -43,6 +43,7 @@ class Dial:
     log_x: bool = False
     joined: bool = True
     reference: float | None = None  # a horizontal line
+    diagonal: bool = False  # the line on which both are equal
     named: bool = False  # positions are names, the points' labels, and not numbers
 
 

@@ -165,6 +165,15 @@ class View:
         other.budgets = budgets
         return other
 
+    def only(self, arms: Sequence[str], config: str) -> View:
+        """The view of these arms' runs at one configuration."""
+        records = self.records[self.records["arm"].isin(arms) & (self.records["config"] == config)]
+        table = self._per_prompt
+        mine = table[table["run"].isin(records["run"].unique())] if len(table) else table
+        return View(
+            records, mine, self.opponent, self.online, self.offline, budgets=self.budgets, spent=self.spent
+        )  # fmt: skip
+
     def has(self, *arms: str) -> bool:
         return all(a in self.arms for a in arms)
 

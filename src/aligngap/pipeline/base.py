@@ -63,7 +63,7 @@ class Step(Settings):
         return None
 
     def units(self) -> float:
-        """Rough amount of work, in forward passes of one response or so; see `forecast.py`."""
+        """Rough amount of work, in forward passes of one response or so; see `duration.py`."""
         return 1.0
 
     @abstractmethod

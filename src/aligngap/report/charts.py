@@ -363,6 +363,12 @@ def dial_figure(dial: Dial) -> Any:
         )
     if dial.reference is not None:
         figure.add_hline(y=dial.reference, line={"color": "#888", "width": 1})
+    if dial.diagonal:
+        xs = [p.x for points in dial.series.values() for p in points]
+        ends = plain([min(xs), max(xs)])
+        figure.add_scatter(
+            x=ends, y=ends, mode="lines", name="equal", line={"color": "#888", "width": 1, "dash": "dash"}
+        )
     names = {p.x: hover_text(p.label) for points in dial.series.values() for p in points} if dial.named else {}
     figure.update_xaxes(
         type="log" if dial.log_x else "linear",

@@ -390,6 +390,8 @@ def draw_dial(dial: Dial, plt: Any) -> tuple[Any, pd.DataFrame]:
             )
     if dial.reference is not None:
         axis.axhline(dial.reference, color="#333333", linewidth=0.9)
+    if dial.diagonal:
+        axis.axline((0, 0), slope=1, color="#888888", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     if dial.log_x:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")

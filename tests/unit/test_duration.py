@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from aligngap.pipeline.forecast import SANDBOX, products_of, sizes_at
+from aligngap.pipeline.duration import SANDBOX, products_of, sizes_at
 from aligngap.settings import Limits, ModelSpec
 from aligngap.study.load import load
 
