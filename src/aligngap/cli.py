@@ -252,7 +252,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.execute.console import print_data, print_plan
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
-    from aligngap.study.own import check_pairs, own_study
+    from aligngap.study.own import check_pairs, own_study, remarks
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets, args.kl)
     if args.forecast:
@@ -260,9 +260,8 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
         study = forecast_study(study)
     out = args.out or Path("out") / study.name
-    if study.policy.chat:
-        said = "its chat template writes the prompts (--set policy.chat=false: they are plain text)"
-        print(f"aligngap: {args.policy}: {said}", file=sys.stderr)
+    for line in remarks(study, args.budget, args.sets):
+        print(f"aligngap: {line}", file=sys.stderr)
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
     if args.plan:

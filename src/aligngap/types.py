@@ -59,6 +59,7 @@ class TaskData:
 
     Of what is read from files, `rows` says how many rows came in, `layouts` in which layout each was recognised, and
     `more` how many comparisons they make beyond one each: rows + more = train + test + everything in `dropped`.
+    `unread` are the columns that nothing was read of.
     """
 
     train: Sequence[Comparison]
@@ -68,6 +69,7 @@ class TaskData:
     rows: int = 0
     layouts: Mapping[str, int] = field(default_factory=dict)
     more: int = 0
+    unread: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizer_kinds import KINDS, TEMPLATES, tokenizer_of
 
-from aligngap.models.chat import messages_of
+from aligngap.models.chat import messages_of, split_begun
 from aligngap.models.encoding import Encoding
 from aligngap.settings import ModelSpec
 
@@ -31,7 +31,7 @@ def some_text(rng: random.Random, most: int) -> str:
 
 
 def some_prompt(rng: random.Random) -> str:
-    """A dialogue of one to three turns with a system message or without, or a plain text."""
+    """A dialogue of one to three turns, with a system message or a beginning of the answer or without, or a text."""
     if rng.random() < 0.3:
         return some_text(rng, 8)
     turns = [("Human", some_text(rng, 6))]
@@ -39,18 +39,21 @@ def some_prompt(rng: random.Random) -> str:
         turns += [("Assistant", some_text(rng, 5)), ("Human", some_text(rng, 5))]
     if rng.random() < 0.3:
         turns.insert(0, ("System", some_text(rng, 4)))
-    return "".join(f"\n\n{who}: {said}" for who, said in turns) + "\n\nAssistant:"
+    begun = " " + some_text(rng, 4).strip() if rng.random() < 0.2 else ""
+    return "".join(f"\n\n{who}: {said}" for who, said in turns) + "\n\nAssistant:" + begun
 
 
 def by_template(tokenizer: Any, prompt: str, answer: str | None = None) -> list[int]:
     """What the template itself gives for a prompt, or for a prompt and its answer, on one certain day."""
-    messages = messages_of(prompt)
-    if answer is not None:
-        messages = [*messages, {"role": "assistant", "content": answer}]
+    messages, begun = split_begun(messages_of(prompt))
+    if answer is not None or begun:
+        messages = [*messages, {"role": "assistant", "content": begun + (answer or "")}]
+    goes_on = answer is None and begun != ""
     template = tokenizer.chat_template.replace("strftime_now('%d %b %Y')", "'26 Jul 2024'")
     text = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=answer is None, tokenize=False, chat_template=template
-    )
+        messages, add_generation_prompt=answer is None and not goes_on, continue_final_message=goes_on, tokenize=False,
+        chat_template=template,
+    )  # fmt: skip
     if answer is not None and "USER: " in text[:6]:  # the template closes no turn: what comes next is not the answer's
         text = text.removesuffix("\n")
     found: list[int] = tokenizer(text, add_special_tokens=False).input_ids

@@ -62,7 +62,11 @@ NOTHING_KEPT = ("mamba", "lfm2", "qwen3_next", "granitemoehybrid", "falcon_h1", 
 
 def made(family: str, words: Sequence[str] = ("a", "b", "c", "d", "e", "f", "g"), **more: Any) -> Policy:
     """A policy of the family whose weights are large enough for its distributions to be far from uniform."""
-    tokenizer = word_tokenizer(words)
+    return built(family, word_tokenizer(words), **more)
+
+
+def built(family: str, tokenizer: Any, **more: Any) -> Policy:
+    """A tiny policy of the family that reads and writes by a tokenizer."""
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 0}
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **ids, **FAMILIES[family])
     set_dropout(config, 0.0)
@@ -73,7 +77,7 @@ def made(family: str, words: Sequence[str] = ("a", "b", "c", "d", "e", "f", "g")
         for weights in model.parameters():
             if weights.dim() > 1 and weights.std() < 0.1:
                 weights.mul_(4.0)
-    return Policy(model, tokenizer, response_tokens=5, **more)
+    return Policy(model, tokenizer, **{"response_tokens": 5, **more})
 
 
 def test_there_are_twenty_families_and_t5() -> None:

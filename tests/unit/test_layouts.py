@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -436,7 +437,6 @@ LEFT_OUT: list[tuple[Row, str]] = [
     ({**BASE, "messages": [user("another"), assistant("a")]}, "prompt contradicts the conversation"),
     ({**BASE, "prompt": SPLIT, "system": "y"}, "prompt contradicts the conversation"),
     ({**BASE, "tools": [{"name": "search"}]}, "tools are offered to the model"),
-    ({**BASE, "prompt": [user("q"), assistant("Sure:")]}, "prompt ends inside the assistant's turn"),
     ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "empty prompt or response"),
     ({**BASE, "chosen": [user("q")]}, "dialogue does not end with an answer"),
     ({"prompt": "q", "response_0": "a", "response_1": "b", "label": "tie"}, "tie"),
@@ -458,6 +458,158 @@ def test_rows_that_say_nothing_are_counted_under_one_reason(tmp_path: Path, row:
     data = load(tmp_path, [*({**BASE, "prompt": f"good {i}"} for i in range(3)), row])
     assert data.dropped == {reason: 1}
     assert len(texts(data)) == 3
+
+
+# -------------------------------------------------------------------------- the conversation before the answer, whole
+
+BEGUN = [user("boil"), assistant("Sure:")]
+BEGUN_TEXT = "Human: boil\n\nAssistant: Sure:"
+GOES_ON: dict[str, Row] = {
+    "answers that go on from the prompt's last message": {"prompt": BEGUN, "chosen": " yes", "rejected": " no"},
+    "the same as messages": {"prompt": BEGUN, "chosen": [assistant(" yes")], "rejected": [assistant(" no")]},
+    "answers that begin with it": {"prompt": BEGUN, "chosen": "Sure: yes", "rejected": "Sure: no"},
+    "whole conversations beside it": {
+        "prompt": BEGUN, "chosen": [user("boil"), assistant("Sure: yes")],
+        "rejected": [user("boil"), assistant("Sure: no")],
+    },
+    "conversations of two messages beside it": {
+        "prompt": BEGUN, "chosen": [*BEGUN, assistant(" yes")], "rejected": [*BEGUN, assistant(" no")],
+    },
+    "messages that both answers begin with": {"messages": BEGUN, "chosen": "Sure: yes", "rejected": "Sure: no"},
+    "a dialogue as text": {"prompt": "\n\n" + BEGUN_TEXT, "chosen": " yes", "rejected": " no"},
+    "two responses and a vote": {"prompt": BEGUN, "response_0": " yes", "response_1": " no", "label": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", GOES_ON)
+def test_answers_go_on_from_what_the_prompt_gives_of_them(tmp_path: Path, what: str) -> None:
+    data = load(tmp_path, [*({**BASE, "prompt": f"good {i}"} for i in range(3)), GOES_ON[what]])
+    assert data.dropped == {}
+    assert (BEGUN_TEXT, " yes", " no") in texts(data)
+
+
+OTHER_ANSWER = "conversation ends with an answer that the responses neither begin with nor are told to go on from"
+BESIDE: list[tuple[Row, str | tuple[str, str, str]]] = [
+    ({"messages": BEGUN, "chosen": "a", "rejected": "b"}, OTHER_ANSWER),
+    ({"prompt": BEGUN, "chosen": [user("boil"), assistant("a")], "rejected": [user("boil"), assistant("b")]},
+     OTHER_ANSWER),
+    ({"prompt": BEGUN, "response": "a", "score": 1}, OTHER_ANSWER),
+    ({"prompt": [user("q"), assistant("a")], "chosen": "a", "rejected": "b"}, ("Human: q\n\nAssistant:", "a", "b")),
+    ({"prompt": "Human: q\n\nAssistant: a", "chosen": "a", "rejected": "b"}, ("\n\nHuman: q\n\nAssistant:", "a", "b")),
+    ({**BASE, "question": "another"}, "columns `prompt` and `question` both hold a prompt and differ "
+     "(task.prompt_field names the right one)"),
+    ({**BASE, "instruction": "q"}, ("q", "a", "b")),
+    ({**BASE, "prompt": "answer this: what is tea?", "question": "what is  tea?"},
+     ("answer this: what is tea?", "a", "b")),
+    ({**BASE, "prompt": "what is tea?", "instruction": "be brief: what is tea?"}, ("be brief: what is tea?", "a", "b")),
+    ({**BASE, "question": [user("q")]}, ("q", "a", "b")),
+    ({**BASE, "question": ""}, ("q", "a", "b")),
+    ({"question": "q", "response_0": "a", "response_1": "b", "label": 0, "prompt": "another"},
+     "columns `prompt` and `question` both hold a prompt and differ (task.prompt_field names the right one)"),
+    ({**BASE, "history": "we spoke of tea"}, ("we spoke of tea\n\nq", "a", "b")),
+    ({**BASE, "context": [user("x"), assistant("y")]},
+     ("Human: x\n\nAssistant: y\n\nHuman: q\n\nAssistant:", "a", "b")),
+    ({**BASE, "context": {"title": ["x"]}}, "column `context` beside the prompt is neither text nor messages"),
+    ({**BASE, "input": 3}, "column `input` beside the prompt is neither text nor messages"),
+    ({**BASE, "prompt": [user("q")], "input": "x"}, ("Human: q\n\nx\n\nAssistant:", "a", "b")),
+    ({**BASE, "prompt": [user("q"), assistant("r"), user("s")], "context": "x"},
+     ("Human: x\n\nq\n\nAssistant: r\n\nHuman: s\n\nAssistant:", "a", "b")),
+    ({"system": "be brief", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+     ("System: be brief\n\nHuman: q\n\nAssistant:", "a", "b")),
+    ({"tools": [{"name": "x"}], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+     "tools are offered to the model"),
+    ({**BASE, "images": [{"bytes": "x"}]}, "an image stands beside the prompt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "expected"), BESIDE, ids=range(len(BESIDE)))
+def test_what_stands_beside_the_prompt_is_a_part_of_it_or_the_row_is_counted(
+    tmp_path: Path, row: Row, expected: str | tuple[str, str, str]
+) -> None:
+    data = load(tmp_path, [*({**BASE, "prompt": f"good {i}"} for i in range(3)), row])
+    if isinstance(expected, str):
+        assert data.dropped == {expected: 1}
+    else:
+        assert data.dropped == {}
+        assert (expected[0].lstrip("\n"), *expected[1:]) in texts(data)
+
+
+def test_a_prompt_that_the_study_names_is_the_prompt_whatever_stands_beside_it(tmp_path: Path) -> None:
+    rows = [{**BASE, "prompt": f"p {i}", "question": f"q {i}"} for i in range(N)]
+    for name in ("prompt", "question"):
+        assert texts(load(tmp_path, rows, prompt_field=name)) == {(f"{name[0]} {i}", "a", "b") for i in range(N)}
+
+
+def test_columns_that_nothing_is_read_of_are_named(tmp_path: Path) -> None:
+    rows = [{**BASE, "prompt": f"p {i}", "passage": "x", "empty": None, "system": "", "source": 3} for i in range(N)]
+    assert load(tmp_path, rows).unread == ["passage", "source"]
+
+
+# ------------------------------------------------------------------------------------------------- what a cell may hold
+
+MISSING = ["nan", "NaN", "<NA>"]
+
+
+@pytest.mark.parametrize("missing", [*MISSING, float("nan")])
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected", "system", "score_chosen"])
+def test_a_missing_value_that_was_made_text_is_missing(tmp_path: Path, column: str, missing: Any) -> None:
+    rows = [{**BASE, "prompt": f"p {i}", "system": "", "score_chosen": 3, "score_rejected": 2} for i in range(N)]
+    data = load(tmp_path, [*rows, {**rows[0], "prompt": "q", column: missing}])
+    left_out = column in BASE
+    assert data.dropped == ({"empty prompt or response": 1} if left_out else {})
+    assert (("q", "a", "b") in texts(data)) is not left_out
+    frame = pd.DataFrame([*rows, {**rows[0], "prompt": "q", column: missing}])
+    frame.astype(str).to_csv(tmp_path / "t.csv", index=False)
+    frame[["prompt", "chosen", "rejected"]].to_parquet(tmp_path / "t.parquet")
+    assert texts(PairsTask(path=str(tmp_path / "t.csv")).load(0)) == texts(data)
+    assert texts(PairsTask(path=str(tmp_path / "t.parquet")).load(0)) == texts(data)
+
+
+def test_words_that_could_be_answers_are_text(tmp_path: Path) -> None:
+    rows = [{**BASE, "prompt": f"p {i}", "chosen": word} for i, word in enumerate(("None", "null", "N/A", "nan."))]
+    assert {c for _, c, _ in texts(load(tmp_path, rows))} == {"None", "null", "N/A", "nan."}
+
+
+def spell_as_numpy(texts_: list[str]) -> str:
+    return str(np.array(texts_, dtype=object))
+
+
+@pytest.mark.parametrize("spell", [json.dumps, str, spell_as_numpy])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_several_rejected_responses_that_a_cell_spells_make_a_comparison_each(
+    tmp_path: Path, spell: Callable[[list[str]], str], suffix: str
+) -> None:
+    rows = [{"prompt": f"q {i}", "chosen": "[1] a", "rejected": spell(["it's b", "c, 'd'"])} for i in range(N)]
+    both = {"prompt": "q", "chosen": spell(["a"]), "rejected": spell(["b", "c"])}
+    text = {"prompt": "r", "chosen": "a", "rejected": "[b] is a text, ['c']"}
+    path = tmp_path / f"rows.{suffix}"
+    pd.DataFrame([*rows, both, text]).to_csv(path, index=False, sep="," if suffix == "csv" else "\t")
+    data = PairsTask(path=str(path)).load(0)
+    expected = {(f"q {i}", "[1] a", worse) for i in range(N) for worse in ("it's b", "c, 'd'")}
+    assert texts(data) == expected | {("r", "a", text["rejected"])}
+    assert data.more == N
+    assert data.dropped == {"text that may be one response or spell a list of them": 1}
+
+
+def test_a_text_that_spells_a_list_is_text_where_the_file_has_lists_and_both_are_such(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {i}", "chosen": '["a"]', "rejected": '["b", "c"]'} for i in range(N)]
+    data = load(tmp_path, [*rows, {**BASE, "rejected": '["b", "c"]'}])
+    assert texts(data) == {(f"q {i}", '["a"]', '["b", "c"]') for i in range(N)}
+    assert data.dropped == {"text that may be one response or spell a list of them": 1}
+
+
+def test_lists_of_scored_responses_are_read_out_of_tables(tmp_path: Path) -> None:
+    scored = [{"response": "no", "overall_score": 1.0}, {"response": "yes", "overall_score": 9.0}]
+    kinds = {
+        "objects": [{"instruction": f"q {i}", "completions": scored} for i in range(N)],
+        "lists": [{"prompt": f"q {i}", "responses": ["no", "yes"], "scores": [1, 4]} for i in range(N)],
+        "history": [{"prompt": f"q {i}", "history": [["x", "y"]], "chosen": "yes", "rejected": "no"} for i in range(N)],
+    }
+    for name, rows in kinds.items():
+        pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+        plain = load(tmp_path, rows)
+        assert texts(PairsTask(path=str(tmp_path / f"{name}.csv")).load(0)) == texts(plain)
+        assert len(texts(plain)) == N
 
 
 def test_labels_and_lists_that_make_no_sense_are_errors_that_name_the_row(tmp_path: Path) -> None:

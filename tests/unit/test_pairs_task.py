@@ -26,6 +26,8 @@ from pydantic import ValidationError
 
 from aligngap.tasks import _files, _rows
 from aligngap.tasks._dialogue import conversation_keys, render_messages
+from aligngap.tasks._layouts import spells_texts
+from aligngap.tasks._rows import is_missing
 from aligngap.tasks.pairs import PairsTask
 from aligngap.types import AligngapError, Comparison, TaskData
 
@@ -99,9 +101,9 @@ def same_question(prompt: str) -> str:
 
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-solid = any_text.filter(lambda s: s.strip() != "")
+solid = any_text.filter(lambda s: s.strip() != "" and not is_missing(s) and spells_texts(s) is None)
 good_rows = st.lists(
-    st.tuples(solid.filter(lambda s: s[0] not in "\r\n"), solid, solid).filter(lambda r: r[1].strip() != r[2].strip()),
+    st.tuples(solid, solid, solid).filter(lambda r: r[1].strip() != r[2].strip()),
     min_size=2,
     max_size=6,
     unique_by=lambda r: same_question(r[0]),
@@ -148,9 +150,13 @@ def test_any_json_ends_in_data_or_in_one_line(tmp_path: Path, rows: Rows) -> Non
     assert message.isprintable()
 
 
-def test_blanks_are_content_but_for_line_ends_before_a_prompt(tmp_path: Path) -> None:
-    rows = [{"prompt": "\n\n  hi \n", "chosen": "    a\n", "rejected": "\tb\u00a0"}, *GOOD]
-    assert ("  hi \n", "    a\n", "\tb\u00a0") in texts(load(write(tmp_path, rows)))
+def test_blanks_are_content_but_for_line_ends_before_a_dialogue(tmp_path: Path) -> None:
+    plain, other = "\n\n  hi \n", "\n\nUser: hi\n\nBot:"
+    pair = {"chosen": "    a\n", "rejected": "\tb\u00a0"}
+    rows = [{"prompt": prompt, **pair} for prompt in (plain, other, "\n\nHuman: \n hi\n\nAssistant:")]
+    kept = texts(load(write(tmp_path, [*rows, *GOOD])))
+    for prompt in (plain, other, "Human: \n hi\n\nAssistant:"):
+        assert (prompt, "    a\n", "\tb\u00a0") in kept
 
 
 def test_control_characters_markers_and_script_are_data(tmp_path: Path) -> None:
@@ -271,7 +277,6 @@ def test_bad_messages(tmp_path: Path, bad: Any, words: list[str]) -> None:
         ([message("tool", "x")], "message of a tool, or of another unknown role"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message that is not text"),
         ([message("user", "x\n\nHuman: y")], "message that itself holds the beginning of a turn"),
-        ([message("user", "x"), message("assistant", "Sure,")], "prompt ends inside the assistant's turn"),
         ("[{'role': 'user', 'content': 'x'}, ...]", "messages written as text that cannot be read back"),
     ],
 )

@@ -50,10 +50,11 @@ def test_a_dialogue_becomes_messages_and_other_text_one_message() -> None:
     assert messages_of("\n\n" + DIALOGUE) == expected
     system = "\n\nSystem: be brief\n\nHuman: hi\n\nAssistant:"
     assert [m["role"] for m in messages_of(system)] == ["system", "user"]
+    begun = "\n\nHuman: hi\n\nAssistant: and"
+    assert messages_of(begun) == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "and"}]
     for text in (
         "POST: bread\n\nTL;DR:",
         "Human: hi",
-        "\n\nHuman: hi\n\nAssistant: and",
         "",
         "Assistant:",
         "ask Human: x",

@@ -24,7 +24,8 @@ from aligngap.pipeline.plan import Pipeline, expand
 from aligngap.pipeline.sft import Sft
 from aligngap.settings import ModelSpec, Study
 from aligngap.study.load import validate
-from aligngap.study.own import own_study
+from aligngap.study.own import own_study, remarks
+from aligngap.study.windows import too_long
 from aligngap.types import AligngapError, Pair, Prompt, Response, RunFailed
 
 CHAT = ModelSpec(chat=True)
@@ -268,3 +269,21 @@ def test_windows_of_configurations() -> None:
     assert of("llama", max_position_embeddings=128) == 128
     assert of("roberta", max_position_embeddings=514, pad_token_id=1) == 512
     assert (of("t5"), of("bloom"), of("mamba")) == (None, None, None)
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(64, (30, 15)), (1024, (510, 255)), (1026, (512, 256))])
+def test_the_limits_of_compare_fit_the_window_of_the_model(
+    tmp_path: Path, positions: int, expected: tuple[int, int]
+) -> None:
+    """A pairwise judge on the policy reads the prompt, both responses and two separators: 1,026 of 512 and 256."""
+    given = {"policy": str(instruct(tmp_path, None, positions=positions)), "task": "pairs.jsonl"}
+    study = own_study(**given)
+    assert (study.limits.prompt_tokens, study.limits.response_tokens) == expected
+    assert too_long(study) == ""
+    said = remarks(study, "small", ())
+    assert ["prompts of up to" in line for line in said] == ([] if expected == (512, 256) else [True])
+    asked = ["limits={prompt_tokens: 600, response_tokens: 500}"]
+    own = own_study(**given, sets=asked)
+    assert own.limits.prompt_tokens == 600
+    assert "reads at most" in too_long(own)
+    assert remarks(own, "small", asked) == []

@@ -152,32 +152,17 @@ def check_planned(study: Study) -> None:
 
 
 def check_windows(study: Study) -> None:
-    """Hold the study's limits against what each of its models reads at once, which no training makes longer.
-
-    A decoder-only model reads the prompt and what follows it in one; limits are in tokens of the policy's tokenizer.
-    """
-    from aligngap.judges.kinds import LearningKind, LimitedKind, ReadingKind
-    from aligngap.models.loading import config_of, window
+    """Refuse limits that are longer than what a model of the study, or a ready judge, reads at once."""
+    from aligngap.judges.kinds import LimitedKind
     from aligngap.study.build import build_judge
+    from aligngap.study.windows import too_long
 
-    limits = study.limits
-    prompt, response = limits.prompt_tokens, limits.response_tokens
-    longest = [("policy", study.policy, prompt + response, response)]
+    if wrong := too_long(study):
+        raise AligngapError(wrong)
     for role, judge in (("golden", study.golden), ("proxy", study.proxy)):
         kind = build_judge(judge, role)
         if isinstance(kind, LimitedKind):
-            kind.check_limits(limits)
-        elif isinstance(kind, LearningKind):
-            whole = kind.reads(prompt, response) if isinstance(kind, ReadingKind) else prompt + response
-            longest.append((f"{role} judge ({judge.kind})", judge.model or study.policy, whole, whole - prompt))
-    for who, spec, whole, after in longest:
-        config = config_of(spec)
-        most, needed = window(config), max(prompt, after) if config.is_encoder_decoder else whole
-        if most is not None and needed > most:
-            raise AligngapError(
-                f"{who}: its model reads at most {most} tokens, and limits.prompt_tokens {prompt} with "
-                f"limits.response_tokens {response} make {needed} of them; lower them, or give it another model"
-            )
+            kind.check_limits(study.limits)
 
 
 def check_judges(made: Plan, store: Any) -> None:

@@ -30,7 +30,8 @@ class Inspection:
     """What came of a file: its rows by layout, what was left out and why, and the comparisons that are kept.
 
     `kept` has a mapping for each comparison: `split`, `prompt_id`, the three texts and, if a `tokenizer` is given, the
-    ids of each. rows + more = kept + everything in `dropped`. `noted` is what else the data step counted.
+    ids of each. rows + more = kept + everything in `dropped`. `noted` is what else the data step counted, and `unread`
+    are the columns that nothing was read of.
     """
 
     source: str
@@ -41,6 +42,7 @@ class Inspection:
     kept: Sequence[Mapping[str, Any]]
     tokenizer: Any = None
     noted: Mapping[str, int] = field(default_factory=dict)
+    unread: Sequence[str] = ()
 
 
 def inspect_texts(data: TaskData) -> Inspection:
@@ -50,7 +52,7 @@ def inspect_texts(data: TaskData) -> Inspection:
         for split, comparisons in (("train", data.train), ("test", data.test))
         for c in comparisons
     ]
-    return Inspection(data.source, data.rows, data.more, data.layouts, data.dropped, kept)
+    return Inspection(data.source, data.rows, data.more, data.layouts, data.dropped, kept, unread=data.unread)
 
 
 def inspect_tokens(study: Study) -> Inspection:
@@ -82,6 +84,8 @@ def print_inspection(found: Inspection) -> None:
     counts += [(f"left out: {reason}", n) for reason, n in found.dropped.items()]
     counts += list(found.noted.items())
     print_rows([found.source, "count"], [(name, str(n)) for name, n in counts])
+    if found.unread:
+        print(f"columns that nothing is read of: {', '.join(map(escape, found.unread))}")
     for row in found.kept[:SHOWN_ROWS]:
         print(f"\n{row['split']}, prompt {row['prompt_id']}")
         print(f"  prompt   {shorten(row['prompt'])}")

@@ -1,7 +1,8 @@
 """Chat templates: a prompt of the data as an instruct model was trained to be asked.
 
 A dialogue of "Human:" and "Assistant:" turns becomes chat messages, any other prompt one message of the user; the
-tokenizer's own template writes them down, with the arguments and on the day that the study names.
+tokenizer's own template writes them down, with the arguments and on the day that the study names. A dialogue may end
+inside the assistant's turn: the answer goes on from there.
 
 What this module leaves out: token ids (`encoding.py`), and the reading of message lists (`tasks/_dialogue.py`).
 """
@@ -33,22 +34,31 @@ class TemplateRefused(AligngapError):
 
 
 def turns_of(prompt: str) -> Messages | None:
-    """Chat messages of a dialogue that ends where the assistant is to speak, or None for any other prompt.
+    """Chat messages of a dialogue that ends where the assistant is to speak or to go on, or None for any other prompt.
 
-    Exactly one blank after the colon is the dialogue's form; every other character of a turn is its content.
+    The last message is the assistant's where the answer goes on from what stands there. Exactly one blank after the
+    colon is the dialogue's form; every other character of a turn is its content.
     """
     text = "\n\n" + prompt.lstrip("\r\n")
     _, *parts = TURN.split(text)
     turns = list(zip(parts[::2], parts[1::2], strict=True))
     opens = TURN.match(text) is not None and turns[0][0] != "Assistant"
-    if not opens or len(turns) < 2 or turns[-1][0] != "Assistant" or turns[-1][1].strip():
+    if not opens or len(turns) < 2 or turns[-1][0] != "Assistant":
         return None
-    return [{"role": ROLES[who], "content": said.removeprefix(" ")} for who, said in turns[:-1]]
+    said = turns if turns[-1][1].strip() else turns[:-1]
+    return [{"role": ROLES[who], "content": text.removeprefix(" ")} for who, text in said]
 
 
 def messages_of(prompt: str) -> Messages:
     """Chat messages of a prompt: its turns if it is a dialogue, else one message of the user."""
     return turns_of(prompt) or [{"role": "user", "content": prompt}]
+
+
+def split_begun(messages: Messages) -> tuple[Messages, str]:
+    """The messages before the answer, and the beginning of the answer that the prompt gives ("" if it gives none)."""
+    if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        return messages[:-1], messages[-1]["content"]
+    return messages, ""
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:

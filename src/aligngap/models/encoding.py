@@ -5,6 +5,9 @@ chat template writes it. A response therefore has the ids that follow the prompt
 a token would cross the boundary, the prompt keeps its ids and the response is encoded as text that goes on after a line
 break; `Encoding.joined` says so, and such rows are counted. An encoder-decoder's response is a text of its own.
 
+A prompt may give the beginning of the answer. It is then written as the template writes an answer, without its end, and
+the response is what follows.
+
 Nobody's text can write a special token: where a text holds the spelling of one, that is encoded as the plain text it
 is, and in a chat the template alone decides which ones there are.
 
@@ -78,6 +81,11 @@ def generation_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     return [int(i) for i in every if i < len(tokenizer)]
 
 
+def begins_answer(prompt: str) -> bool:
+    """Whether a prompt gives the beginning of the answer, which goes on from there."""
+    return chat.split_begun(chat.turns_of(prompt) or [])[1] != ""
+
+
 class Encoding:
     """How the text of one model's prompts and responses becomes token ids, and its ids text.
 
@@ -118,7 +126,7 @@ class Encoding:
         `TemplateRefused` where it will not.
         """
         if self.template is not None:
-            written = tuple(self._rendered(chat.messages_of(text)))
+            written = tuple(self._rendered(text))
             return (*written, self.eos_id) if self.encoder_decoder else written
         if self._separated:
             plain = encode_text(self.tokenizer, text)
@@ -138,7 +146,7 @@ class Encoding:
 
     def joined(self, text: str, ended: bool = True, prompt: str = "") -> tuple[tuple[int, ...], bool]:
         """Response ids, and whether a token would cross the boundary, were prompt and response encoded together."""
-        close = (self.eos_id,) if ended else ()
+        close, begun = (self.eos_id,) if ended else (), begins_answer(prompt)
         if self.encoder_decoder:
             return (*encode_text(self.tokenizer, text), *close), False
         if self.template is not None:
@@ -153,7 +161,8 @@ class Encoding:
         if whole[: len(head)] == head:
             return (*whole[len(head) :], *close), False
         if self.template is not None:
-            found = self._pieces(self.lead + "\ue0000\ue001" + (self.close if ended else ""), [text], first=True)
+            lead = "" if begun else self.lead
+            found = self._pieces(lead + "\ue0000\ue001" + (self.close if ended else ""), [text], first=True)
             return (*found, *close), True
         return (*encode_further(self.tokenizer, text), *close), True
 
@@ -163,9 +172,11 @@ class Encoding:
         Special tokens inside it, such as the marks of a further turn, are text here; those that say nothing (padding,
         separator, unknown) are left out. What the form of the prompt writes before every answer is no part of it.
         """
-        lead = self._lead_text if self.template is not None else self._plain(prompt)[1]
-        text = self._shown(ids, self._decodes_alone).removeprefix(lead)
-        if text.startswith(" ") and self._decodes_alone:  # decoding may take one of several blanks for a text's own
+        begun = not self._separated and begins_answer(prompt)
+        alone = self._decodes_alone and not begun
+        lead = "" if begun else self._lead_text if self.template is not None else self._plain(prompt)[1]
+        text = self._shown(ids, alone, begun).removeprefix(lead)
+        if text.startswith(" ") and alone:  # decoding may take one of several blanks for a text's own
             longer = f" {text}"
             if self.response(longer, False, prompt) == tuple(ids) != self.response(text, False, prompt):
                 return longer
@@ -181,16 +192,17 @@ class Encoding:
         """
         if self._separated or chat.turns_of(prompt) is None:
             return prompt, ""
-        return "\n\n" + prompt.lstrip("\r\n").rstrip(" "), " "
+        whole = "\n\n" + prompt.lstrip("\r\n")
+        return (whole, "") if begins_answer(prompt) else (whole.rstrip(" "), " ")
 
     def _ids(self, text: str) -> list[int]:
         """Ids of text in which special tokens are themselves."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
         return ids
 
-    def _shown(self, ids: Sequence[int], alone: bool) -> str:
+    def _shown(self, ids: Sequence[int], alone: bool, begun: bool = False) -> str:
         """The text of a response's ids, as one that stands alone or as one that goes on after another."""
-        if self._lead_ids and list(ids[: len(self._lead_ids)]) == self._lead_ids:
+        if self._lead_ids and not begun and list(ids[: len(self._lead_ids)]) == self._lead_ids:
             ids = ids[len(self._lead_ids) :]
         ids = [i for i in ids if i not in self._hidden]
         start = () if alone else encode_text(self.tokenizer, "a")
@@ -221,37 +233,58 @@ class Encoding:
         end = self._cut.search(trail) if found else None
         return lead, trail, trail[: end.end()] if end else ""
 
-    def _rendered(self, messages: chat.Messages) -> list[int]:
+    def _rendered(self, prompt: str) -> list[int]:
         """Ids of a prompt by the template, as `apply_chat_template` gives them.
 
         If the text of a message adds a special token to those of the template, or takes one away, the special tokens
         are taken from the template only, and everything between two of them is encoded as text.
         """
+        messages = chat.messages_of(prompt)
+        return self._guarded(*self._up_to_answer(messages), [m["content"] for m in messages])
+
+    def _up_to_answer(self, messages: chat.Messages) -> tuple[str, str]:
+        """What the template writes before what is to be written, and the same with marks for the contents."""
+        marks = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+        return self._opened(messages), self._opened(marks)
+
+    def _opened(self, messages: chat.Messages) -> str:
+        """The messages by the template, up to where the assistant speaks, or goes on from what its message says."""
         assert self.template is not None
-        marked = self.template.render([m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)])
-        return self._guarded(self.template.render(messages), marked, [m["content"] for m in messages])
+        asked, begun = chat.split_begun(messages)
+        before = self.template.render(asked)
+        if not begun:
+            return before
+        try:
+            whole = self.template.render([*asked, {"role": "assistant", "content": f"{begun}\ue002"}], reply=False)
+        except TemplateRefused:
+            whole = ""
+        head, found, _ = whole.partition("\ue002")
+        return head if found and head.startswith(before) else before + self.lead + begun
 
     def _chat(self, answer: str, ended: bool, prompt: str) -> tuple[list[int], list[int]]:
         """Ids of the prompt, and of the prompt with its answer, by the template."""
         assert self.template is not None
         messages = chat.messages_of(prompt or "x")
+        asked, begun = chat.split_begun(messages)
         contents = [*(m["content"] for m in messages), answer]
-        marks = [m | {"content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
-        before, marked = self.template.render(messages), self.template.render(marks)
+        before, marked = self._up_to_answer(messages)
         try:
-            whole = self.template.render([*messages, {"role": "assistant", "content": answer}], reply=False)
+            whole = self.template.render([*asked, {"role": "assistant", "content": begun + answer}], reply=False)
         except TemplateRefused:
             whole = ""
-        body = self.lead + answer
+        lead = "" if begun else self.lead
+        body = lead + answer
         if whole.startswith(before) and whole.endswith(self.trail):
             body = whole[len(before) : len(whole) - len(self.trail)]
         close = self.close if ended else ""
-        frame = f"{marked}{self.lead}\ue000{len(messages)}\ue001{close}"
+        frame = f"{marked}{lead}\ue000{len(messages)}\ue001{close}"
         return self._guarded(before, marked, contents), self._guarded(before + body + close, frame, contents)
 
     def conversation(self, messages: chat.Messages, answer: str, ended: bool = True) -> list[int]:
         """Ids of a whole conversation by the template, as it writes one down; up to the answer if that has no end."""
         assert self.template is not None
+        messages, begun = chat.split_begun(messages)
+        answer = begun + answer
         contents = [*(m["content"] for m in messages), answer]
         roles = [*(m["role"] for m in messages), "assistant"]
         marks = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]

@@ -108,7 +108,8 @@ class Data(Step):
         write_rows(job.work / "data.parquet", rows)
         found = {"source": loaded.source, "rows": counts, "dropped": dropped, "vocabulary": len(tokenizer)}
         if loaded.rows:
-            found["read"] = {"rows": loaded.rows, "layouts": dict(loaded.layouts), "more": loaded.more}
+            read = {"rows": loaded.rows, "layouts": dict(loaded.layouts), "more": loaded.more}
+            found["read"] = read | {"unread": list(loaded.unread)}
         return found | {what: n for what, n in noted.items() if n}
 
     def check_rows(self, source: str, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:

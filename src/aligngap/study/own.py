@@ -29,7 +29,8 @@ def own_study(
 ) -> Study:
     """The study of a policy (a folder or a hub name) and a preference file; `sets` are `key=value`, and come last.
 
-    The prompts of a model that has a chat template are written by it, unless `sets` say otherwise.
+    The prompts of a model that has a chat template are written by it, and the limits are made to fit the windows of the
+    models, unless `sets` say otherwise.
     `kl` is the KL in nats at which it decides; None leaves it to the best checkpoint of either arm.
     """
     own = [f"policy.path={json.dumps(policy)}", f"task.path={json.dumps(task)}"]
@@ -39,7 +40,38 @@ def own_study(
         own.append(f"seeds={seeds}")
     if kl is not None:
         own.append(f"decision_kl={kl}")
-    return load(STUDIES[budget], [*own, *sets])
+    study = load(STUDIES[budget], [*own, *sets])
+    return study if sets_limits(sets) else fitted(study)
+
+
+def sets_limits(sets: Sequence[str]) -> bool:
+    """Whether some `key=value` sets a limit."""
+    return any(key.strip().split(".")[0] == "limits" for key in (s.split("=")[0] for s in sets))
+
+
+def fitted(study: Study) -> Study:
+    """The study with limits that fit its models; as it is where a model cannot be loaded, which is refused later."""
+    from aligngap.study.windows import fit_limits
+
+    try:
+        return fit_limits(study)
+    except AligngapError:
+        return study
+
+
+def remarks(study: Study, budget: str, sets: Sequence[str]) -> list[str]:
+    """What a user should know of how the study was filled in, a line each."""
+    found = []
+    if study.policy.chat:
+        found.append("its chat template writes the prompts (--set policy.chat=false: they are plain text)")
+    own, usual = study.limits, load(STUDIES[budget], ["policy.path=policy"]).limits
+    if own != usual and not sets_limits(sets):
+        found.append(
+            f"prompts of up to {own.prompt_tokens} and responses of up to {own.response_tokens} tokens "
+            f"(usually {usual.prompt_tokens} and {usual.response_tokens}): its judge reads a prompt and two responses "
+            "at once"
+        )
+    return [f"{study.policy.path}: {what}" for what in found]
 
 
 def has_template(policy: str) -> bool:

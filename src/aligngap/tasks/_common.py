@@ -19,13 +19,23 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from aligngap.tasks._dialogue import conversation_keys
+from aligngap.tasks._dialogue import conversation_keys, without_form
 from aligngap.tasks._files import SUFFIXES, content_hash, fail, file_format, find_in_folder, is_folder
-from aligngap.tasks._layouts import JOINED, Layout, Rated, Raw, compare_rated, find_layout, refuse_columns, refuse_row
-from aligngap.tasks._rows import EMPTY, Row, Skip, read_rows
+from aligngap.tasks._layouts import (
+    JOINED,
+    Layout,
+    Rated,
+    Raw,
+    as_meant,
+    compare_rated,
+    find_layout,
+    refuse_columns,
+    refuse_row,
+)
+from aligngap.tasks._rows import EMPTY, Row, Skip, is_missing, read_rows
 from aligngap.types import Comparison, TaskData
 
-FORMAT = 2  #: raised when reading, cleaning or splitting changes, so that old artifacts are not taken for new ones
+FORMAT = 3  #: raised when reading, cleaning or splitting changes, so that old artifacts are not taken for new ones
 
 IDENTICAL = "identical responses"
 DUPLICATE = "duplicate of an earlier pair"
@@ -143,7 +153,7 @@ class FileTask(BaseModel):
         test = _draw(test, self.max_rows, f"{seed}/test", dropped)
         return TaskData(
             train=train, test=test, source=sources.name, dropped=dict(dropped),
-            rows=tally.rows, layouts=dict(tally.layouts), more=tally.more,
+            rows=tally.rows, layouts=dict(tally.layouts), more=tally.more, unread=tally.unread,
         )  # fmt: skip
 
 
@@ -151,13 +161,21 @@ class FileTask(BaseModel):
 class Tally:
     """What became of every row that was read: rows + more = comparisons kept + all that is in `dropped`.
 
-    `layouts` counts the rows by the layout they were recognised in; `more` the comparisons beyond one a row.
+    `layouts` counts the rows by the layout they were recognised in; `more` the comparisons beyond one a row. `columns`
+    are the names of all columns that hold something, `seen` of those that were read.
     """
 
     rows: int = 0
     more: int = 0
     layouts: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, None] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+    @property
+    def unread(self) -> list[str]:
+        """The columns that nothing was read of, in the order of the file."""
+        return [name for name in self.columns if name not in self.seen]
 
 
 def prompt_id(prompt: str) -> str:
@@ -167,7 +185,7 @@ def prompt_id(prompt: str) -> str:
 
 def clean(raw: Raw) -> Comparison:
     """A comparison, or Skip where it says nothing. Blanks and control characters in the texts are data and stay."""
-    prompt = raw.prompt.lstrip("\r\n")
+    prompt = without_form(raw.prompt)
     if not prompt.strip() or not raw.chosen.strip() or not raw.rejected.strip():
         raise Skip(EMPTY)
     if raw.chosen.strip() == raw.rejected.strip():
@@ -249,6 +267,8 @@ def _read(source: Source, layouts: Sequence[Layout], tally: Tally) -> Iterator[R
     for row in source.rows():
         if first is None:
             refuse_columns(row)
+        tally.columns |= dict.fromkeys(name for name, value in row.values.items() if not is_missing(value))
+        row = as_meant(row, tally.seen)
         layout = find_layout(layouts, row)
         tally.rows += 1
         if layout is None:

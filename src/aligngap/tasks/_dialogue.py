@@ -8,7 +8,9 @@ that reads the prompt.
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ ROLES = {
 WHO, WHAT = ("role", "from"), ("content", "value")
 
 NO_ANSWER = "dialogue does not end with an answer"
-PREFILLED = "prompt ends inside the assistant's turn"
+PREFILLED = "conversation ends with an answer that the responses neither begin with nor are told to go on from"
 OTHER_ROLE = "message of a tool, or of another unknown role"
 NO_TEXT = "message that is not text"
 TURN_INSIDE = "message that itself holds the beginning of a turn"
@@ -44,10 +46,23 @@ Turn = tuple[str, str]  #: role ("user", "assistant" or "system") and content
 
 @dataclass(frozen=True)
 class Context:
-    """A conversation up to where the assistant is to speak: its turns, and the prompt text that stands for it."""
+    """A conversation up to where the assistant is to speak: its turns, and the prompt text that stands for it.
+
+    Where the last turn is the assistant's, the answer goes on from it.
+    """
 
     turns: tuple[Turn, ...]
     text: str
+
+    @property
+    def begun(self) -> str | None:
+        """What the conversation gives of the answer itself; None where the answer is a turn of its own."""
+        return self.turns[-1][1] if self.turns and self.turns[-1][0] == "assistant" else None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is one text of the user's, and no dialogue."""
+        return self.turns == (("user", self.text),)
 
     @classmethod
     def of_turns(cls, turns: Sequence[Turn]) -> Context:
@@ -59,9 +74,10 @@ class Context:
         """The conversation that a prompt is: its turns if it is written as a dialogue, else one turn of the user."""
         _, *parts = _TURN.split("\n\n" + text.lstrip("\r\n"))
         turns = list(zip(parts[::2], parts[1::2], strict=True))
-        if _OPENS.match(text) and len(turns) > 1 and turns[-1][0] == "Assistant" and not turns[-1][1].strip():
+        if _OPENS.match(text) and len(turns) > 1 and turns[-1][0] == "Assistant":
             roles = {speaker: role for role, speaker in SPEAKERS.items()}
-            return cls(tuple((roles[who], said.removeprefix(" ")) for who, said in turns[:-1]), text)
+            turns = turns if turns[-1][1].strip() else turns[:-1]
+            return cls(tuple((roles[who], said.removeprefix(" ")) for who, said in turns), text)
         return cls((("user", text),), text)
 
     def holds(self, other: Context) -> bool:
@@ -84,10 +100,19 @@ def squash(text: str) -> str:
 
 
 def render_messages(turns: Sequence[Turn]) -> str:
-    """Turns as one HH-style prompt that ends where the assistant is to speak; contents are kept as they are."""
+    """Turns as one HH-style prompt that ends where the assistant is to speak; contents are kept as they are.
+
+    Where the last turn is the assistant's, the prompt ends with it: the answer goes on from there.
+    """
     if any(_TURN.search(said) for _, said in turns):
         raise Skip(TURN_INSIDE)
-    return "".join(f"\n\n{SPEAKERS[role]}: {said}" for role, said in turns) + ASSISTANT
+    text = "".join(f"\n\n{SPEAKERS[role]}: {said}" for role, said in turns)
+    return text if turns[-1][0] == "assistant" else text + ASSISTANT
+
+
+def without_form(prompt: str) -> str:
+    """A prompt without what is form and no content: the line breaks before the first turn of a dialogue."""
+    return prompt if Context.of_text(prompt).plain else prompt.lstrip("\r\n")
 
 
 # ------------------------------------------------------------------------------------------------------- messages
@@ -129,6 +154,36 @@ def _parse_printed(text: str) -> object:
     if any(named) and not all(named):
         raise Skip(UNREADABLE)
     return found if any(named) else text
+
+
+def spelled_list(text: str) -> list[Any] | None:
+    """The list that a text spells, in JSON or as Python and numpy print it; None where it spells none."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = parse_cell(text)
+    except ValueError:
+        found = _printed_texts(text)
+    if found is None:
+        try:
+            found = ast.literal_eval(re.sub(r"\}\s*\n\s*\{", "}, {", text.strip()))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return None
+    return found if isinstance(found, list) else None
+
+
+def _printed_texts(text: str) -> list[str] | None:
+    """A list of texts as Python or numpy prints it; numpy parts them by blanks, where Python would join them."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(text.strip()).readline))
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    said = [t for t in tokens if t.type not in (tokenize.NEWLINE, tokenize.NL, tokenize.ENDMARKER)]
+    inside, ends = said[1:-1], (said[0].string, said[-1].string)
+    if ends != ("[", "]") or not all(t.type == tokenize.STRING or t.string == "," for t in inside):
+        return None
+    texts = [ast.literal_eval(t.string) for t in inside if t.type == tokenize.STRING]
+    return texts if all(isinstance(t, str) for t in texts) else None
 
 
 def parse_messages(row: Row, field: str, value: object) -> list[Turn]:

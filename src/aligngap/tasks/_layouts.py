@@ -20,11 +20,12 @@ from aligngap.tasks._dialogue import (
     opens_dialogue,
     parse_messages,
     read_messages,
+    spelled_list,
     split_dialogue,
     squash,
 )
 from aligngap.tasks._files import fail
-from aligngap.tasks._rows import EMPTY, Row, Skip
+from aligngap.tasks._rows import EMPTY, Row, Skip, is_missing
 
 PROMPTS_DIFFER = "prompts differ"
 TIE = "tie"
@@ -33,8 +34,14 @@ NO_VOTE = "no vote"
 ONE_SCORED = "fewer than two scored responses"
 JOINED = "response of a comparison that another row of its prompt makes"
 NEEDS_TOOLS = "tools are offered to the model"
+NEEDS_IMAGES = "an image stands beside the prompt"
+SPELLED = "text that may be one response or spell a list of them"
+TWO_PROMPTS = "columns `{}` and `{}` both hold a prompt and differ (task.prompt_field names the right one)"
+NO_CONTEXT = "column `{}` beside the prompt is neither text nor messages"
 
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "context", "history")
+WHOLE_PROMPTS = ("prompt", "instruction", "question", "query")
+PARTS = ("input", "context", "history")  #: what stands beside a prompt as a part of it, and alone is the prompt
+PROMPTS = (*WHOLE_PROMPTS, *PARTS)
 CONVERSATIONS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt")
 LABELS = ("better_response_id", "label", "preference", "preferred", "winner", "choice", "chosen", "better")
@@ -47,6 +54,7 @@ SCORES = ("overall_score", "score", "rating", "fine-grained_score")
 SCORE_LISTS = ("scores", "ratings", "rating", "score", "overall_scores")
 RANKS = ("rank", "ranks")
 ROW_SCORES = ("helpfulness", "overall_score", "score", "rating")
+IMAGES = ("image", "images", "image_url", "image_path")
 SPLITS = {"train", "test", "validation", "data", "rows"}
 FEW_WORDS = 3  #: a prompt of fewer words may stand at the beginning of both responses by chance
 
@@ -96,24 +104,28 @@ def prompt_column(values: Values, named: str | None = None) -> str | None:
     return named if named is not None else first_of(values, (*PROMPTS, *CONVERSATIONS))
 
 
-def read_context(row: Row, column: str, answers: Sequence[str] | None = ()) -> Context:
+def read_context(row: Row, column: str, answers: Sequence[str] | None = (), named: bool = False) -> Context:
     """The conversation before the answer, from the prompt's column and all the others that hold a part of it.
 
     `answers` are the row's responses: a conversation that ends with one of them ends before it; None: with whatever
-    answer it ends.
+    answer it ends. `named`: the study says that this column is the prompt, so that no other can be.
     """
-    values = row.values
     context = _conversation(row, column, answers)
-    for name in ("input", "context"):
-        more = values.get(name)
-        if name != column and isinstance(more, str) and squash(more) not in squash(context.text):
-            parts = [context.text, more] if name == "input" else [more, context.text]
-            context = Context.of_text("\n\n".join(parts))
-    if column != "history" and isinstance(values.get("history"), list) and values["history"]:
-        context = Context.of_turns([*_history(row), *context.turns])
+    for other in () if named else WHOLE_PROMPTS:
+        if other != column and _says(row.values, other):
+            context = _one_prompt(column, context, other, _conversation(row, other, answers))
+    for name in PARTS:
+        if name != column and _says(row.values, name):
+            context = _with_part(row, name, context)
     for other in CONVERSATIONS:
-        if other != column and values.get(other):
+        if other != column and row.values.get(other):
             context = context.merged(_conversation(row, other, None))
+    return read_beside(row, context)
+
+
+def read_beside(row: Row, context: Context) -> Context:
+    """The conversation with what its row's other columns say of it: a system message; Skip where they offer more."""
+    values = row.values
     for name in SYSTEMS:
         if _says(values, name):
             system = ("system", row.text(name, ""))
@@ -121,14 +133,47 @@ def read_context(row: Row, column: str, answers: Sequence[str] | None = ()) -> C
                 context = context.merged(Context((system,), ""))
             else:
                 context = Context.of_turns([system, *context.turns])
-    if values.get("tools") not in (None, "", [], "[]"):
+    if _says(values, "tools"):
         raise Skip(NEEDS_TOOLS)
+    if any(_says(values, name) for name in IMAGES):
+        raise Skip(NEEDS_IMAGES)
     return context
 
 
 def _says(values: Values, name: str) -> bool:
+    """Whether a column holds something."""
     value = values.get(name)
-    return value is not None and not (isinstance(value, str) and not value.strip())
+    return not is_missing(value) and value not in ([], {}) and str(value).strip() not in ("", "[]", "{}")
+
+
+def _one_prompt(column: str, context: Context, other: str, second: Context) -> Context:
+    """The longer of two columns that both hold the prompt; Skip where neither holds the other."""
+    for longer, shorter in ((context, second), (second, context)):
+        if longer.holds(shorter) or squash(shorter.text) in squash(longer.text):
+            return longer
+    raise Skip(TWO_PROMPTS.format(column, other))
+
+
+def _with_part(row: Row, name: str, context: Context) -> Context:
+    """The conversation with what stands in another column as a part of it: earlier turns, or text before or after."""
+    value = row.values[name]
+    if isinstance(value, list) and (name == "history" or isinstance(value[0], dict)):
+        earlier = _history(row) if name == "history" else parse_messages(row, name, value)
+        whole = Context.of_turns(earlier) if earlier else context
+        return context if context.holds(whole) else Context.of_turns([*earlier, *context.turns])
+    if not isinstance(value, str):
+        raise Skip(NO_CONTEXT.format(name))
+    if squash(value) in squash(context.text):
+        return context
+    if context.plain:
+        return Context.of_text("\n\n".join([context.text, value] if name == "input" else [value, context.text]))
+    asked = [number for number, (role, _) in enumerate(context.turns) if role == "user"]
+    if not asked:
+        raise Skip(NO_CONTEXT.format(name))
+    at = asked[-1] if name == "input" else asked[0]
+    said = context.turns[at][1]
+    said = f"{said}\n\n{value}" if name == "input" else f"{value}\n\n{said}"
+    return Context.of_turns([*context.turns[:at], ("user", said), *context.turns[at + 1 :]])
 
 
 def _conversation(row: Row, column: str, answers: Sequence[str] | None) -> Context:
@@ -139,7 +184,9 @@ def _conversation(row: Row, column: str, answers: Sequence[str] | None) -> Conte
     if value == []:
         raise Skip(EMPTY)
     if read_messages(value) is None:
-        return Context.of_text(_solid(row.check_text(value, column, "text or a list of messages")))
+        found = Context.of_text(_solid(row.check_text(value, column, "text or a list of messages")))
+        answered = found.begun is not None and answers is not None and squash(found.begun) in map(squash, answers)
+        return Context.of_turns(found.turns[:-1]) if answered else found
     turns = parse_messages(row, column, value)
     if turns and turns[-1][0] == "assistant" and (answers is None or squash(turns[-1][1]) in map(squash, answers)):
         turns = turns[:-1]
@@ -206,16 +253,29 @@ def place_side(context: Context | None, side: Side) -> Context:
     return Context.of_turns([*context.turns, *side.after]) if side.after else context
 
 
-def make_raw(row: Row, column: str | None, sides: tuple[Side, Side], split: str | None = None) -> Raw:
-    """The comparison of two responses (the better one first) to the prompt in `column`, or in both responses."""
+def make_raw(row: Row, column: str | None, sides: tuple[Side, Side], named: bool = False) -> Raw:
+    """The comparison of two responses (the better one first) to the prompt in `column`, or in both responses.
+
+    Where the prompt ends inside the assistant's turn, the responses go on from there: as they stand, or, if both begin
+    with what it gives of the answer, without that.
+    """
     answers = [side.answer for side in sides]
-    context = None if column is None else read_context(row, column, answers)
+    context = None if column is None else read_context(row, column, answers, named)
     chosen, rejected = (place_side(context, side) for side in sides)
     if chosen is not rejected and not (chosen.holds(rejected) and rejected.holds(chosen)):
         raise Skip(PROMPTS_DIFFER)
-    if chosen.turns[-1][0] == "assistant" or (context is not None and context.turns[-1][0] == "assistant"):
+    if column is None:
+        chosen = read_beside(row, chosen)
+    if chosen.begun is None:
+        return Raw(chosen.text, *_without_prompt(chosen.text, *answers))
+    if context is None or context.begun != chosen.begun or any(side.after for side in sides):
         raise Skip(PREFILLED)
-    return Raw(chosen.text, *_without_prompt(chosen.text, *answers), split)
+    begun = chosen.begun
+    if all(answer.startswith(begun) for answer in answers):
+        answers = [answer.removeprefix(begun) for answer in answers]
+    elif column in CONVERSATIONS or any(side.before and side.before.begun is None for side in sides):
+        raise Skip(PREFILLED)  # it is as well another answer, of which the two are no continuations
+    return Raw(chosen.text, *_without_prompt(chosen.text, *answers))
 
 
 def _without_prompt(prompt: str, chosen: str, rejected: str) -> tuple[str, str]:
@@ -250,8 +310,8 @@ class PairColumns:
                 f"{', '.join(f'`{n}`' for n in (prompt, *PROMPTS[1:]))} or `messages` …; `chosen`, `rejected`",
                 "Text, messages, or text that spells them. What stands before the answer is the prompt: in the prompt "
                 "column, in `chosen` and `rejected`, in a `system`, `history`, `input` or `context` column. A list of "
-                "rejected texts makes a comparison each. Scores (`score_chosen`, `score_rejected`; `chosen_score` …) "
-                "leave out ties and rows that they contradict.",
+                "rejected texts, in a table also one that is spelled, makes a comparison each. Scores (`score_chosen`, "
+                "`score_rejected`; `chosen_score` …) leave out ties and rows that they contradict.",
                 fits,
                 self.read_with_prompt,
             ),
@@ -271,15 +331,30 @@ class PairColumns:
             row.get(self.prompt or "prompt", self._advise("prompt"))
         check_scores(row, self.chosen, self.rejected)
         better = read_side(row, self.chosen, row.get(self.chosen, self._advise("chosen")), True)
-        value = row.get(self.rejected, self._advise("rejected"))
+        value = self._rejected(row)
         several = value if isinstance(value, list) and value and not isinstance(value[0], dict) else [value]
+        named = self.prompt is not None
         made: list[Raw | Skip] = []
         for worse in several:
             try:
-                made.append(make_raw(row, column, (better, read_side(row, self.rejected, worse, True))))
+                made.append(make_raw(row, column, (better, read_side(row, self.rejected, worse, True)), named))
             except Skip as reason:
                 made.append(reason)
         return made
+
+    def _rejected(self, row: Row) -> object:
+        """The rejected responses: one, or a list of them, which in a table of plain text is spelled.
+
+        Where the row cannot tell whether a text is an answer or spells a list of answers, it is left out: in a table
+        both responses may be answers in the form of a list; elsewhere a list would stand there as one.
+        """
+        value = row.get(self.rejected, self._advise("rejected"))
+        spelled, better = (spells_texts(v) for v in (value, row.values[self.chosen]))
+        if spelled is None or (row.typed and better is not None):
+            return value
+        if row.typed or better is not None:
+            raise Skip(SPELLED)
+        return spelled
 
     def read_dialogues(self, row: Row) -> list[Raw]:
         """A row of two whole conversations, which must agree up to the last answer."""
@@ -296,6 +371,12 @@ class PairColumns:
 
     def _advise(self, role: str) -> str:
         return self.remedy or f"add it, or name the right one in task.{role}_field"
+
+
+def spells_texts(value: object) -> list[str] | None:
+    """The texts of a list that a text spells; None where it spells no list of texts."""
+    found = spelled_list(value) if isinstance(value, str) else None
+    return found if found and all(isinstance(text, str) for text in found) else None
 
 
 @cache
@@ -477,6 +558,8 @@ def read_rated(row: Row) -> list[Rated]:
     if rating is None:
         raise Skip(NO_VOTE)
     context = place_side(read_context(row, column, [side.answer]), side)
+    if context.begun is not None:
+        raise Skip(PREFILLED)
     return [Rated(context.text, side.answer, rating)]
 
 
@@ -488,6 +571,44 @@ def compare_rated(rated: Sequence[Rated]) -> Raw:
     if best.score == worst.score:
         raise Skip(TIE)
     return Raw(best.prompt, best.response, worst.response)
+
+
+# -------------------------------------------------------------------------------------------------- rows of tables
+
+LISTS = ("history", "summaries", "info", *SCORED_LISTS, *SCORE_LISTS, *RANKS)  #: columns that may hold a list
+
+
+def as_meant(row: Row, seen: set[str]) -> Row:
+    """The row with null where a value is missing and, in a table of plain text, with the lists that cells spell.
+
+    The names of the columns that are read of it are added to `seen`.
+    """
+    values: dict[str, Any] = {}
+    for name, value in row.values.items():
+        if is_missing(value):
+            value = None
+        elif not row.typed and name in LISTS and isinstance(value, str):
+            value = value if (found := spelled_list(value)) is None else found
+        values[name] = value
+    return Row(row.where, Columns(values, seen), row.typed)
+
+
+class Columns(dict[str, Any]):
+    """A row's values by column, which note the names of those that are read."""
+
+    def __init__(self, values: Values, seen: set[str]) -> None:
+        super().__init__(values)
+        self.seen = seen
+
+    def __getitem__(self, name: str) -> Any:
+        self.seen.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a column, or the default where there is none."""
+        if name not in self:
+            return default
+        return self[name]
 
 
 # ------------------------------------------------------------------------------------------------------- the table

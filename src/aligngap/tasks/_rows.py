@@ -25,6 +25,7 @@ MAX_BLANK_LINES = 100_000  #: in a row
 
 
 EMPTY = "empty prompt or response"
+MISSING = ("nan", "NaN", "<NA>")  #: how a missing value is printed where a table is made into text
 
 
 class Skip(Exception):
@@ -37,6 +38,7 @@ class Row:
 
     where: str
     values: Mapping[str, Any]
+    typed: bool = True  #: False in a table of plain text (CSV, TSV), whose cells can only spell a list
 
     def get(self, field: str, remedy: str) -> Any:
         """The field's value, whatever it is; an error where the row has no such field."""
@@ -50,8 +52,8 @@ class Row:
         return self.check_text(self.get(field, remedy), field)
 
     def check_text(self, value: object, field: str, allowed: str = "text") -> str:
-        """The value if it is text that UTF-8 can hold; Skip if it is null; else an error that names row and field."""
-        if value is None:
+        """The value if it is text that UTF-8 can hold; Skip if it is missing; an error that names the row otherwise."""
+        if is_missing(value):
             raise Skip(EMPTY)
         if isinstance(value, bytes):  # as some Parquet files hold text
             value = value.decode("utf-8", errors="surrogateescape")
@@ -60,6 +62,13 @@ class Row:
         if not is_unicode(value):
             raise fail(self.where, f"field '{field}' holds a lone surrogate, which is no character", "repair the text")
         return value
+
+
+def is_missing(value: object) -> bool:
+    """Whether nothing stands there: null, not a number, or what pandas and numpy print in the place of either."""
+    return (
+        value is None or (isinstance(value, str) and value in MISSING) or (isinstance(value, float) and value != value)
+    )
 
 
 def is_unicode(text: str) -> bool:
@@ -223,7 +232,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         if len(cells) > len(header):
             what = f"{len(cells)} fields where the header names {len(header)}"
             raise fail(where, what, "put fields that hold the delimiter between quotation marks")
-        yield Row(where, dict(zip(header, cells, strict=False)))
+        yield Row(where, dict(zip(header, cells, strict=False)), typed=False)
 
 
 def _csv_next(path: Path, reader: Any) -> list[str] | None:
