@@ -74,7 +74,9 @@ SECTIONS: Mapping[type[BaseModel], str] = {
     settings.Recipe: "`recipe`",
     settings.LossSpec: "`recipe.loss`",
     settings.RolloutSpec: "`recipe.rollouts`",
+    settings.ReferenceSpec: "`recipe.reference`",
     settings.Arm: "An arm, under `arms`",
+    settings.RetrainSpec: "`retrain` of an arm",
     settings.Sweep: "A grid, in the list `sweep`",
     settings.Variant: "The same arms under other settings, under `variants`",
     settings.MeasurementSpec: "`measurement`",
@@ -134,7 +136,8 @@ def columns(declared: Mapping[str, tuple[str, str]]) -> str:
 
 
 def pair_columns() -> str:
-    return "\n" + table(["column", "type"], [(f"`{f.name}`", f"`{f.type}`") for f in tables.PAIR_SCHEMA])
+    rows = [(f"`{f.name}`", f"`{f.type}`") for f in tables.PAIR_SCHEMA]
+    return "\n" + table(["column", "type"], [*rows, *((f"`{n}`", "`double`, where stored") for n in tables.MORE)])
 
 
 def hypotheses() -> str:

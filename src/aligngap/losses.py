@@ -39,6 +39,10 @@ class PairLogps:
     chosen_length: Tensor
     rejected_length: Tensor
     labelled: Tensor | None = None  # [B] of bool; None: all are
+    writer_chosen: Tensor | None = None  # log-probabilities by who wrote them, nan where not stored; None: none are
+    writer_rejected: Tensor | None = None
+    advantage_chosen: Tensor | None = None  # in the group each was written in, nan where there is none; None: nowhere
+    advantage_rejected: Tensor | None = None
 
     def margin(self, reduction: Reduction = "sum") -> Tensor:
         """h [B]: the log-ratio of the chosen minus that of the rejected response.
@@ -52,6 +56,28 @@ class PairLogps:
         if reduction == "mean":
             return chosen / self.chosen_length - rejected / self.rejected_length
         return chosen - rejected
+
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        """log(policy / writer) [B] of the chosen and of the rejected responses.
+
+        Where the writer's log-probabilities are not stored (a data set), the reference stands for the writer, as in
+        arXiv 2506.08681: the SFT policy imitates the data.
+        """
+        writer = []
+        for stored, ref in ((self.writer_chosen, self.ref_chosen), (self.writer_rejected, self.ref_rejected)):
+            writer.append(ref if stored is None else stored.where(~stored.isnan(), ref))
+        return self.policy_chosen - writer[0], self.policy_rejected - writer[1]
+
+    def writer_known(self) -> Tensor:
+        """[B] 1 where the writer's log-probabilities are stored, else 0."""
+        stored = self.writer_chosen
+        return self.p_chosen * 0 if stored is None else (~stored.isnan()).to(self.p_chosen.dtype)
+
+    def lag(self) -> Tensor:
+        """[B] log(writer / policy), mean of the two responses, nats; 0 where the writer's are not stored."""
+        chosen, rejected = self.ratios()
+        known = self.writer_known()
+        return known * -(chosen + rejected).detach() / 2
 
 
 @runtime_checkable

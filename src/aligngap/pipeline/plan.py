@@ -124,7 +124,7 @@ class Pipeline:
         if arm.of is not None:
             return ArmStream(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
         if arm.behavior == "policy" or judge is None:
-            return ArmStream(arm=arm, judge=judge)
+            return ArmStream(arm=arm, judge=judge, golden=self.golden if arm.retrain is not None else None)
         if arm.writers is not None:
             writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
             written = Written(
@@ -162,6 +162,8 @@ class Pipeline:
             label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
             on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
             rollouts=study.recipe.rollouts if source.sampled else RolloutSpec(),
+            reference_every=study.recipe.reference.every if study.recipe.reference is not None else None,
+            writer_logps=study.recipe.writer_logps and role == "run" and source.sampled > 0,
             code=source_of("losses", loss.name) + (source_of("rollouts", written_by) if source.sampled else ""),
         )  # fmt: skip
 

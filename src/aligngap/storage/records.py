@@ -35,7 +35,9 @@ BEST_OF_N, PROBE, RATINGS = "best_of_n.parquet", "probe.parquet", "ratings.parqu
 FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
-ADDED = {"variant": "", "flops": np.nan}
+ADDED: dict[str, Any] = {"variant": ""} | dict.fromkeys(
+    ("flops", "age", "age_max", "lag_kl_nats", "dropped", "dropped_length_tokens", "trained_length_tokens"), np.nan
+)
 
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}

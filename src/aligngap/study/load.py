@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aligngap import registry
+from aligngap.judges.kinds import LearningKind
 from aligngap.settings import Arm, Study
 from aligngap.streams import order_of
 from aligngap.study.build import build_judge, build_loss, build_task, has_oracle, needs_probabilities
@@ -38,6 +39,7 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
 def check(study: Study) -> None:
     """Refuse a study whose names, arms, loss, judges or task cannot work together, without any compute."""
     check_names(study)
+    check_ages(study, study.arms)
     check_labels(study, study.arms, "arms")
     check_grids(study, study.arms, "")
     for grid in study.sweep:
@@ -47,6 +49,7 @@ def check(study: Study) -> None:
         its = apply_variant(study, name)
         try:
             check_names(its)
+            check_ages(its, variant.arms or study.arms)
         except AligngapError as error:
             raise AligngapError(f"variants.{name}: {error}") from error
         check_labels(its, variant.arms or study.arms, f"variants.{name}")
@@ -73,6 +76,22 @@ def check_names(study: Study) -> None:
             order_of(spec.order, 1, 0, 1)
         except AligngapError as error:
             raise AligngapError(f"arms.{arm}.order: {error}") from error
+
+
+def check_ages(study: Study, arms: Iterable[str]) -> None:
+    """Refuse an arm whose pairs would be older than the shortest of its runs is long."""
+    for arm in (a for a in arms if a in study.arms):
+        spec, steps = study.arms[arm], min(how.steps for _, _, how in grid_of(study, arm))
+        for name in ("buffer", "lag", "freeze_writer_at"):
+            value = getattr(spec, name) or 0
+            most = steps if name == "buffer" else steps - 1
+            if value > most:
+                raise AligngapError(f"arms.{arm}.{name}: {value} is beyond a run of {steps} steps; at most {most}")
+        if spec.retrain is not None:
+            if spec.retrain.every >= steps:
+                raise AligngapError(f"arms.{arm}.retrain.every: {spec.retrain.every} is beyond a run of {steps} steps")
+            if not isinstance(build_judge(study.proxy, "proxy"), LearningKind):
+                raise AligngapError(f"arms.{arm}.retrain: a proxy of kind `{study.proxy.kind}` does not learn")
 
 
 def check_labels(study: Study, arms: Iterable[str], where: str) -> None:
