@@ -110,8 +110,15 @@ def names() -> str:
 
 
 def loss_settings() -> str:
-    losses = {name: registry.get("losses", name) for name in registry.SHELVES["losses"]}
-    rows = [(f"`{n}`", f"`{f.name}`", shown(f.default)) for n, loss in losses.items() for f in dataclasses.fields(loss)]
+    found = [
+        (name, registry.get(shelf, name)) for shelf in ("losses", "corrections") for name in registry.SHELVES[shelf]
+    ]
+    rows = [
+        (f"`{n}`", f"`{f.name}`", shown(f.default))
+        for n, thing in found
+        for f in dataclasses.fields(thing)
+        if f.name != "loss"
+    ]
     return "\n" + table(["loss", "setting", "default"], rows)
 
 

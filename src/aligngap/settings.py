@@ -221,6 +221,10 @@ class Recipe(Settings):
     on_policy_kl: float = Field(
         default=0.0, ge=0.0, description="weight of the KL term on unlabelled pairs (HyPO); arms without any ignore it"
     )
+    correction: LossSpec | None = Field(
+        default=None, description="what answers staleness: a registered correction around the loss, its settings "
+        "beside its `name`; null: none"
+    )  # fmt: skip
     reference: ReferenceSpec | None = Field(
         default=None, description="a reference of the loss that follows the policy; null: the policy a run starts at"
     )

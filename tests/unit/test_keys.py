@@ -51,11 +51,11 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     RolloutSpec: {"engine": "transformers"},
     Recipe: {
         "label_smoothing": 0.0, "start": "sft", "on_policy_kl": 0.0, "rollouts": RolloutSpec(),
-        "reference": None, "writer_logps": False,
+        "reference": None, "writer_logps": False, "correction": None,
     },
     Align: {
         "label_smoothing": 0.0, "start": None, "start_at": None, "on_policy_kl": 0.0, "rollouts": RolloutSpec(),
-        "reference_every": None, "writer_logps": False,
+        "reference_every": None, "writer_logps": False, "correction": None,
     },
     MeasurementSpec: {
         "checkpoints": [10, 20, 40, 80, 160, 320, 640], "prompts": 512, "kl_prompts": 256, "pairs": 1024,

@@ -185,6 +185,7 @@ class Align(Step):
     rollouts: RolloutSpec = Field(default_factory=RolloutSpec)
     reference_every: int | None = None
     writer_logps: bool = False
+    correction: LossSpec | None = None
     code: str = ""  # of the source of a loss, or of what writes, that is not aligngap's own
 
     @property
@@ -245,7 +246,9 @@ class Align(Step):
             # Log-probabilities that come with the data are the SFT policy's.
             return with_reference(moving, pairs, anew=self.start is not None or bool(self.reference_every))
 
-        objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl))
+        objective = pair_objective(
+            policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl, self.correction)
+        )
         with opened(self.rollouts, policy, self.limits.prompt_tokens) as sampler, Flops() as flops:
             for computing in (policy, moving, *self.source.judges(ctx, job)):
                 flops.watch(computing)

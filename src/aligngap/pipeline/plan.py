@@ -25,7 +25,7 @@ from aligngap.pipeline.sft import Sft
 from aligngap.registry import source_of
 from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
-from aligngap.study.build import build_judge, build_task, has_oracle, identity_of, needs_probabilities
+from aligngap.study.build import asks, build_judge, build_task, has_oracle, identity_of, needs_probabilities
 from aligngap.study.variants import apply_variant, grid_of
 from aligngap.types import AligngapError
 
@@ -163,8 +163,12 @@ class Pipeline:
             on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
             rollouts=study.recipe.rollouts if source.sampled else RolloutSpec(),
             reference_every=study.recipe.reference.every if study.recipe.reference is not None else None,
-            writer_logps=study.recipe.writer_logps and role == "run" and source.sampled > 0,
-            code=source_of("losses", loss.name) + (source_of("rollouts", written_by) if source.sampled else ""),
+            writer_logps=source.sampled > 0
+            and ((study.recipe.writer_logps and role == "run") or asks(study, "writer")),
+            correction=study.recipe.correction,
+            code=source_of("losses", loss.name)
+            + (source_of("corrections", study.recipe.correction.name) if study.recipe.correction else "")
+            + (source_of("rollouts", written_by) if source.sampled else ""),
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:

@@ -12,7 +12,7 @@ from aligngap import registry
 from aligngap.judges.kinds import LearningKind
 from aligngap.settings import Arm, Study
 from aligngap.streams import order_of
-from aligngap.study.build import build_judge, build_loss, build_task, has_oracle, needs_probabilities
+from aligngap.study.build import asks, build_judge, build_loss, build_task, has_oracle, needs_probabilities
 from aligngap.study.variants import apply_variant, grid_of
 from aligngap.study.yaml_file import apply_override, parse_study, read_study, resolve_extends
 from aligngap.types import AligngapError
@@ -59,6 +59,14 @@ def check(study: Study) -> None:
 def check_names(study: Study) -> None:
     """Refuse a loss, judge, task, engine or order that is not known, or whose settings are wrong."""
     build_loss(study.recipe.loss)
+    if asks(study, "batch") and study.recipe.optimization.micro_batch is not None:
+        name = study.recipe.correction.name if study.recipe.correction is not None else study.recipe.loss.name
+        raise AligngapError(f"recipe.optimization.micro_batch: `{name}` reads a batch as a whole; leave it out")
+    if asks(study, "writer"):
+        for arm, spec in study.arms.items():
+            if spec.mix_reference:
+                what = "mixes the reference into each token, and its pairs have no writer's log-probabilities"
+                raise AligngapError(f"arms.{arm}.mix_reference: {what} to correct for; leave one of them out")
     known = registry.names("rollouts")
     if study.recipe.rollouts.engine not in known:
         hint = registry.did_you_mean(study.recipe.rollouts.engine, known)
