@@ -74,7 +74,9 @@ SECTIONS: Mapping[type[BaseModel], str] = {
     settings.Recipe: "`recipe`",
     settings.LossSpec: "`recipe.loss`",
     settings.RolloutSpec: "`recipe.rollouts`",
+    settings.ReferenceSpec: "`recipe.reference`",
     settings.Arm: "An arm, under `arms`",
+    settings.RetrainSpec: "`retrain` of an arm",
     settings.Sweep: "A grid, in the list `sweep`",
     settings.Variant: "The same arms under other settings, under `variants`",
     settings.MeasurementSpec: "`measurement`",
@@ -108,8 +110,15 @@ def names() -> str:
 
 
 def loss_settings() -> str:
-    losses = {name: registry.get("losses", name) for name in registry.SHELVES["losses"]}
-    rows = [(f"`{n}`", f"`{f.name}`", shown(f.default)) for n, loss in losses.items() for f in dataclasses.fields(loss)]
+    found = [
+        (name, registry.get(shelf, name)) for shelf in ("losses", "corrections") for name in registry.SHELVES[shelf]
+    ]
+    rows = [
+        (f"`{n}`", f"`{f.name}`", shown(f.default))
+        for n, thing in found
+        for f in dataclasses.fields(thing)
+        if f.name != "loss"
+    ]
     return "\n" + table(["loss", "setting", "default"], rows)
 
 
@@ -134,7 +143,8 @@ def columns(declared: Mapping[str, tuple[str, str]]) -> str:
 
 
 def pair_columns() -> str:
-    return "\n" + table(["column", "type"], [(f"`{f.name}`", f"`{f.type}`") for f in tables.PAIR_SCHEMA])
+    rows = [(f"`{f.name}`", f"`{f.type}`") for f in tables.PAIR_SCHEMA]
+    return "\n" + table(["column", "type"], [*rows, *((f"`{n}`", "`double`, where stored") for n in tables.MORE)])
 
 
 def hypotheses() -> str:

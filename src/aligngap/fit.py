@@ -63,8 +63,16 @@ class Trainer:
     The processes of a `world` advance one such state together: each takes its share of a step's items.
     """
 
-    def __init__(self, model: nn.Module, how: Optimization, seed: int, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        how: Optimization,
+        seed: int,
+        world: World = ALONE,
+        beside: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         self.model, self.how, self.seed, self.step = model, how, seed, 0
+        self.beside = dict(beside or {})  # whole models that the caller changes, part of the state
         self.world, self.layout = world, world.lay_out(model)
         self.optimizer = build_optimizer([p for p in model.parameters() if p.requires_grad], how)
 
@@ -140,6 +148,8 @@ class Trainer:
             if beside is None:
                 return
             self._save_weights(beside / layout.file_name("model.safetensors"))
+            for name, model in self.beside.items():
+                save_model(model, str(beside / f"{name}.safetensors"))
             state = self.optimizer.state_dict()
             tensors, scalars = dict[str, Tensor](), dict[str, Any]()
             for index, slots in state["state"].items():
@@ -162,6 +172,8 @@ class Trainer:
             of = f"{shards} processes with --parallel fsdp" if shards > 1 else "a run without --parallel fsdp"
             raise AligngapError(f"{folder}: a state of {of}; go on as it began, or remove the folder to train anew")
         self._load_weights(folder / layout.file_name("model.safetensors"))
+        for name, model in self.beside.items():
+            load_model(model, str(folder / f"{name}.safetensors"))
         moved = [p for group in self.optimizer.param_groups for p in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
         for source in (load_file(str(folder / layout.file_name("optimizer.safetensors"))), about["scalars"]):
@@ -203,6 +215,8 @@ def pair_objective(policy: Policy, loss: Loss) -> Objective:
             "accuracy": classified_right(x),
             "chosen_log_ratio": x.policy_chosen - x.ref_chosen,
             "rejected_log_ratio": x.policy_rejected - x.ref_rejected,
+            "lag_kl_nats": x.lag(),  # 0 where the writer's log-probabilities are not stored; the log divides by the
+            "writer_known": x.writer_known(),  # share where they are
         }
         return loss(x), metrics
 

@@ -39,6 +39,10 @@ class PairLogps:
     chosen_length: Tensor
     rejected_length: Tensor
     labelled: Tensor | None = None  # [B] of bool; None: all are
+    writer_chosen: Tensor | None = None  # log-probabilities by who wrote them, nan where not stored; None: none are
+    writer_rejected: Tensor | None = None
+    advantage_chosen: Tensor | None = None  # in the group each was written in, nan where there is none; None: nowhere
+    advantage_rejected: Tensor | None = None
 
     def margin(self, reduction: Reduction = "sum") -> Tensor:
         """h [B]: the log-ratio of the chosen minus that of the rejected response.
@@ -52,6 +56,28 @@ class PairLogps:
         if reduction == "mean":
             return chosen / self.chosen_length - rejected / self.rejected_length
         return chosen - rejected
+
+    def ratios(self) -> tuple[Tensor, Tensor]:
+        """log(policy / writer) [B] of the chosen and of the rejected responses.
+
+        Where the writer's log-probabilities are not stored (a data set), the reference stands for the writer, as in
+        arXiv 2506.08681: the SFT policy imitates the data.
+        """
+        writer = []
+        for stored, ref in ((self.writer_chosen, self.ref_chosen), (self.writer_rejected, self.ref_rejected)):
+            writer.append(ref if stored is None else stored.where(~stored.isnan(), ref))
+        return self.policy_chosen - writer[0], self.policy_rejected - writer[1]
+
+    def writer_known(self) -> Tensor:
+        """[B] 1 where the writer's log-probabilities are stored, else 0."""
+        stored = self.writer_chosen
+        return self.p_chosen * 0 if stored is None else (~stored.isnan()).to(self.p_chosen.dtype)
+
+    def lag(self) -> Tensor:
+        """[B] log(writer / policy), mean of the two responses, nats; 0 where the writer's are not stored."""
+        chosen, rejected = self.ratios()
+        known = self.writer_known()
+        return known * -(chosen + rejected).detach() / 2
 
 
 @runtime_checkable
@@ -204,6 +230,26 @@ class ChiPO:
         return _mixed(GPO_FUNCTIONS["logistic"], z, x.p_chosen)
 
 
+@dataclass(frozen=True)
+class SquaredPO:
+    """DPO with the link f'(r) = (log r) / r in place of log r: Pipano et al. 2026, arXiv 2602.06788.
+
+    -log sigmoid(beta [f'(r_w) - f'(r_l)]) with r = pi/pi_ref, the loss of f-DPO for f(r) = (log r)^2 / 2, which is
+    not convex and has its least value at r = 1: the probability of the winner need not fall, as under DPO it may. The
+    link is largest at r = e, beyond which a winner is no longer pulled up. 1/r counts as at most e^20.
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        chosen, rejected = x.policy_chosen - x.ref_chosen, x.policy_rejected - x.ref_rejected
+        link = chosen * (-chosen).clamp_max(20.0).exp() - rejected * (-rejected).clamp_max(20.0).exp()
+        return _mixed(GPO_FUNCTIONS["logistic"], self.beta * link, x.p_chosen)
+
+
 def _mixed(f: Callable[[Tensor], Tensor], z: Tensor, p_chosen: Tensor) -> Tensor:
     """p f(z) + (1 - p) f(-z), [B]."""
     return p_chosen * f(z) + (1 - p_chosen) * f(-z)
@@ -266,6 +312,43 @@ class RLOO:
     def __call__(self, x: PairLogps) -> Tensor:
         d = x.p_chosen.logit(SURE) if self.reward == "logit" else x.p_chosen - 0.5
         return (d - self.beta * x.margin()) ** 2 / (4 * self.beta)
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """Clipped policy gradient on group-relative advantages: Shao et al. 2024, arXiv 2402.03300, section 4.1.
+
+    The mean over the two responses of -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) + beta (r - log r - 1), with
+    rho = pi/mu, mu who wrote it, and r = pi_ref/pi, at most e^20. A is the response's advantage in its group, of as
+    many `candidates` as an arm with `grouped` writes; a pair that knows no group is one of two: A is 1 for the winner,
+    -1 for the loser and 0 in a tie. Ratios are of whole responses, as in arXiv 2507.18071 but undivided by length; on
+    pairs that the policy as it stands has written they are 1.
+    """
+
+    beta: float = 0.04
+    epsilon: float = 0.2
+
+    reads_writer = True
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        if not 0 < self.epsilon < 1:
+            raise AligngapError(f"loss.epsilon is {self.epsilon!r}: must lie between 0 and 1")
+
+    def __call__(self, x: PairLogps) -> Tensor:
+        chosen, rejected = x.ratios()
+        ahead = (x.p_chosen - 0.5).sign()
+        terms = (
+            (chosen, x.advantage_chosen, ahead, x.ref_chosen - x.policy_chosen),
+            (rejected, x.advantage_rejected, -ahead, x.ref_rejected - x.policy_rejected),
+        )
+        total = x.p_chosen * 0
+        for ratio, stored, of_two, to_ref in terms:
+            a = of_two if stored is None else stored.where(~stored.isnan(), of_two)
+            rho = ratio.exp()
+            gain = (rho * a).minimum(rho.clamp(1 - self.epsilon, 1 + self.epsilon) * a)
+            total = total - gain + self.beta * (to_ref.clamp_max(20.0).exp() - to_ref - 1)
+        return total / 2
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,14 @@ SHELVES: dict[str, dict[str, str]] = {
         "chi-po": "aligngap.losses:ChiPO",
         "best-of-two": "aligngap.losses:BestOfTwo",
         "rloo": "aligngap.losses:RLOO",
+        "squared-po": "aligngap.losses:SquaredPO",
+        "grpo": "aligngap.losses:GRPO",
+    },
+    "corrections": {
+        "importance": "aligngap.corrections:Importance",
+        "perceptual": "aligngap.corrections:Perceptual",
+        "proximal": "aligngap.corrections:Proximal",
+        "second-moment": "aligngap.corrections:SecondMoment",
     },
     "tasks": {
         "sandbox": "aligngap.tasks.sandbox:Sandbox",

@@ -185,6 +185,27 @@ class RolloutSpec(Settings):
     cache_gib: float = Field(default=2.0, gt=0, description="memory of vLLM's cache of keys and values, beside weights")
 
 
+class ReferenceSpec(Settings):
+    """A reference that moves: every so many steps the policy as it stands becomes the reference of the loss.
+
+    KL is measured from the SFT policy all the same. Log-probabilities that are stored with the data or a recording are
+    another reference's, and are computed anew.
+    """
+
+    every: int = Field(ge=1, description="steps between two refreshes")
+
+
+class RetrainSpec(Settings):
+    """A proxy that learns on during a run, from golden labels of the policy's own pairs.
+
+    It starts each time at the study's proxy and learns from all pairs that the golden judge has labelled in this run.
+    """
+
+    every: int = Field(ge=1, description="steps between two retrainings")
+    pairs: int = Field(ge=1, description="most pairs that the golden judge labels at each: the last ones trained on")
+    steps: int = Field(ge=1, description="optimiser steps of each, otherwise optimised as the proxy is")
+
+
 class Recipe(Settings):
     """The one recipe of a study: there is nowhere to put a setting for one arm only."""
 
@@ -200,6 +221,17 @@ class Recipe(Settings):
     on_policy_kl: float = Field(
         default=0.0, ge=0.0, description="weight of the KL term on unlabelled pairs (HyPO); arms without any ignore it"
     )
+    correction: LossSpec | None = Field(
+        default=None, description="what answers staleness: a registered correction around the loss, its settings "
+        "beside its `name`; null: none"
+    )  # fmt: skip
+    reference: ReferenceSpec | None = Field(
+        default=None, description="a reference of the loss that follows the policy; null: the policy a run starts at"
+    )
+    writer_logps: bool = Field(
+        default=False, description="store the writer's log-probabilities with each pair that a policy writes, so that "
+        "the records tell the KL to who wrote the pairs; one more forward pass a response"
+    )  # fmt: skip
     rollouts: RolloutSpec = Field(
         default_factory=RolloutSpec, description="what generates the responses that the policy writes in training"
     )
@@ -210,6 +242,13 @@ class Recipe(Settings):
         return some_steps(how)
 
 
+#: settings of an arm that say how the policy writes
+ON_POLICY = (
+    "sync_every", "reuse", "candidates", "grouped", "lag", "tokens_per_step", "drop_stale", "buffer", "pick",
+    "freeze_writer_at", "retrain", "mix_reference",
+)  # fmt: skip
+
+
 class Arm(Settings):
     """A named stream: who writes the responses (`behavior`) and who labels them (`judge`). Nothing else.
 
@@ -218,6 +257,8 @@ class Arm(Settings):
     shuffled, window:K, blocks:K), with the labels they had or, with `judge`, labelled anew; "responses": a fixed set
     written once, one response to each of the data's prompts by each of two `writers` at `temperature`; "mixture": each
     pair from the first arm of `mix` with probability `share`, else from the second.
+
+    What the policy writes may be older than the policy: `sync_every`, `reuse`, `lag`, `buffer`, `freeze_writer_at`.
     """
 
     behavior: Literal["policy", "dataset", "recording", "responses", "mixture"] = Field(
@@ -232,6 +273,35 @@ class Arm(Settings):
         default=2, ge=2, description="responses the policy writes to a prompt; the pair is the best and the worst by "
         "the judge's round robin"
     )  # fmt: skip
+    grouped: bool = Field(
+        default=False, description="train on all `candidates`, as pairs of neighbours that know how each stands in its "
+        "group (GRPO)"
+    )  # fmt: skip
+    lag: int = Field(
+        default=0, ge=0, description="steps between the writing of a batch and its training; the first `lag` batches "
+        "are the start policy's too"
+    )  # fmt: skip
+    tokens_per_step: int | None = Field(
+        default=None, ge=1, description="tokens by which a response in flight grows during a step of training, with "
+        "`lag` batches in flight: longer pairs are older; null: all are `lag` steps old"
+    )  # fmt: skip
+    drop_stale: int | None = Field(
+        default=None, ge=0, description="age in steps above which a pair is discarded untrained; null: none is"
+    )
+    buffer: int | None = Field(
+        default=None, ge=1, description="draw each batch from the last so many that the policy wrote, one of them "
+        "every `reuse` steps; null: each batch is served as it was written"
+    )  # fmt: skip
+    pick: Literal["uniform", "recent"] = Field(
+        default="uniform", description="how a batch is drawn from the buffer: uniformly, or in proportion to 1/(1+age)"
+    )
+    freeze_writer_at: int | None = Field(
+        default=None, ge=1, description="step at which all that is left of the run is written at once; with `buffer`, "
+        "from which on the buffer stays as it is; null: never"
+    )  # fmt: skip
+    retrain: RetrainSpec | None = Field(
+        default=None, description="retrain the proxy on golden labels of the policy's own pairs; null: it stays"
+    )
     mix_reference: float = Field(
         default=0.0, ge=0.0, le=1.0, description="share m of the reference in the writer: each token is drawn in "
         "proportion to policy^(1-m) reference^m (IPO-MD, arXiv 2403.08635)"
@@ -254,11 +324,15 @@ class Arm(Settings):
     )
     mix: tuple[str, str] | None = Field(default=None, description="the two arms of a mixture")
     share: float = Field(default=0.5, ge=0.0, le=1.0, description="share of a mixture's pairs from its first arm")
+    share_to: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="that share at the last step, reached in a straight line; null: the "
+        "same throughout"
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Arm:
         belongs = {
-            "sync_every": ("policy",), "reuse": ("policy",), "candidates": ("policy",), "mix_reference": ("policy",),
+            **dict.fromkeys(ON_POLICY, ("policy",)), "share_to": ("mixture",),
             "unlabelled": ("dataset", "responses"), "of": ("recording",), "order": ("recording",),
             "temperature": ("responses",),
             "writers": ("responses",), "mix": ("mixture",), "share": ("mixture",),
@@ -278,6 +352,20 @@ class Arm(Settings):
                 raise ValueError(f"`behavior: {self.behavior}` needs `{name}`")
         if self.behavior == "recording" and self.soft_labels and self.judge is None:
             raise ValueError("`soft_labels` of a recording needs `judge`: its own labels are what they were")
+        ages = self.lag > 0 or self.sync_every > 1 or (self.reuse > 1 and self.buffer is None)
+        for wrong, why in (
+            (self.pick != "uniform" and self.buffer is None, "`pick` is how a buffer is drawn from: it needs `buffer`"),
+            (self.tokens_per_step and not self.lag, "`tokens_per_step` needs `lag`, the batches that are in flight"),
+            (self.drop_stale is not None and not ages, "`drop_stale` needs `lag`, `sync_every` or `reuse`: else no "
+             "pair is ever older than a step"),
+            (self.drop_stale is not None and self.buffer, "`drop_stale` and `buffer` both say how old a pair may be"),
+            (self.freeze_writer_at and (ages or self.drop_stale is not None), "`freeze_writer_at` goes with `buffer` "
+             "or alone: what is written at that step is all that is left"),
+            (self.grouped and self.candidates % 2, f"`grouped` serves pairs: {self.candidates} `candidates` are odd"),
+            (self.retrain and self.judge != "proxy", "`retrain` is of the proxy: `judge: proxy`"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(why)
         return self
 
 
@@ -503,12 +591,26 @@ class Study(Settings):
             for part in arm_.mix or ():
                 if part not in self.arms or self.arms[part].behavior == "mixture":
                     raise ValueError(f"arm `{name}` mixes `{part}`, which is not an arm that is no mixture itself")
+                if self.arms[part].lag or self.arms[part].grouped:
+                    raise ValueError(f"arm `{name}` mixes `{part}`, whose `lag` or groups go by whole batches")
+            if arm_.mix_reference and self.recipe.writer_logps:
+                raise ValueError(
+                    f"arm `{name}` mixes the reference into each token (`mix_reference`), of which "
+                    "`recipe.writer_logps` stores no log-probabilities; leave one of them out"
+                )
+            if arm_.grouped and self.recipe.optimization.batch % (arm_.candidates // 2):
+                raise ValueError(
+                    f"arm `{name}` writes groups of {arm_.candidates}, which do not fill a batch of "
+                    f"{self.recipe.optimization.batch} pairs; choose a divisor"
+                )
             if arm_.mix_reference and self.recipe.rollouts.engine != "transformers":
                 raise ValueError(
                     f"arm `{name}` mixes the reference into each token (`mix_reference`), which only "
                     f"`recipe.rollouts.engine: transformers` does, not `{self.recipe.rollouts.engine}`"
                 )
         self._check_policy("`recipe.start`", self.recipe.start)
+        if self.recipe.reference is not None and self.recipe.optimization.lora is not None:
+            raise ValueError("`recipe.reference` moves to the policy's weights, which with `lora` are the reference's")
         if self.policy.path is not None and "tokenizer" in self.model_fields_set:
             raise ValueError("`tokenizer` belongs to a policy from scratch: a pretrained policy brings its own")
         for seed in self.spent_seeds:

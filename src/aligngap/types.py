@@ -9,6 +9,7 @@ Letters for shapes: B pairs, T tokens, V vocabulary, P prompts, S seeds. Units s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -103,6 +104,8 @@ class Pair:
     of each response (sum over tokens, nats), stored once so that no replay runs the reference again.
     `writer` names the weights that wrote the responses ("data" for a data set). `labelled` is false where no judge was
     asked; `p_chosen` is then 0.5 and which response is called chosen means nothing.
+    `writer_chosen` / `writer_rejected` are the writer's own log-probabilities (likewise sums, nats) as it wrote, where
+    a study stores them; `advantage_*` says how each response stands in the group it was written in, where it has one.
     """
 
     prompt: Prompt
@@ -115,12 +118,30 @@ class Pair:
     ref_chosen: float | None = None
     ref_rejected: float | None = None
     labelled: bool = True
+    writer_chosen: float | None = None
+    writer_rejected: float | None = None
+    advantage_chosen: float | None = None
+    advantage_rejected: float | None = None
+
+    @property
+    def written_at(self) -> int | None:
+        """The optimiser step of the weights that wrote it; None for data, and where two policies wrote a response each.
+
+        A pair's age at a step is the difference of the two.
+        """
+        return step_of(self.writer)
 
     @property
     def key(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
         """What makes two pairs the same pair, whichever response the judge preferred."""
         first, second = sorted((self.chosen.ids, self.rejected.ids))
         return (self.prompt.id, first, second)
+
+
+def step_of(writer: str) -> int | None:
+    """The optimiser step that the name of some weights ends with ("online-0@step40"), or None where it has none."""
+    found = re.fullmatch(r"\S+@step(\d+)", writer)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -188,6 +209,15 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Scorer(Sampler, Protocol):
+    """A sampler that also says how probable a response is to it."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Sequence[float]:
+        """log pi(response | prompt) of each, summed over tokens, nats."""
+        ...
+
+
+@runtime_checkable
 class Judge(Protocol):
     """Who labels. Swapping a and b swaps `forward` and `backward` of the answer."""
 
@@ -225,6 +255,11 @@ class PairStream(Protocol):
     @property
     def responses_sampled(self) -> int:
         """How many responses were generated so far for the pairs that were drawn."""
+        ...
+
+    @property
+    def dropped(self) -> tuple[int, int]:
+        """How many pairs were discarded so far as too old, and how many tokens their responses have."""
         ...
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:

@@ -45,12 +45,17 @@ DEFAULTS: dict[type, dict[str, Any]] = {
     Arm: {
         "judge": None, "sync_every": 1, "soft_labels": False, "of": None, "order": "in-order", "writers": None,
         "mix": None, "share": 0.5, "reuse": 1, "candidates": 2, "mix_reference": 0.0, "temperature": 1.0,
-        "unlabelled": 0.0,
+        "unlabelled": 0.0, "lag": 0, "tokens_per_step": None, "drop_stale": None, "buffer": None, "pick": "uniform",
+        "freeze_writer_at": None, "retrain": None, "grouped": False, "share_to": None,
     },
     RolloutSpec: {"engine": "transformers"},
-    Recipe: {"label_smoothing": 0.0, "start": "sft", "on_policy_kl": 0.0, "rollouts": RolloutSpec()},
+    Recipe: {
+        "label_smoothing": 0.0, "start": "sft", "on_policy_kl": 0.0, "rollouts": RolloutSpec(),
+        "reference": None, "writer_logps": False, "correction": None,
+    },
     Align: {
         "label_smoothing": 0.0, "start": None, "start_at": None, "on_policy_kl": 0.0, "rollouts": RolloutSpec(),
+        "reference_every": None, "writer_logps": False, "correction": None,
     },
     MeasurementSpec: {
         "checkpoints": [10, 20, 40, 80, 160, 320, 640], "prompts": 512, "kl_prompts": 256, "pairs": 1024,

@@ -17,6 +17,7 @@ from aligngap.losses import (
     DPO,
     GPO,
     GPO_FUNCTIONS,
+    GRPO,
     IPO,
     RLOO,
     BestOfTwo,
@@ -25,6 +26,7 @@ from aligngap.losses import (
     PairLogps,
     SLiC,
     Smoothed,
+    SquaredPO,
     UnlabelledKL,
     classified_right,
 )
@@ -36,9 +38,9 @@ CONTRASTIVE: list[Loss] = [
 ]  # fmt: skip
 LOSSES: list[Loss] = [
     *CONTRASTIVE, BestOfTwo(), BestOfTwo("mean"), ChiPO(0.05), ChiPO(0.02, 1.0), UnlabelledKL(IPO(0.1), 0.3),
-    RLOO(0.1), RLOO(0.5, "win"),
+    RLOO(0.1), RLOO(0.5, "win"), SquaredPO(0.1), GRPO(0.1),
 ]  # fmt: skip
-MIXING = [loss for loss in LOSSES if not isinstance(loss, RLOO)]  # those that mix p l(h) + (1 - p) l(-h)
+MIXING = [loss for loss in LOSSES if not isinstance(loss, RLOO | GRPO)]  # those that mix p l(h) + (1 - p) l(-h)
 
 
 def logps(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aligngap.storage.pairs import pair_from_row, pair_to_row, read_pairs, write_pairs
-from aligngap.streams import Dataset, Epochs, Mixture, OnPolicy, Replay, label, order_of
+from aligngap.streams import Buffer, Dataset, Epochs, Mixture, OnPolicy, Replay, label, order_of
 from aligngap.types import AligngapError, Judgement, Pair, Prompt, Response
 
 PROMPTS = [prompt((4, i)) for i in range(11)]
@@ -174,11 +174,18 @@ def streams(kind: str) -> Any:
         "data": lambda: Dataset(PAIRS, 4),
         "replay": lambda: Replay(PAIRS * 9, order="window:2", batch=4, seed=4),
         "mixture": lambda: Mixture(online, Dataset(PAIRS, 5), share=0.4, seed=6),
+        "lagging": lambda: OnPolicy(PROMPTS, ranks(), seed=4, lag=3, drop_stale=2, sync_every=2),
+        "in-flight": lambda: OnPolicy(PROMPTS, ranks(), seed=4, lag=2, tokens_per_step=1),
+        "buffer": lambda: Buffer(OnPolicy(PROMPTS, ranks(), seed=4), size=3, seed=1, pick="recent", every=2),
+        "blend": lambda: Mixture(online, Dataset(PAIRS, 5), share=0.1, seed=6, until=(0.9, 9)),
     }
     return made[kind]()
 
 
-@pytest.mark.parametrize("kind", ["online", "reused", "best-of-4", "data", "replay", "mixture"])
+@pytest.mark.parametrize(
+    "kind",
+    ["online", "reused", "best-of-4", "data", "replay", "mixture", "lagging", "in-flight", "buffer", "blend"],
+)
 @given(st.integers(0, 9), st.integers(1, 5), st.integers(0, 9))
 @settings(max_examples=30)
 def test_a_state_goes_on_exactly_even_mid_queue(kind: str, before: int, batch: int, after: int) -> None:
@@ -285,8 +292,9 @@ answers = st.builds(Response, ids, st.booleans(), words)
 shares = st.floats(0, 1)
 logs = st.one_of(st.none(), st.floats(-1e6, 0))
 any_pair = st.builds(
-    Pair, st.builds(Prompt, words, words, ids), answers, answers, shares, shares, shares, words, logs, logs
-)
+    Pair, st.builds(Prompt, words, words, ids), answers, answers, shares, shares, shares, words, logs, logs,
+    st.booleans(), logs, logs, logs, logs,
+)  # fmt: skip
 
 
 @given(any_pair)

@@ -29,6 +29,10 @@ from aligngap.storage.files import write_text
 from aligngap.storage.store import Store
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
+#: columns of the records, from the log: over the steps since the checkpoint before, or at this step
+SINCE = {"age": ("age", "mean"), "age_max": ("age_max", "max"), "lag_kl_nats": ("lag_kl_nats", "mean")}
+SINCE |= {"trained_length_tokens": ("length_tokens", "mean")}
+SO_FAR = ("dropped", "dropped_length_tokens")
 
 KL_PER_TOKEN_NATS = 5.0  #: above it a policy writes what its reference hardly ever would (e^-5 a token): KL exploded
 EMPTY_TOKENS = 1.5  #: mean length, EOS included, below which responses are empty, if the SFT policy's were twice that
@@ -185,8 +189,13 @@ def add_run_columns(frame: pd.DataFrame, run: Run, plan: Plan, log: pd.DataFrame
         for name in COUNTS
     }
     spent = log["flops"].cumsum() if "flops" in log else pd.Series(dtype=float)
+    before = dict(zip(marks := sorted({0, *frame["step"]}), [0, *marks], strict=False))
+    pairs = {
+        name: [getattr(log[of].loc[before[s] + 1 : s], how)() if of in log else np.nan for s in frame["step"]]
+        for name, (of, how) in SINCE.items()
+    } | {name: [log[name].get(s, np.nan) if name in log else np.nan for s in frame["step"]] for name in SO_FAR}
     return frame.assign(
         flops=[float(spent.get(step, np.nan)) if step else 0.0 for step in frame["step"]],
         study=plan.study.name, config=run.config, loss=run.loss, beta=run.beta,
-        learning_rate=run.learning_rate, outcome=outcome, **counts,
+        learning_rate=run.learning_rate, outcome=outcome, **counts, **pairs,
     )  # fmt: skip

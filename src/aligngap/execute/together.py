@@ -58,6 +58,10 @@ def check_batches(made: Plan, processes: int, parallel: Parallel) -> None:
         what = f"--processes {processes}: {step.label} trains on batches of {how.batch}"
         if how.batch % processes:
             raise AligngapError(f"{what}, which do not divide among {processes}; choose a multiple or a divisor")
+        if getattr(getattr(step, "correction", None), "name", "") == "second-moment":
+            raise AligngapError(f"--processes {processes}: `second-moment` reads a batch as a whole; leave one out")
+        if parallel == "fsdp" and getattr(step, "reference_every", None):
+            raise AligngapError("--parallel fsdp: `recipe.reference` moves to whole weights; use --parallel ddp")
         if parallel == "fsdp" and how.lora is not None:
             raise AligngapError("--parallel fsdp: `lora` shares its weights with the reference; use --parallel ddp")
         if parallel == "fsdp" and how.optimizer == "adafactor":

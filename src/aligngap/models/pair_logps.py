@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +75,17 @@ def compare_logps(policy: Policy, pairs: Sequence[Pair]) -> PairLogps:
         chosen_length=column([len(p.chosen.ids) for p in pairs]),
         rejected_length=column([len(p.rejected.ids) for p in pairs]),
         labelled=torch.tensor([p.labelled for p in pairs], dtype=torch.bool, device=chosen.device),
+        **{f"{who}_{side}": column(values) for who, side, values in _stored(pairs)},
     )
+
+
+def _stored(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, list[float]]]:
+    """What only some studies store with a pair, where any of these pairs has it; nan for those that have not."""
+    for who in ("writer", "advantage"):
+        if any(getattr(p, f"{who}_chosen") is not None for p in pairs):
+            for side in ("chosen", "rejected"):
+                found = [getattr(p, f"{who}_{side}") for p in pairs]
+                yield who, side, [math.nan if value is None else value for value in found]
 
 
 def check_start(policy: Policy, reference: Policy, pairs: Sequence[Pair]) -> None:

@@ -193,6 +193,11 @@ class Policy(Backbone):
             out.extend(world.each(part, write))
         return out
 
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        """log pi(response | prompt) of each, summed over tokens, nats."""
+        found: list[float] = self.logps_of([p.ids for p in prompts], [r.ids for r in responses]).tolist()
+        return found
+
     def response(self, ids: Sequence[int], prompt: str = "") -> Response:
         """Cut generated ids after the first token that ends a response (`end_ids`); a row without one did not end."""
         row = tuple(ids[: self.response_tokens])

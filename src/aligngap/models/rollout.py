@@ -103,6 +103,10 @@ class Following:
         self.gaps.append(gaps(self.policy, list(islice(rows, COMPARED))))
         return [[self.policy.response(g.ids, p.text) for g in row] for p, row in zip(prompts, written, strict=True)]
 
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        """The trainer's log-probabilities, as everywhere in training."""
+        return self.policy.score(prompts, responses)
+
     def mismatch(self) -> dict[str, float]:
         """Mean and largest |engine - trainer| log-probability of a token since last asked, nats; nan if none."""
         gap = torch.cat([*self.gaps, torch.zeros(0)])

@@ -158,6 +158,11 @@ class Writer:
             found: list[list[Response]] = self.policy.sample(prompts, n, seed, world=self.layout.world, **more)
         return found
 
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        with self.layout.gather_weights():
+            found: list[float] = self.policy.score(prompts, responses)
+        return found
+
 
 class CalledModule(nn.Module):
     """A model whose forward pass is a given call that uses it: what DDP and FSDP put their hooks on."""

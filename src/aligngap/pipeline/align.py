@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from aligngap.pipeline.data import Data
 from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge, Relabel, stored_pairs
 from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
-from aligngap.settings import Arm, Limits, LossSpec, Optimization, RolloutSpec, Settings
+from aligngap.settings import Arm, Limits, LossSpec, Optimization, RetrainSpec, RolloutSpec, Settings
 from aligngap.study.build import recipe_loss
 from aligngap.types import Judge, Pair, PairStream, RunFailed
 
@@ -81,18 +81,21 @@ class ArmStream(Settings):
     dataset: Relabel | Written | None = None
     recording: Align | None = None
     mixed: list[ArmStream] = Field(default_factory=list)
+    golden: FitJudge | ReadyJudge | None = None  # where it labels the policy's own pairs
 
-    def stream(self, ctx: Context, job: Job, data: Data, seed: int, reference: Policy) -> PairStream:
-        """Build the stream; at equal seeds, every stream that draws from the data does so in the same order."""
+    def stream(self, ctx: Context, job: Job, run: Align, seed: int, reference: Policy) -> PairStream:
+        """Build a run's stream; at equal seeds, every stream that draws from the data does so in the same order."""
         from aligngap.models.policy import Mixed
-        from aligngap.streams import Mixture, OnPolicy, Relabelled
+        from aligngap.streams import Buffer, Mixture, OnPolicy, Relabelled, Retrained
 
         arm, make = self.arm, registry.get("behaviors", self.arm.behavior)
+        data, steps = run.data, run.optimization.steps
         if self.mixed:
             first, second = (
-                s.stream(ctx, job, data, derive(seed, "mixed", i), reference) for i, s in enumerate(self.mixed)
+                s.stream(ctx, job, run, derive(seed, "mixed", i), reference) for i, s in enumerate(self.mixed)
             )
-            mixture: PairStream = make(first, second, share=arm.share, seed=seed)
+            until = None if arm.share_to is None else (arm.share_to, steps)
+            mixture: PairStream = make(first, second, share=arm.share, seed=seed, until=until)
             return mixture
         if self.recording is not None:
             pairs, width = self.recording.recorded(ctx), self.recording.optimization.batch
@@ -107,16 +110,35 @@ class ArmStream(Settings):
             return Mixture(beside, labelled, share=arm.unlabelled, seed=seed)
         assert self.judge is not None  # `Arm` has checked it
         judge = self.judge.open(ctx, job)
-        share = arm.mix_reference
-        online: PairStream = make(
-            prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels, reuse=arm.reuse,
-            candidates=arm.candidates, through=(lambda policy: Mixed(policy, reference, share)) if share else None,
+        share, freeze = arm.mix_reference, arm.freeze_writer_at
+        written: OnPolicy = make(
+            prompts, judge, seed=seed, sync_every=arm.sync_every, soft_labels=arm.soft_labels,
+            reuse=1 if arm.buffer else arm.reuse, candidates=arm.candidates, grouped=arm.grouped, lag=arm.lag,
+            through=(lambda policy: Mixed(policy, reference, share)) if share else None,
+            tokens_per_step=arm.tokens_per_step, drop_stale=arm.drop_stale, keeps_logps=run.writer_logps,
+            freeze_writer_at=None if freeze is None or arm.buffer else (freeze, steps),
         )  # fmt: skip
-        return online
+        online: PairStream = written
+        if arm.retrain is not None and self.golden is not None:
+            golden, refit = self.golden.open(ctx, job), self.refit(ctx, job, seed, arm.retrain)
+            online = Retrained(written, golden, refit, every=arm.retrain.every, pairs=arm.retrain.pairs)
+        if arm.buffer is None:
+            return online
+        return Buffer(online, size=arm.buffer, seed=seed, pick=arm.pick, every=arm.reuse, until=freeze)
+
+    def refit(self, ctx: Context, job: Job, seed: int, how: RetrainSpec) -> Callable[[Sequence[Pair]], Judge]:
+        """What makes a judge from labelled pairs: the arm's own, trained on them from where it stands."""
+        proxy = self.judge
+        assert isinstance(proxy, FitJudge)  # `check_ages` has
+
+        def make(pairs: Sequence[Pair]) -> Judge:
+            return job.asked(proxy.learn_on(ctx, pairs, how.steps, derive(seed, "retrain", len(pairs))))
+
+        return make
 
     def judges(self, ctx: Context, job: Job) -> list[Judge]:
         """The judges that label while the run trains."""
-        own = [self.judge.open(ctx, job)] if self.judge is not None else []
+        own = [judge.open(ctx, job) for judge in (self.judge, self.golden) if judge is not None]
         return [*own, *(judge for source in self.mixed for judge in source.judges(ctx, job))]
 
     @property
@@ -124,7 +146,8 @@ class ArmStream(Settings):
         """Rough work of writing one pair, in responses sampled and judged twice; 0 where nothing is written."""
         arm = self.arm
         if arm.behavior == "policy":
-            return arm.candidates * (arm.candidates - 1) * (1.5 if arm.mix_reference else 1.0) / arm.reuse
+            pairs = arm.candidates / 2 if arm.grouped else 1
+            return arm.candidates * (arm.candidates - 1) * (1.5 if arm.mix_reference else 1.0) / arm.reuse / pairs
         return max((s.sampled for s in self.mixed), default=2.0 * arm.unlabelled)
 
     @property
@@ -160,6 +183,9 @@ class Align(Step):
     start_at: int | None = None
     on_policy_kl: float = 0.0
     rollouts: RolloutSpec = Field(default_factory=RolloutSpec)
+    reference_every: int | None = None
+    writer_logps: bool = False
+    correction: LossSpec | None = None
     code: str = ""  # of the source of a loss, or of what writes, that is not aligngap's own
 
     @property
@@ -201,12 +227,16 @@ class Align(Step):
         else:
             policy, reference = reference.adapted(adapter, key, derive(self.seed, "adapter")), reference.frozen()
         check_start(policy, reference, self.data.pairs(ctx, "train")[:4])
-        stream = Stopwatch(self.source.stream(ctx, job, self.data, derive(self.seed, "data order"), reference))
-        trainer = Trainer(policy.model, self.optimization, self.seed, job.world)
+        stream = Stopwatch(self.source.stream(ctx, job, self, derive(self.seed, "data order"), reference))
+        moving = reference.copy(reference.key) if self.reference_every else reference
+        beside = {"reference": moving.model} if self.reference_every else {}
+        trainer = Trainer(policy.model, self.optimization, self.seed, job.world, beside)
         measured = set(self.measured_steps)
 
         def after(step: int) -> None:
             policy.key = f"{self.name}@step{step}"
+            if self.reference_every and step % self.reference_every == 0:
+                moving.model.load_state_dict(policy.model.state_dict())
             if step in measured:
                 with trainer.layout.gather_weights() as writes:
                     if writes:
@@ -214,17 +244,22 @@ class Align(Step):
 
         def prepare(pairs: Sequence[Pair]) -> list[Pair]:
             # Log-probabilities that come with the data are the SFT policy's.
-            return with_reference(reference, pairs, anew=self.start is not None)
+            return with_reference(moving, pairs, anew=self.start is not None or bool(self.reference_every))
 
-        objective = pair_objective(policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl))
+        objective = pair_objective(
+            policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl, self.correction)
+        )
         with opened(self.rollouts, policy, self.limits.prompt_tokens) as sampler, Flops() as flops:
-            for computing in (policy, reference, *self.source.judges(ctx, job)):
+            for computing in (policy, moving, *self.source.judges(ctx, job)):
                 flops.watch(computing)
             outcome = train(
                 job, trainer, stream, objective, sampler=sampler, prepare=prepare, after=after, record_pairs=True,
                 spent=flops.taken,
             )  # fmt: skip
         about = {"outcome": outcome, "last_step": trainer.step, "draw_seconds": round(stream.seconds, 3)}
+        if stream.dropped[0]:
+            pairs, tokens = stream.dropped
+            about["dropped"] = {"pairs": pairs, "length_tokens": tokens / (2 * pairs)}
         if isinstance(sampler, Following):
             about["rollouts"] = {"written_by": sampler.written_by, **mismatch(job.work / "log.parquet")}
         return about

@@ -13,7 +13,7 @@ from aligngap.pipeline.sft import Sft, tokenizer_of
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Optimization, Settings
 from aligngap.study.build import build_judge, build_task
-from aligngap.types import Judge, Pair, RunFailed, TellingJudge
+from aligngap.types import Judge, JudgeFailed, Pair, RunFailed, TellingJudge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +92,26 @@ class FitJudge(Step):
             return judge
 
         return job.asked(ctx.cached(self.name, load))
+
+    def learn_on(self, ctx: Context, pairs: Sequence[Pair], steps: int, seed: int) -> Judge:
+        """The trained judge after so many more steps on other pairs: a function of its arguments, not kept."""
+        import numpy as np
+
+        from aligngap.fit import Trainer, fit
+        from aligngap.streams import Epochs
+
+        assert self.spec.optimization is not None  # `build_judge` has checked it
+        model, backbone = self.made(ctx, "model"), self.backbone.made(ctx, "policy")
+        judge = build_judge(self.spec).load(model, backbone, self.backbone.model)
+        judge.to(ctx.device)
+        how = self.spec.optimization.model_copy(update={"steps": steps, "lora": None})
+        items = judge.items(pairs, np.random.default_rng(derive(seed, "shown order")))
+        trainer = Trainer(judge.module, how, seed)
+        for step in fit(trainer, Epochs(items, derive(seed, "judge order")), judge.objective):
+            if not step.finite:
+                raise JudgeFailed(f"judge {self.name}: diverged as it learned on; lower the proxy's learning_rate")
+        learned: Judge = judge
+        return learned
 
     @property
     def training(self) -> Optimization | None:

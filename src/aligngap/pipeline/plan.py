@@ -27,7 +27,7 @@ from aligngap.pipeline.sft import Sft
 from aligngap.registry import source_of
 from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
-from aligngap.study.build import build_judge, build_task, has_oracle, identity_of, needs_probabilities
+from aligngap.study.build import asks, build_judge, build_task, has_oracle, identity_of, needs_probabilities
 from aligngap.study.variants import apply_variant, grid_of
 from aligngap.types import AligngapError
 
@@ -128,7 +128,7 @@ class Pipeline:
         if arm.of is not None:
             return ArmStream(arm=arm, judge=judge, recording=self.recipe_run(self.study.arms[arm.of], "run"))
         if arm.behavior == "policy" or judge is None:
-            return ArmStream(arm=arm, judge=judge)
+            return ArmStream(arm=arm, judge=judge, golden=self.golden if arm.retrain is not None else None)
         if arm.writers is not None:
             writers, at = zip(*(self.writer(w) for w in arm.writers), strict=True)
             written = Written(
@@ -166,7 +166,13 @@ class Pipeline:
             label_smoothing=study.recipe.label_smoothing, start=start, start_at=at,
             on_policy_kl=study.recipe.on_policy_kl if source.unlabelled else 0.0,
             rollouts=study.recipe.rollouts if source.sampled else RolloutSpec(),
-            code=source_of("losses", loss.name) + (source_of("rollouts", written_by) if source.sampled else ""),
+            reference_every=study.recipe.reference.every if study.recipe.reference is not None else None,
+            writer_logps=source.sampled > 0
+            and ((study.recipe.writer_logps and role == "run") or asks(study, "writer")),
+            correction=study.recipe.correction,
+            code=source_of("losses", loss.name)
+            + (source_of("corrections", study.recipe.correction.name) if study.recipe.correction else "")
+            + (source_of("rollouts", written_by) if source.sampled else ""),
         )  # fmt: skip
 
     def responses(self, policy: Sft | Align) -> Responses:

@@ -7,6 +7,7 @@ from its newest state and ends with the same bytes.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +18,8 @@ from aligngap.fit import Objective, Stream, Trainer, Update, fit
 from aligngap.models.rollout import Following
 from aligngap.storage.checksums import check_files, checksums, difference, unseal, write_sealed
 from aligngap.storage.files import discard
-from aligngap.storage.pairs import PAIR_SCHEMA, pair_from_row, pair_to_row, read_rows, write_rows
-from aligngap.types import Damaged, JudgeFailed, Stopped
+from aligngap.storage.pairs import pair_from_row, pair_to_row, read_rows, write_pair_rows, write_rows
+from aligngap.types import Damaged, JudgeFailed, Pair, Stopped
 
 if TYPE_CHECKING:
     from aligngap.pipeline.context import Job
@@ -30,14 +31,14 @@ class Journal:
     Beside each state lies a list of the parts that belong to it, with their checksums (`kept_at`).
     """
 
-    def __init__(self, folder: Path, schema: Any = None) -> None:
-        self.folder, self.schema, self.rows = folder, schema, list[dict[str, Any]]()
+    def __init__(self, folder: Path, write: Callable[[Path, list[dict[str, Any]]], None] = write_rows) -> None:
+        self.folder, self.write, self.rows = folder, write, list[dict[str, Any]]()
         folder.mkdir(parents=True, exist_ok=True)
 
     def flush(self, step: int) -> None:
         if self.rows:
             beside = self.folder / ".writing"
-            write_rows(beside, self.rows, self.schema)
+            self.write(beside, self.rows)
             beside.replace(self.folder / f"until-{step:08d}.parquet")
             self.rows = []
 
@@ -102,7 +103,7 @@ def train(
     """
     world, layout = trainer.world, trainer.layout
     log = Journal(job.work / "log")
-    recording = Journal(job.work / "recording", PAIR_SCHEMA)
+    recording = Journal(job.work / "recording", write_pair_rows)
     work = world.broadcast(job.work)
     state = world.broadcast(newest_state(work))
     if state is not None:
@@ -137,6 +138,7 @@ def train(
                 log.rows[-1] |= world.sum({"flops": spent()})
             job.track(log.rows[-1], step.number)
             if record_pairs:
+                log.rows[-1] |= describe_pairs(step, stream)
                 recording.rows.extend(pair_to_row(p) for p in step.items)
             job.log.step(step.number, loss=step.loss, grad_norm=step.grad_norm, learning_rate=step.learning_rate)
             if not step.finite:
@@ -162,7 +164,7 @@ def train(
     rows = log.collect()
     if record_pairs:
         pairs = recording.collect()
-        write_rows(job.work / "recording.parquet", pairs, PAIR_SCHEMA)
+        write_pair_rows(job.work / "recording.parquet", pairs)
         count_pairs(rows, pairs, trainer.how.batch)
     write_rows(job.work / "log.parquet", rows)
     job.log.note("trained", step=trainer.step, outcome=outcome)
@@ -174,6 +176,26 @@ def log_row(step: Update, stream: Any, sampler: Any = None) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step.number, "loss": step.loss, "grad_norm": step.grad_norm}
     row |= {"learning_rate": step.learning_rate, "responses_sampled": stream.responses_sampled}
     return row | step.metrics | (sampler.mismatch() if isinstance(sampler, Following) else {})
+
+
+def describe_pairs(step: Update, stream: Any) -> dict[str, Any]:
+    """What the log says of a step's pairs: their age, the KL to who wrote them, their length, and what was discarded.
+
+    `age` is the mean over the pairs of how many steps ago they were written, `age_max` the largest; nan where the
+    weights of no training step wrote them. `lag_kl_nats` is the mean over the pairs whose writer's log-probabilities
+    are stored of log writer - log policy, per response: the plain estimate of KL(writer || policy). `length_tokens` is
+    per response. `dropped` counts the pairs discarded so far, `dropped_length_tokens` is the mean length of theirs.
+    """
+    pairs: Sequence[Pair] = step.items
+    ages = [step.number - 1 - p.written_at for p in pairs if p.written_at is not None]
+    lengths = [len(r.ids) for p in pairs for r in (p.chosen, p.rejected)]
+    known, (dropped, tokens) = step.metrics.get("writer_known", 0.0), stream.dropped
+    return {
+        "age": sum(ages) / len(ages) if ages else math.nan, "age_max": float(max(ages, default=math.nan)),
+        "lag_kl_nats": step.metrics.get("lag_kl_nats", 0.0) / known if known else math.nan,
+        "length_tokens": sum(lengths) / len(lengths),
+        "dropped": dropped, "dropped_length_tokens": tokens / (2 * dropped) if dropped else math.nan,
+    }  # fmt: skip
 
 
 def mismatch(log: Path) -> dict[str, Any]:

@@ -90,6 +90,20 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
         "floating-point operations of training so far: 2 per weight and token of a forward pass, 4 more with gradient; "
         "policy, reference and judge, where their models run here; nan for runs made before this was counted",
     ),
+    "age": (
+        "float",
+        "mean age of the pairs trained on since the checkpoint before: steps since they were written; nan where no "
+        "training step's weights wrote them (a data set)",
+    ),
+    "age_max": ("float", "the largest age among them"),
+    "lag_kl_nats": (
+        "float",
+        "KL(writer || policy) per response, the plain estimate on those pairs as they were trained on; nan unless "
+        "`recipe.writer_logps` or the loss stores who wrote them",
+    ),
+    "dropped": ("float", "pairs discarded so far as too old (`drop_stale`), untrained"),
+    "dropped_length_tokens": ("float", "mean response length of those, EOS included"),
+    "trained_length_tokens": ("float", "mean response length of the pairs trained on since the checkpoint before"),
     "outcome": ("str", "`ok`, or what went wrong with the run, and at which step"),
     **GAP_COLUMNS,
 }

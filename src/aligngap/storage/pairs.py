@@ -23,10 +23,22 @@ PAIR_SCHEMA = pa.schema(
     ]
 )  # fmt: skip
 
+#: columns that a file of pairs has only where some pair has the value
+MORE = ("writer_chosen", "writer_rejected", "advantage_chosen", "advantage_rejected")
+
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     """Write pairs as a Parquet file."""
-    write_rows(path, [pair_to_row(p) for p in pairs], PAIR_SCHEMA)
+    write_pair_rows(path, [pair_to_row(p) for p in pairs])
+
+
+def write_pair_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of pairs as a Parquet file, with those of the columns `MORE` that any of them has."""
+    schema = PAIR_SCHEMA
+    for name in MORE:
+        if any(name in row for row in rows):
+            schema = schema.append(pa.field(name, pa.float64()))
+    write_rows(path, rows, schema)
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -51,7 +63,8 @@ def pair_to_row(pair: Pair) -> dict[str, Any]:
     for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         row |= {side: response.text, f"{side}_ids": list(response.ids), f"{side}_ended": response.ended}
     rest = ("p_chosen", "judged_forward", "judged_backward", "writer", "ref_chosen", "ref_rejected", "labelled")
-    return row | {name: getattr(pair, name) for name in rest}
+    more = {name: value for name in MORE if (value := getattr(pair, name)) is not None}
+    return row | {name: getattr(pair, name) for name in rest} | more
 
 
 def pair_from_row(row: Mapping[str, Any]) -> Pair:
@@ -60,8 +73,10 @@ def pair_from_row(row: Mapping[str, Any]) -> Pair:
         Response(tuple(map(int, row[f"{s}_ids"])), bool(row[f"{s}_ended"]), row[s]) for s in ("chosen", "rejected")
     ]
     prompt = Prompt(row["prompt_id"], row["prompt"], tuple(int(t) for t in row["prompt_ids"]))
-    refs = [None if row[k] is None or row[k] != row[k] else float(row[k]) for k in ("ref_chosen", "ref_rejected")]
+    found = [row.get(name) for name in ("ref_chosen", "ref_rejected", *MORE)]
+    refs = [None if value is None or value != value else float(value) for value in found]
     return Pair(
         prompt, sides[0], sides[1], float(row["p_chosen"]), float(row["judged_forward"]),
         float(row["judged_backward"]), row["writer"], refs[0], refs[1], row.get("labelled") is not False,
+        *refs[2:],
     )  # fmt: skip

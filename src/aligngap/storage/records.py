@@ -38,7 +38,8 @@ CROSSED = "crossed.parquet"
 FAILURES = "failures.json"
 
 #: columns that tables written before they were declared lack, and what such a table then holds
-ADDED = {"variant": "", **dict.fromkeys(("flops", "log_ratio", *GAP_COLUMNS), np.nan)}
+STALENESS = ("age", "age_max", "lag_kl_nats", "dropped", "dropped_length_tokens", "trained_length_tokens")
+ADDED: dict[str, Any] = {"variant": ""} | dict.fromkeys(("flops", "log_ratio", *STALENESS, *GAP_COLUMNS), np.nan)
 
 Columns = Mapping[str, tuple[str, str]]
 _ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}

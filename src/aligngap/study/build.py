@@ -64,31 +64,54 @@ def identity_of(spec: JudgeSpec, where: str) -> dict[str, Any]:
     return found
 
 
-def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float) -> Any:
-    """The loss of a recipe: the one it names under its label smoothing, with the KL term for unlabelled pairs."""
+def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float, correction: LossSpec | None = None) -> Any:
+    """The loss of a recipe: the one it names under its label smoothing and its correction for who wrote the pairs, with
+    the KL term for unlabelled pairs."""
     from aligngap.losses import Smoothed, UnlabelledKL
 
     loss = build_loss(spec)
     if label_smoothing:
         loss = Smoothed(loss, label_smoothing)
+    if correction is not None:
+        loss = build_correction(correction, loss)
     return UnlabelledKL(loss, on_policy_kl) if on_policy_kl else loss
 
 
 def build_loss(spec: LossSpec) -> Any:
     """The loss a study names, with its hyper-parameters; a wrong one is refused in one line."""
     maker = registry.get("losses", spec.name)
-    known = getattr(maker, "__dataclass_fields__", {})
-    types = get_type_hints(maker)
+    check_options(spec, maker, "recipe.loss")
+    return maker(**spec.options)
+
+
+def build_correction(spec: LossSpec, loss: Any) -> Any:
+    """The correction a study names around a loss; a wrong one is refused in one line."""
+    maker = registry.get("corrections", spec.name)
+    check_options(spec, maker, "recipe.correction")
+    return maker(loss=loss, **spec.options)
+
+
+def check_options(spec: LossSpec, maker: Any, where: str) -> None:
+    """Refuse a setting that a loss or a correction does not have, or that is of the wrong type."""
+    known = [name for name in getattr(maker, "__dataclass_fields__", {}) if name != "loss"]
+    types = get_type_hints(maker, localns={"Loss": Any, "Tensor": Any})
     for option, value in spec.options.items():
         if option not in known:
             hint = registry.did_you_mean(option, known)
-            raise AligngapError(f"recipe.loss.{option}: not a setting of `{spec.name}`{hint}")
+            raise AligngapError(f"{where}.{option}: not a setting of `{spec.name}`{hint}")
         try:
             TypeAdapter(types[option]).validate_python(value, strict=True)
         except ValidationError as error:
             what = error.errors(include_url=False)[0]["msg"]
-            raise AligngapError(f"recipe.loss.{option}: {what} (given: {value!r})") from error
-    return maker(**spec.options)
+            raise AligngapError(f"{where}.{option}: {what} (given: {value!r})") from error
+
+
+def asks(study: Study, what: str) -> bool:
+    """Whether the recipe's loss or its correction says that it reads the `writer`, or the `batch` as a whole."""
+    recipe = study.recipe
+    named = [build_loss(recipe.loss)]
+    named += [build_correction(recipe.correction, named[0])] if recipe.correction is not None else []
+    return any(getattr(thing, f"reads_{what}", False) for thing in named)
 
 
 def needs_probabilities(study: Study) -> bool:

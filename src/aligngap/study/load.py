@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aligngap import registry
+from aligngap.judges.kinds import LearningKind
 from aligngap.settings import Arm, Study
 from aligngap.streams import order_of
-from aligngap.study.build import build_judge, build_loss, build_task, has_oracle, needs_probabilities
+from aligngap.study.build import asks, build_judge, build_loss, build_task, has_oracle, needs_probabilities
 from aligngap.study.variants import apply_variant, grid_of
 from aligngap.study.yaml_file import apply_override, parse_study, read_study, resolve_extends
 from aligngap.types import AligngapError
@@ -38,6 +39,7 @@ def validate(raw: Mapping[str, Any], name: str) -> Study:
 def check(study: Study) -> None:
     """Refuse a study whose names, arms, loss, judges or task cannot work together, without any compute."""
     check_names(study)
+    check_ages(study, study.arms)
     check_labels(study, study.arms, "arms")
     check_grids(study, study.arms, "")
     for grid in study.sweep:
@@ -47,6 +49,7 @@ def check(study: Study) -> None:
         its = apply_variant(study, name)
         try:
             check_names(its)
+            check_ages(its, variant.arms or study.arms)
         except AligngapError as error:
             raise AligngapError(f"variants.{name}: {error}") from error
         check_labels(its, variant.arms or study.arms, f"variants.{name}")
@@ -56,6 +59,14 @@ def check(study: Study) -> None:
 def check_names(study: Study) -> None:
     """Refuse a loss, judge, task, engine or order that is not known, or whose settings are wrong."""
     build_loss(study.recipe.loss)
+    if asks(study, "batch") and study.recipe.optimization.micro_batch is not None:
+        name = study.recipe.correction.name if study.recipe.correction is not None else study.recipe.loss.name
+        raise AligngapError(f"recipe.optimization.micro_batch: `{name}` reads a batch as a whole; leave it out")
+    if asks(study, "writer"):
+        for arm, spec in study.arms.items():
+            if spec.mix_reference:
+                what = "mixes the reference into each token, and its pairs have no writer's log-probabilities"
+                raise AligngapError(f"arms.{arm}.mix_reference: {what} to correct for; leave one of them out")
     known = registry.names("rollouts")
     if study.recipe.rollouts.engine not in known:
         hint = registry.did_you_mean(study.recipe.rollouts.engine, known)
@@ -73,6 +84,22 @@ def check_names(study: Study) -> None:
             order_of(spec.order, 1, 0, 1)
         except AligngapError as error:
             raise AligngapError(f"arms.{arm}.order: {error}") from error
+
+
+def check_ages(study: Study, arms: Iterable[str]) -> None:
+    """Refuse an arm whose pairs would be older than the shortest of its runs is long."""
+    for arm in (a for a in arms if a in study.arms):
+        spec, steps = study.arms[arm], min(how.steps for _, _, how in grid_of(study, arm))
+        for name in ("buffer", "lag", "freeze_writer_at"):
+            value = getattr(spec, name) or 0
+            most = steps if name == "buffer" else steps - 1
+            if value > most:
+                raise AligngapError(f"arms.{arm}.{name}: {value} is beyond a run of {steps} steps; at most {most}")
+        if spec.retrain is not None:
+            if spec.retrain.every >= steps:
+                raise AligngapError(f"arms.{arm}.retrain.every: {spec.retrain.every} is beyond a run of {steps} steps")
+            if not isinstance(build_judge(study.proxy, "proxy"), LearningKind):
+                raise AligngapError(f"arms.{arm}.retrain: a proxy of kind `{study.proxy.kind}` does not learn")
 
 
 def check_labels(study: Study, arms: Iterable[str], where: str) -> None:
