@@ -264,7 +264,7 @@ def write_planted(
 
     Where they are `paired`, every checkpoint wins the easier prompts.
     """
-    from aligngap.measure import Measured
+    from aligngap.measurement import Measured
     from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS
 
     rng = np.random.default_rng(0)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aligngap.instrument.gauge import KL, Gauge, kl
+    from aligngap.instrument.library import measure
     from aligngap.instrument.rows import add_rows
 
-__all__ = ["KL", "Gauge", "add_rows", "kl"]
+__all__ = ["KL", "Gauge", "add_rows", "kl", "measure"]
+PLACES = {"add_rows": "rows", "measure": "library"}  #: of the names that are not in `gauge`
 
 
 def __getattr__(name: str) -> Any:
@@ -18,5 +20,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in __all__:
         raise AttributeError(f"module `aligngap.instrument` has no attribute `{name}`")
-    place = "rows" if name == "add_rows" else "gauge"
-    return getattr(importlib.import_module(f"aligngap.instrument.{place}"), name)
+    return getattr(importlib.import_module(f"aligngap.instrument.{PLACES.get(name, 'gauge')}"), name)
