@@ -20,7 +20,7 @@ from typing import Any
 SERVER = """
 import json, mmap, multiprocessing, os, resource, signal, sys, time
 import torch, transformers, matplotlib.figure, matplotlib.backends.backend_agg, plotly.graph_objects
-import aligngap.cli, aligngap.execute.collect, aligngap.execute.console, aligngap.execute.local, aligngap.measure
+import aligngap.cli, aligngap.execute.collect, aligngap.execute.console, aligngap.execute.local, aligngap.measurement
 import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.report.figures, aligngap.report.page
 import aligngap.report.summary, aligngap.pipeline.context, aligngap.pipeline.plan, aligngap.pipeline.training
 import aligngap.models.policy, aligngap.models.tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 #: what can be had as `aligngap.NAME`, each loaded when it is first asked for
-LAZY = {"kl": "aligngap.instrument", "Gauge": "aligngap.instrument"}
+LAZY = dict.fromkeys(("kl", "measure", "Gauge"), "aligngap.instrument")
 
 
 def __getattr__(name: str) -> Any:

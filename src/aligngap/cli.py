@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from aligngap import __version__
 from aligngap.exact.arguments import add_arguments as add_exact
+from aligngap.instrument.arguments import add_measure, add_pick
 from aligngap.ratings.arguments import add_arguments as add_ratings
 from aligngap.types import AligngapError, Damaged, RunFailed, one_line
 
@@ -139,6 +140,10 @@ def parser() -> argparse.ArgumentParser:
     of_study(ahead)
     ahead.add_argument("--steps", type=positive, help="length of the runs (default: a quarter of the study's)")
     of_machine(ahead)
+    gauge = command("measure", measure, "put checkpoints of any trainer on the chart: exact KL, win rates, a report")
+    add_measure(gauge)
+    best = command("pick", pick, "which checkpoint to deploy at a KL budget, with the doubt")
+    add_pick(best)
     plan_words = command("plan", plan, "what would run, what is there already, and how long the rest may take")
     of_study(plan_words)
     plan_words.add_argument(
@@ -377,6 +382,20 @@ def plan(args: argparse.Namespace, words: Sequence[str]) -> int:
         seeds, prompts = len(made.study.seed_list), made.study.measurement.prompts
         print(planned_power(args.pilot, (first, second), seeds, prompts, args.detect))
     return 0
+
+
+def measure(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap measure`: checkpoints that somebody else has trained, measured as a study's own."""
+    from aligngap.instrument.command import run as run_measure
+
+    return run_measure(args, words)
+
+
+def pick(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """`aligngap pick`: the checkpoint to deploy."""
+    from aligngap.instrument.command import run_pick
+
+    return run_pick(args)
 
 
 def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import TableJudge, prompt, response
 
-from aligngap.measure import Opponent
+from aligngap.measurement import Opponent
 from aligngap.models.policy import Policy
 from aligngap.pipeline import best_of_n as pipeline_best_of_n
 from aligngap.pipeline.best_of_n import best_of_n, shares_of_best, sizes

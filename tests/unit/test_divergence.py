@@ -15,7 +15,7 @@ from conftest import BOTH, prompt, tiny_policy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligngap.measure import Scores, entropy_from_logits, kl_from_logits, score
+from aligngap.measurement import Scores, entropy_from_logits, kl_from_logits, score
 from aligngap.models.policy import Policy
 from aligngap.types import Response
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +58,7 @@ def expected_kl(policy: Policy, reference: Policy, prompt: tuple[int, ...], toke
     batch = collate([prompt], rows, [0] * len(rows))
     p, q = (m.logps(batch).double() for m in (policy, reference))
     whole = float((p.exp() * (p - q)).sum())
-    from aligngap.measure import score
+    from aligngap.measurement import score
 
     prompts = [Prompt("p", "p", prompt)] * len(rows)
     along = score(policy, reference, prompts, [Response(r, r[-1] in policy.end_ids, "") for r in rows]).kl
@@ -219,3 +222,27 @@ def test_what_cannot_be_measured_is_one_line(folders: tuple[str, str], tmp_path:
         Gauge(folders[0], ["river lamp", "river lamp"])
     with pytest.raises(AligngapError, match="needs `tokenizer` beside it"):
         Gauge(resized.model, PROMPTS)
+
+
+def test_the_python_of_the_page_runs(
+    folders: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "measure.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ALIGNGAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("aligngap.instrument.survey.SETTLED_SECONDS", 0.0)
+    shutil.copytree(folders[0], "sft")
+    for step in (100, 200, 300, 400):
+        shutil.copytree(folders[1], f"runs/dpo/checkpoint-{step}")
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS[:6]))
+    Path("my_rules.py").write_text("def prefer(prompts, a, b):\n    return [0.75 for _ in prompts]\n")
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    for text in blocks:
+        exec(compile(text, "measure.md", "exec"), names)
+    assert len(blocks) == 3
+    assert names["found"].reverse.n == 6
+    assert names["tables"].records["step"].tolist() == [0, 100, 200, 300, 400]
+    assert "0.5" in capsys.readouterr().out  # a judge that likes whatever stands first says tie
+    assert Path("out/measured/report.html").is_file()

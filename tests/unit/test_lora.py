@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from aligngap.execute.worker import make
 from aligngap.fit import Trainer, pair_objective
 from aligngap.losses import IPO
-from aligngap.measure import score
+from aligngap.measurement import score
 from aligngap.models.pair_logps import compare_logps, with_reference
 from aligngap.models.policy import Policy
 from aligngap.pipeline.align import checkpoint_at

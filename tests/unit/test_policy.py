@@ -21,7 +21,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from aligngap.judges.preference_model import PreferenceModel
-from aligngap.measure import score
+from aligngap.measurement import score
 from aligngap.models import policy as policy_module
 from aligngap.models.batch import collate, pad
 from aligngap.models.encoding import Encoding
@@ -170,10 +170,10 @@ def test_chunked_logits_equal_whole_ones_with_gradients(monkeypatch: pytest.Monk
     assert chunked[1].keys() == whole[1].keys()
     for name, gradient in whole[1].items():
         torch.testing.assert_close(chunked[1][name], gradient, atol=1e-6, rtol=1e-5)
-    monkeypatch.setattr("aligngap.measure.LOGITS_BUDGET", 3 * VOCABULARY)
+    monkeypatch.setattr("aligngap.measurement.LOGITS_BUDGET", 3 * VOCABULARY)
     reference = tiny_policy(family, seed=1, spread=2.0)
     small = score(policy, reference, [prompt((4, 5, 1))], [response((7, 8, 9, 1))])
-    monkeypatch.setattr("aligngap.measure.LOGITS_BUDGET", 2**24)
+    monkeypatch.setattr("aligngap.measurement.LOGITS_BUDGET", 2**24)
     large = score(policy, reference, [prompt((4, 5, 1))], [response((7, 8, 9, 1))])
     np.testing.assert_allclose([small.kl, small.logp], [large.kl, large.logp], atol=1e-6, rtol=1e-6)
 

@@ -15,7 +15,7 @@ from scipy import stats
 from aligngap.fit import Trainer, pair_objective
 from aligngap.judges.preference_model import PreferenceModel, Shown
 from aligngap.losses import DPO
-from aligngap.measure import score
+from aligngap.measurement import score
 from aligngap.models.batch import collate
 from aligngap.models.loading import as_told
 from aligngap.models.pair_logps import compare_logps, with_reference

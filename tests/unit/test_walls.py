@@ -50,7 +50,7 @@ def code_words(path: Path) -> set[str]:
     [
         "fit",
         "losses",
-        "measure",
+        "measurement",
         "pipeline.training",
         "models.batch",
         "models.loading",

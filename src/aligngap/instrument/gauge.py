@@ -23,7 +23,7 @@ from aligngap.settings import Limits, ModelSpec
 from aligngap.types import AligngapError, Estimate, Judge, Prompt
 
 if TYPE_CHECKING:
-    from aligngap.measure import Measured
+    from aligngap.measurement import Measured
     from aligngap.models.policy import Policy
     from aligngap.pipeline.checkpoints import Reading
 

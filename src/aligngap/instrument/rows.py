@@ -24,7 +24,7 @@ from aligngap.storage.files import write_text
 from aligngap.types import AligngapError, Estimate, Prompt
 
 if TYPE_CHECKING:
-    from aligngap.measure import Measured
+    from aligngap.measurement import Measured
     from aligngap.pipeline.checkpoints import Reading
 
 REFERENCE = "sft"  #: what the reference is called as an opponent
@@ -47,7 +47,7 @@ class Against:
 
 def rows_of(reading: Reading, prompts: Sequence[Prompt], against: Mapping[str, Against], samples: int = 8) -> Measured:
     """The rows of one checkpoint, one an opponent, with standard errors over prompts; and texts of a few prompts."""
-    from aligngap.measure import Measured
+    from aligngap.measurement import Measured
 
     own, tokens = reading, reading.tokens
     common = dict.fromkeys((name for name in RECORD_COLUMNS if name not in OF_RUN), NAN)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aligngap.models import lora
 from aligngap.models.loading import PLAIN, load_model, load_tokenizer
 from aligngap.models.policy import Policy
-from aligngap.models.pretrained import content_of
+from aligngap.models.pretrained import content_of, refusal
 from aligngap.settings import ModelSpec
 from aligngap.storage.content import hash_of
 from aligngap.storage.store import digest
@@ -311,3 +311,22 @@ def _shared(model: Any) -> Any:
 def _float(model: Any) -> Any:
     half = any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters())
     return copy.deepcopy(model).float() if half else model
+
+
+# ---------------------------------------------------------------------------------------------------------- the hub
+
+#: what a measurement reads of a model on the hub
+READ = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def fetched(path: str) -> str:
+    """A folder of this machine for a path: the path itself, or the hub's OWNER/NAME or OWNER/NAME@REVISION, fetched."""
+    name, _, revision = path.partition("@")
+    if Path(path).exists() or path.endswith(".gguf") or ":" in path or name.count("/") != 1 or path[:1] in "./~":
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(snapshot_download(name, revision=revision or None, allow_patterns=list(READ)))
+    except Exception as error:  # whatever the hub's client raises: no such model or revision, no network
+        raise refusal("model", path, error) from error

@@ -37,7 +37,7 @@ from aligngap.streams import judge_pairs
 from aligngap.types import Estimate, Judge, Prompt, Sampler
 
 if TYPE_CHECKING:
-    from aligngap.measure import Opponent
+    from aligngap.measurement import Opponent
     from aligngap.pipeline.context import Context, Job
 
 
@@ -56,7 +56,7 @@ def best_of_n(
     `policy` is the SFT policy; `seed` is the study's seed, from which the sampling's own is derived. Standard errors
     are over prompts; the n responses to a prompt are one observation.
     """
-    from aligngap.measure import wins
+    from aligngap.measurement import wins
 
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")

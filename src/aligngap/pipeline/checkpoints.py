@@ -184,7 +184,7 @@ def read_policy(
     `written` are the reference's responses to the first prompts, for the forward KL. A function of both models'
     weights, the prompts, the seed and the batch (which decides the random numbers).
     """
-    from aligngap.measure import score
+    from aligngap.measurement import score
 
     say = progress or (lambda done, total, note: None)
     say(0, 3, "sampling")

@@ -18,7 +18,7 @@ from aligngap.settings import Limits, MeasurementSpec
 from aligngap.types import Damaged, Prompt, Response
 
 if TYPE_CHECKING:
-    from aligngap.measure import Opponent
+    from aligngap.measurement import Opponent
     from aligngap.pipeline.context import Context, Job
 
 
@@ -94,7 +94,7 @@ class Measure(Step):
         return f"measure ({self.run_.source.arm.behavior})" if self.run_ else "measure (sft)"
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        from aligngap.measure import measure
+        from aligngap.measurement import measure
         from aligngap.storage.checksums import unseal, write_sealed
         from aligngap.storage.pairs import write_rows
         from aligngap.storage.tracking import measured
@@ -155,7 +155,7 @@ def opponents_of(
     ctx: Context, sampled: dict[str, Responses], labelled: Relabel, m: MeasurementSpec, prompts: Sequence[Prompt]
 ) -> list[Opponent]:
     """The opponents and their responses to the measured prompts, one each."""
-    from aligngap.measure import Opponent
+    from aligngap.measurement import Opponent
 
     against = [Opponent(name, responses.read(ctx)) for name, responses in sampled.items()]
     if "chosen" in m.opponents:

@@ -49,7 +49,7 @@ class Probe(Step):
     pairs: int = Field(ge=2)
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        from aligngap.measure import classify
+        from aligngap.measurement import classify
         from aligngap.storage.pairs import write_rows
         from aligngap.streams import Relabelled, Replay
 

@@ -28,7 +28,7 @@ from aligngap.types import Progress, silent
 if TYPE_CHECKING:
     from aligngap.report.analysis import Analysis
 
-__all__ = ["build_report", "headline", "people_say", "planned_power"]
+__all__ = ["answer", "build_report", "headline", "people_say", "planned_power"]
 
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
@@ -103,6 +103,13 @@ def people_say(out_dir: Path) -> list[str]:
     from aligngap.report.people import sentences
 
     return sentences(_analysis(Path(out_dir)))
+
+
+def answer(out_dir: Path) -> str:
+    """The first sentence of a folder's report: which arm is ahead at equal KL, and how sure that is."""
+    from aligngap.report import words
+
+    return words.answer(_analysis(Path(out_dir)))
 
 
 def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, detect: float | None = None) -> str:

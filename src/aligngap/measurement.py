@@ -55,11 +55,12 @@ def score(
         size = max(1, LOGITS_BUDGET // policy.model.config.vocab_size)
         columns: list[list[torch.Tensor]] = [[], [], [], []]
         for h, g, t in zip(hidden.split(size), hidden_other.split(size), batch.targets.split(size), strict=True):
-            p, q = policy.logits(h), other.logits(g)
-            columns[0].append(torch.log_softmax(p, -1).gather(-1, t[:, None])[:, 0])
-            columns[1].append(torch.log_softmax(q, -1).gather(-1, t[:, None])[:, 0])
-            columns[2].append(kl_from_logits(p, q))
-            columns[3].append(entropy_from_logits(p))
+            p, q = (torch.log_softmax(logits, -1) for logits in (policy.logits(h), other.logits(g)))
+            columns[0].append(p.gather(-1, t[:, None])[:, 0])
+            columns[1].append(q.gather(-1, t[:, None])[:, 0])
+            weights = p.exp()
+            columns[2].append(_kl(weights, p, q))
+            columns[3].append(-(weights * p).sum(-1))
         for out, column in zip((logp, other_logp, kl, entropy), columns, strict=True):
             out[list(part)] = batch.sum_rows(torch.cat(column).double()).cpu().numpy()
     return Scores(logp, other_logp, kl, entropy, np.array([len(r.ids) for r in responses]))
@@ -237,7 +238,12 @@ def classify(policy: Policy, pairs: Sequence[Pair], batch: int = 128) -> dict[st
 def kl_from_logits(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) [N] of categorical distributions with logits [N, V]; sum of p (log p - log q), never below 0."""
     p, q = torch.log_softmax(p_logits.float(), -1), torch.log_softmax(q_logits.float(), -1)
-    return (p.exp() * (p - q)).sum(-1).clamp_min(0.0)  # clamps rounding of order 1e-8 only
+    return _kl(p.exp(), p, q)
+
+
+def _kl(weights: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """Sum of p (log p - log q) [N] from probabilities and log-probabilities [N, V]."""
+    return (weights * (p - q)).sum(-1).clamp_min(0.0)  # clamps rounding of order 1e-8 only
 
 
 def entropy_from_logits(logits: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""`aligngap measure` and `aligngap pick` as a stranger runs them: from folders of checkpoints to a page, a choice."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import COMMAND, COMMAND_ENV, WORDS, tiny_policy
+
+from aligngap.cli import main
+from aligngap.storage.records import read_folder
+
+MEASURE = (
+    "measure", "--reference", "sft", "--policy", "online=runs/online-seed*", "--policy", "offline=runs/offline-seed*",
+    "--prompts", "prompts.txt", "--response-tokens", "8", "--count", "12", "--workers", "1", "--device", "cpu",
+)  # fmt: skip
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = COMMAND_ENV | {"ALIGNGAP_CACHE": str(folder / "cache")}
+    done = subprocess.run([COMMAND, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference, one run of each of two policies with two checkpoints, prompts, and a judge in a module."""
+    place = tmp_path_factory.mktemp("stranger")
+    reference = tiny_policy("llama", response_tokens=8)
+    reference.save(place / "sft")
+    for number, arm in enumerate(("online", "offline")):
+        generator = torch.Generator().manual_seed(number)
+        ways = [torch.randn(p.shape, generator=generator) for p in reference.model.parameters()]
+        for step, size in ((10, 0.03), (20, 0.06)):
+            policy = reference.copy("moved")
+            with torch.no_grad():
+                for weight, way in zip(policy.model.parameters(), ways, strict=True):
+                    weight.add_(size * way)
+            policy.save(place / f"runs/{arm}-seed0/checkpoint-{step}")
+    (place / "prompts.txt").write_text("\n".join(f"{a} {b}" for a, b in itertools.product(WORDS[:4], WORDS[8:12])))
+    (place / "my_rules.py").write_text(
+        "def prefer(prompts, a, b):\n    return [(len(x) - len(y) + 99) / 198 for x, y in zip(a, b)]\n"
+    )
+    return place
+
+
+def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path) -> None:
+    alone = command(folder, *MEASURE)
+    assert alone.returncode == 0, alone.stderr[-2000:]
+    assert "KL, nats" in alone.stdout
+    assert "with --judge adds win rates and a report" in alone.stdout
+    judged = command(folder, *MEASURE, "--judge", "my_rules:prefer")
+    assert judged.returncode == 0, judged.stderr[-2000:]
+    assert "measure online" not in judged.stderr  # nothing is sampled anew
+    assert "judge online seed=0@10" in judged.stderr
+    assert "report: out/measured/report.html" in judged.stdout
+    tables = read_folder(folder / "out" / "measured")
+    assert sorted(tables.records["run"].unique()) == ["offline seed=0", "online seed=0"]
+    assert tables.records["win_rate"].notna().all()
+    page = (folder / "out" / "measured" / "report.html").read_text(encoding="utf-8")
+    assert "online" in page
+    assert "offline" in page
+    planned = command(folder, *MEASURE, "--judge", "my_rules:prefer", "--plan")
+    assert planned.stdout.count("yes") == 4
+    chosen = command(folder, "pick", "out/measured", "--best", "--to", "deploy")
+    assert chosen.returncode == 0, chosen.stderr
+    assert "prompts that did not choose it" in chosen.stdout
+    assert (folder / "deploy" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--policy", "online=nothing-here*"], "names no folder"),
+        (["--judge", "pairwise"], "has to be trained on labels first"),
+        (["--judge", "my_rules:absent"], "`my_rules:absent` cannot be imported"),
+        (["--prompts", "gone.txt"], "no such file of prompts"),
+        (["--compare", "online", "ppo"], "no such policy"),
+        (["--kl", "2", "1"], "must be increasing KLs"),
+        (["--count", "1"], "--count: must be 2 or more"),
+    ],
+)
+def test_bad_words_are_one_line_before_any_compute(
+    folder: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ALIGNGAP_CACHE", str(folder / "cache"))
+    assert main([*MEASURE, *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("aligngap: ")
+    assert said in line

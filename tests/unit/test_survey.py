@@ -1,0 +1,335 @@
+"""A survey of other people's checkpoints: planned, resumed and collected; what is lost of it is nothing but time."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, tiny_policy
+
+from aligngap.execute.worker import make
+from aligngap.instrument.folders import find_checkpoints
+from aligngap.instrument.gauge import Gauge
+from aligngap.instrument.judging import parse_judge
+from aligngap.instrument.pick import export_pick, pick, sentences
+from aligngap.instrument.rows import OfRun, frames_of, write_frames
+from aligngap.instrument.survey import Setting, Survey, plan_survey
+from aligngap.instrument.tables import collect, matches, write_matches
+from aligngap.pipeline import checkpoints
+from aligngap.pipeline.checkpoints import AskJudge, PromptSet
+from aligngap.pipeline.context import Context
+from aligngap.storage.records import read_folder
+from aligngap.storage.store import Store
+from aligngap.types import AligngapError, RunFailed
+
+PROMPTS = "\n".join(f"{a} {b}" for a, b in itertools.product(WORDS[:6], WORDS[6:16]))
+
+
+@dataclass
+class Place:
+    """A folder with a reference, runs of two policies, prompts and a store."""
+
+    folder: Path
+    told: list[str] = field(default_factory=list)
+
+    def setting(self, **given: Any) -> Setting:
+        own = {"reference": str(self.folder / "sft"), "prompts": str(self.folder / "p.txt"), "response_tokens": 8}
+        return Setting(**{"count": 40, **own, **given})
+
+    def plan(self, *words: str, **given: Any) -> Survey:
+        self.told = []
+        wanted = words or ("online=runs/online-seed*", "offline=runs/offline-seed*")
+        found = find_checkpoints([[w.replace("=", f"={self.folder}/", 1)] for w in wanted], self.told.append)
+        return plan_survey("mine", self.setting(**given), found, self.told.append)
+
+    def context(self) -> Context:
+        return Context(Store(self.folder / "store"))
+
+    def make(self, survey: Survey, ctx: Context | None = None) -> int:
+        """Make what is not there; the number of steps made."""
+        context = ctx or self.context()
+        return sum(make(step, context) for step in survey.steps())
+
+
+def drifting(folder: Path, arms: dict[str, int], seeds: int, sizes: dict[int, float]) -> None:
+    """A reference and runs whose weights move away from it step by step."""
+    reference = tiny_policy("llama", response_tokens=8)
+    reference.save(folder / "sft")
+    for arm, start in arms.items():
+        for seed in range(seeds):
+            generator = torch.Generator().manual_seed(start + seed)
+            ways = [torch.randn(p.shape, generator=generator) for p in reference.model.parameters()]
+            for step, size in sizes.items():
+                policy = reference.copy("moved")
+                with torch.no_grad():
+                    for weight, way in zip(policy.model.parameters(), ways, strict=True):
+                        weight.add_(size * way)
+                policy.save(folder / f"runs/{arm}-seed{seed}/checkpoint-{step}")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setenv("ALIGNGAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("aligngap.instrument.survey.SETTLED_SECONDS", 0.0)
+    drifting(tmp_path, {"online": 10, "offline": 20}, 2, {10: 0.05, 20: 0.1})
+    (tmp_path / "p.txt").write_text(PROMPTS)
+    return Place(tmp_path)
+
+
+JUDGE = """
+def prefer(prompts, a, b):
+    return [(len(x.split()) - len(y.split()) + 8) / 16 for x, y in zip(a, b)]
+"""
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Writes a module of a function that judges, and gives its name for `--judge`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(text: str, name: str) -> str:
+        (tmp_path / f"{name}.py").write_text(text)
+        return f"{name}:prefer"
+
+    return write  # type: ignore[return-value]
+
+
+def test_a_survey_measures_what_a_gauge_measures(place: Place, judge: Any) -> None:
+    spec = parse_judge(judge(JUDGE, "longer_one"))
+    survey, ctx = place.plan(judges=(spec,)), place.context()
+    assert place.make(survey, ctx) == 2 + 8 + 8
+    out = place.folder / "out"
+    assert collect(survey, ctx, out, "aligngap measure", ["online", "offline"], [1.0, 2.0]) == 8
+    tables = read_folder(out)
+    assert sorted(tables.records["step"].unique()) == [0, 10, 20]
+    assert len(tables.records) == 4 * 3
+    gauge = Gauge(place.folder / "sft", place.folder / "p.txt", [spec], response_tokens=8, count=40)
+    for run, step in (("online seed=0", 10), ("offline seed=1", 20)):
+        row = tables.records[(tables.records["run"] == run) & (tables.records["step"] == step)].iloc[0]
+        arm, seed = run.split(" seed=")
+        measured = gauge.measure(place.folder / f"runs/{arm}-seed{seed}/checkpoint-{step}").rows[0]
+        for name in ("kl_nats", "forward_kl_nats", "win_rate", "length_tokens", "entropy_nats", "unended"):
+            assert row[name] == pytest.approx(measured[name], abs=1e-9), name
+    zero = tables.records[tables.records["step"] == 0]
+    assert (zero["kl_nats"] == 0).all()
+    assert (zero["win_rate"] == 0.5).all()
+
+
+def test_the_same_weights_elsewhere_are_measured_once(place: Place) -> None:
+    survey, ctx = place.plan(), place.context()
+    place.make(survey, ctx)
+    shutil.copytree(place.folder / "runs" / "online-seed0" / "checkpoint-10", place.folder / "moved" / "checkpoint-99")
+    again = place.plan("other=moved")
+    assert place.make(again, ctx) == 0
+    assert place.make(place.plan("other=moved", response_tokens=7), ctx) == 3
+    assert place.make(place.plan("other=moved", seed=1), ctx) == 3
+
+
+def test_a_hundred_checkpoints_resume_without_one_done_twice(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = place.folder / "runs" / "online-seed0" / "checkpoint-10"
+    for step in range(1, 101):
+        folder = place.folder / "many" / f"checkpoint-{step}"
+        shutil.copytree(source, folder)
+        file = folder / "model.safetensors"
+        body = bytearray(file.read_bytes())
+        body[-1] = body[-1] & 0x80 | 0x3C  # each differs from the others in its last weight, and in little else
+        body[-3] = step
+        file.write_bytes(body)
+    survey = place.plan("many=many", count=4, response_tokens=2, forward=0)
+    assert len(survey.readings) == 100
+    read, ask_to_stop = [], 40
+    own = checkpoints.read_policy
+
+    def counted(policy: Any, *given: Any, **more: Any) -> Any:
+        if len(read) == ask_to_stop:
+            raise KeyboardInterrupt
+        read.append(policy.key)
+        return own(policy, *given, **more)
+
+    monkeypatch.setattr(checkpoints, "read_policy", counted)
+    with pytest.raises(KeyboardInterrupt):
+        place.make(survey)
+    ask_to_stop = -1
+    assert place.make(place.plan("many=many", count=4, response_tokens=2, forward=0)) == 101 - 40
+    assert len(read) == len(set(read)) == 101
+    assert place.make(place.plan("many=many", count=4, response_tokens=2, forward=0)) == 0
+
+
+def test_a_judge_that_fails_half_way_loses_nothing(place: Place, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "calls, most = [], [2]\n"
+        "def prefer(prompts, a, b):\n"
+        "    if len(calls) == most[0]:\n"
+        "        raise OSError('the line is dead')\n"
+        "    calls.append(len(prompts))\n"
+        "    return [0.75] * len(prompts)\n"
+    )
+    spec = parse_judge(judge(text, "breaks_once"))
+    import breaks_once  # type: ignore[import-not-found]
+
+    survey, ctx = place.plan("online=runs/online-seed0/checkpoint-10", judges=(spec,)), place.context()
+    *before, verdict = survey.steps()
+    for step in before:
+        make(step, ctx)
+    assert isinstance(verdict, AskJudge)
+    with pytest.raises(RunFailed, match=r"the line is dead; its earlier answers are kept, repeat the command"):
+        make(verdict, ctx)
+    assert breaks_once.calls == [32, 32]  # 40 prompts, in both orders: the first 32 are answered
+    collect(survey, ctx, place.folder / "out", "", ["online"], [1.0])
+    rows = read_folder(place.folder / "out").records
+    assert rows[rows["step"] == 10]["kl_nats"].notna().all()
+    assert rows[rows["step"] == 10]["win_rate"].isna().all()
+    breaks_once.most[0] = 100
+    make(verdict, ctx)
+    assert breaks_once.calls == [32, 32, 8, 8]
+    np.testing.assert_array_equal(verdict.wins(ctx), np.full(40, 0.5))
+
+
+def test_a_checkpoint_that_is_being_written_is_passed_over_and_taken_in_later(place: Place) -> None:
+    file = place.folder / "runs" / "online-seed0" / "checkpoint-20" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    survey = place.plan()
+    assert len(survey.readings) == 7
+    assert "is shorter than it says" in place.told[0]
+    assert "passed over, repeat the command when it is there" in place.told[0]
+    ctx = place.context()
+    place.make(survey, ctx)
+    file.write_bytes(whole)
+    later = place.plan()
+    assert place.told == []
+    assert place.make(later, ctx) == 1
+    last = next(weights for c, weights in later.readings.items() if (c.arm, c.seed, c.step) == ("online", 0, 20))
+    file.write_bytes(whole[:-1] + b"\x00")
+    assert last.policy is not None
+    with pytest.raises(RunFailed, match="its files have changed since the command began"):
+        last.policy.check()
+
+
+def test_what_cannot_be_surveyed_is_one_line(place: Place) -> None:
+    with pytest.raises(AligngapError, match=r"--reference .*gone: no such folder here, and no name of the hub"):
+        place.plan(reference=str(place.folder / "gone"))
+    tiny_policy("llama", words=WORDS[:5]).save(place.folder / "other")
+    with pytest.raises(AligngapError, match=r"its tokenizer is not that of the reference .*so that no KL is defined"):
+        place.plan("other=other")
+    with pytest.raises(AligngapError, match="reads at most 64 tokens, and --prompt-tokens 60 with --response-tokens 8"):
+        place.plan(prompt_tokens=60)
+    with pytest.raises(AligngapError, match="but its tokenizer has no chat template"):
+        place.plan(chat=True)
+    shutil.rmtree(place.folder / "runs" / "online-seed0" / "checkpoint-10")
+    (place.folder / "runs" / "online-seed0" / "checkpoint-20" / "model.safetensors").unlink()
+    with pytest.raises(AligngapError, match="no checkpoint is whole yet"):
+        place.plan("online=runs/online-seed0/checkpoint-20")
+    (place.folder / "p.txt").write_text(" ".join(WORDS * 8) + "\nriver lamp\n")
+    ctx, survey = place.context(), place.plan("offline=runs/offline-seed0")
+    with pytest.raises(AligngapError, match=r"1 usable prompts after dropping 1 over 56 tokens.*--prompt-tokens"):
+        make(next(s for s in survey.steps() if isinstance(s, PromptSet)), ctx)
+
+
+def test_checkpoints_are_compared_with_each_other_at_equal_kl(place: Place, judge: Any) -> None:
+    spec = parse_judge(judge(JUDGE, "longer_two"))
+    survey, ctx = place.plan(judges=(spec,)), place.context()
+    place.make(survey, ctx)
+    kls = {c: float(s.read(ctx).kl.mean()) for c, s in survey.readings.items()}
+    middle = float(np.median(list(kls.values())))
+    found = matches(survey, ctx, [middle, 1000.0])
+    assert found
+    for m in found:
+        assert m.left.arm == "online"
+        assert m.right.arm == "offline"
+        assert m.left.seed == m.right.seed == m.seed
+        assert max(abs(np.log(kl / m.kl)) for kl in m.kls) <= np.log(1.35)
+        make(m.step, ctx)
+    (line,) = write_matches(found, ctx, place.folder)
+    assert "online" in line
+    assert "wins against offline" in line
+    table = (place.folder / "matched.csv").read_text().splitlines()
+    assert len(table) == 1 + len(found)
+
+
+# ----------------------------------------------------------------------------------------------------------- picking
+
+
+def write_planted(
+    out: Path, rates: dict[str, Sequence[tuple[int, float, float]]], paired: bool = True, prompts: int = 400
+) -> None:
+    """Tables of checkpoints (step, KL, win probability) whose wins are drawn from a seed.
+
+    Where they are `paired`, every checkpoint wins the easier prompts.
+    """
+    from aligngap.measurement import Measured
+    from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS
+
+    rng = np.random.default_rng(0)
+    hard = rng.permutation((np.arange(prompts) + 0.5) / prompts)
+    found = []
+    for arm, of in rates.items():
+        for step, kl, rate in of:
+            own = hard + 0.05 * rng.standard_normal(prompts) if paired else rng.random(prompts)
+            won = (own < rate).astype(float)
+            row = dict.fromkeys(RECORD_COLUMNS, 0.0) | {"opponent": "sft", "kl_nats": kl, "kl_nats_se": 0.05}
+            row |= {"win_rate": won.mean(), "prompts": prompts, "ties": 0, "accuracy_pairs": 0}
+            each = [
+                dict.fromkeys(PER_PROMPT_COLUMNS, 0.0)
+                | {"opponent": "sft", "prompt_id": f"p{i}", "win": w, "length_tokens": 1, "opponent_length_tokens": 1}
+                for i, w in enumerate(won)
+            ]
+            found.append((OfRun("mine", arm, 0, step), Measured([row], each, [])))
+    write_frames(out, frames_of(found))
+
+
+def test_the_pick_is_the_best_within_the_budget_scored_on_the_other_half(tmp_path: Path) -> None:
+    write_planted(tmp_path, {"online": [(10, 1.0, 0.6), (20, 1.9, 0.7), (30, 4.0, 0.9)], "offline": [(10, 1.5, 0.5)]})
+    found = pick(tmp_path, 2.0)
+    assert found.chosen.name == "online seed=0@20"
+    assert found.candidates == 3
+    assert found.beyond == 1
+    assert found.choosing + found.chosen.win.n == 400
+    assert 150 < found.choosing < 250
+    assert found.interval[0] < 0.7 < found.interval[1]
+    assert found.alike == ()
+    assert pick(tmp_path).chosen.name == "online seed=0@30"
+    assert pick(tmp_path, 2.0, "offline").chosen.name == "offline seed=0@10"
+    assert "doubt: it is not shown to beat the reference" in "\n".join(sentences(pick(tmp_path, 2.0, "offline")))
+    with pytest.raises(AligngapError, match=r"nearest is online seed=0@10 at 1: raise --kl"):
+        pick(tmp_path, 0.5)
+    with pytest.raises(AligngapError, match="no policy `dpo`; it has: online, offline"):
+        pick(tmp_path, 2.0, "dpo")
+
+
+def test_a_pick_among_equals_is_not_flattered(tmp_path: Path) -> None:
+    write_planted(tmp_path, {"dpo": [(step, 1.0, 0.5) for step in range(1, 41)]}, paired=False)
+    found = pick(tmp_path, 2.0)
+    best = float(read_folder(tmp_path).records["win_rate"].max())
+    assert best > 0.53
+    assert found.interval[0] < 0.5 < found.interval[1]
+    assert found.chosen.win.value < best
+    assert len(found.alike) >= 37
+
+
+def test_a_pick_is_written_as_a_folder_that_stands_alone(place: Place, judge: Any) -> None:
+    spec = parse_judge(judge(JUDGE, "longer_three"))
+    survey, ctx, out = place.plan(judges=(spec,)), place.context(), place.folder / "out"
+    place.make(survey, ctx)
+    collect(survey, ctx, out, "aligngap measure", ["online", "offline"], [1.0])
+    found = pick(out)
+    (place.folder / "runs" / "online-seed0" / "checkpoint-20" / "optimizer.pt").write_bytes(b"large")
+    to = export_pick(out, found, place.folder / "deploy", None)
+    names = {f.name for f in to.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    assert "optimizer.pt" not in names
+    assert found.chosen.name in (to / "README.md").read_text()
+    gauge = Gauge(place.folder / "sft", place.folder / "p.txt", response_tokens=8, count=40)
+    assert gauge.kl(to).reverse.value == pytest.approx(found.chosen.kl.value, abs=1e-9)
+    arm, seed = found.chosen.run.split(" seed=")
+    weights = place.folder / f"runs/{arm}-seed{seed}/checkpoint-{found.chosen.step}/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x11")
+    with pytest.raises(AligngapError, match=r"has changed since .* was measured; measure it again"):
+        export_pick(out, found, place.folder / "again", None)
