@@ -10,7 +10,7 @@ import pytest
 from conftest import TableJudge, prompt
 
 from aligngap.exact.worlds import capacity
-from aligngap.measure import Opponent, ReferenceSet, log_ratios_of, measure
+from aligngap.measurement import Opponent, ReferenceSet, log_ratios_of, measure
 from aligngap.models.policy import Policy
 from aligngap.stats.ceiling import ceiling, efficiency
 from aligngap.stats.first_order import first_order

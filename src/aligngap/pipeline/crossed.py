@@ -40,7 +40,7 @@ class CrossJudge(Step):
         }  # fmt: skip
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        from aligngap.measure import wins
+        from aligngap.measurement import wins
         from aligngap.storage.pairs import write_rows
         from aligngap.types import Estimate
 

@@ -13,7 +13,7 @@ from aligngap.seeding import derive
 from aligngap.settings import Limits, MeasurementSpec
 
 if TYPE_CHECKING:
-    from aligngap.measure import ReferenceSet
+    from aligngap.measurement import ReferenceSet
     from aligngap.pipeline.context import Context, Job
 
 #: comparisons handed to a judge at once: bounds memory, changes no answer beyond a judge's own batching
@@ -79,7 +79,7 @@ class ReferenceSamples(Step):
         """The samples with their win rates, read once a process; the first `ratios` of each prompt's as token ids."""
         import numpy as np
 
-        from aligngap.measure import ReferenceSet
+        from aligngap.measurement import ReferenceSet
         from aligngap.stats.quantities import ReferenceWins
         from aligngap.storage.pairs import read_rows
 
