@@ -47,7 +47,7 @@ class SandboxOracle:
     """
 
     def __init__(self, task: TrueTask, seed: int) -> None:
-        self._world = task.world(seed)
+        self.world = task.world(seed)
         self._key = f"oracle-{task.fingerprint()}-{seed}"
 
     @property
@@ -56,12 +56,12 @@ class SandboxOracle:
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
         """p(a beats b) [B], from the text of the responses and whether they ended."""
-        p = self._world.preference(_texts(prompts), _texts(a), _texts(b), _ended(a), _ended(b))
+        p = self.world.preference(_texts(prompts), _texts(a), _texts(b), _ended(a), _ended(b))
         return Judgement(forward=p, backward=1 - p)
 
     def reward(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> NDArray[np.float64]:
         """True reward [B]."""
-        return self._world.reward(_texts(prompts), _texts(responses), _ended(responses))
+        return self.world.reward(_texts(prompts), _texts(responses), _ended(responses))
 
 
 def _texts(items: Sequence[Prompt] | Sequence[Response]) -> list[str]:

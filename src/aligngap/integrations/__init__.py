@@ -1,0 +1,1 @@
+"""Where people already work: callbacks for other trainers."""
