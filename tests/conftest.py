@@ -16,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -203,3 +204,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     finish(run_command(folder, workers=2), folder)
     return folder
+
+
+def holder_of(work: Path) -> psutil.Process | None:
+    """The process that has a step's work folder locked, by the lock that it holds open."""
+    lock = work.parent / f"{work.name}.lock"
+    for process in psutil.process_iter(["name"]):
+        try:
+            if any(f.path == str(lock) for f in process.open_files()):
+                return process
+        except psutil.Error:
+            continue
+    return None

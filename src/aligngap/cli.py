@@ -87,12 +87,18 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--threads", type=positive, default=1, help="threads per worker on a CPU (default: 1)")
         sub.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
         sub.add_argument(
-            "--executor", choices=["local", "ray"], default="local",
-            help="where steps run: processes of this machine, or tasks on a running Ray cluster (default: local)",
+            "--executor", choices=["local", "ray", "slurm"], default="local",
+            help="where steps run: processes of this machine, tasks on a running Ray cluster, or Slurm jobs "
+            "(default: local)",
+        )  # fmt: skip
+        sub.add_argument(
+            "--slurm", action="append", default=[], metavar="KEY=VALUE",
+            help="with --executor slurm, a parameter of each job, for instance partition=gpu; may be repeated",
         )  # fmt: skip
         sub.add_argument(
             "--gpus", type=float, metavar="SHARE",
-            help="with --executor ray, a step's share of a GPU, for instance 0.25 (default: 1 if the cluster has any)",
+            help="with --executor ray, a step's share of a GPU, for instance 0.25 (default: 1 if the cluster has any); "
+            "with slurm, how many GPUs (default: 0)",
         )  # fmt: skip
         sub.add_argument(
             "--processes", type=int, metavar="N",
@@ -340,10 +346,14 @@ def carry_out(
     store.prepare()
     check_writable(out)
     damaged: set[str] = set()
+
+    def write() -> int:
+        return collect(made, store, out, shlex.join(["aligngap", *words]))
+
     while True:
-        outcome = watch(executor, made)
+        outcome = watch(executor, made, write)
         try:
-            count = collect(made, store, out, shlex.join(["aligngap", *words]))
+            count = write()
             break
         except Damaged as error:
             if not error.name or error.name in damaged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,55 +11,21 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from conftest import COMMAND_ENV, run_command
+from conftest import COMMAND_ENV, holder_of
+from ray_cluster import Head, ray_command
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
-PORT = 6_397  # below those that Ray gives to workers
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a command that finds a cluster of two cores, started as `ray start --head` does."""
-    command = Path(sys.executable).with_name("ray")
-    words = [
-        str(command), "start", "--head", "--block", f"--port={PORT}", "--num-cpus=2",
-        "--num-gpus=0", "--include-dashboard=false", "--disable-usage-stats", "--object-store-memory=80000000",
-    ]  # fmt: skip
-    log = tmp_path_factory.mktemp("ray") / "head.log"
-    with log.open("w") as out, subprocess.Popen(words, stdout=out, stderr=out, start_new_session=True) as head:
-        env = {**COMMAND_ENV, "RAY_ADDRESS": f"127.0.0.1:{PORT}"}
-        try:
-            limit = time.monotonic() + 300
-            while "Ray runtime started" not in log.read_text():
-                assert head.poll() is None, log.read_text()[-2000:]
-                assert time.monotonic() < limit, log.read_text()[-2000:]
-                time.sleep(0.2)
-            yield env
-        finally:
-            if head.poll() is None:
-                children = psutil.Process(head.pid).children(recursive=True)
-                head.terminate()
-                for process in psutil.wait_procs(children, timeout=20)[1]:
-                    process.kill()
-
-
-def ray_command(folder: Path, *more: str, save_seconds: float = 30.0) -> list[str]:
-    words = run_command(folder, workers=2, save_seconds=save_seconds)
-    place = words.index("--device")
-    return [*words[:place], *words[place + 2 :], "--executor", "ray", *more]
-
-
-def worker_of(marker: Path) -> psutil.Process | None:
-    """The Ray worker that has this file's folder locked, by the lock it holds open."""
-    lock = marker.parent.parent / f"{marker.parent.name}.lock"
-    for process in psutil.process_iter(["name"]):
-        try:
-            if any(f.path == str(lock) for f in process.open_files()):
-                return process
-        except psutil.Error:
-            continue
-    return None
+    """The environment of a command that finds a cluster of two cores."""
+    head = Head(tmp_path_factory.mktemp("ray"))
+    try:
+        yield head.env
+    finally:
+        head.stop()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +42,7 @@ def killed(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) ->
                 assert command.poll() is None, command.communicate()[1][-3000:]
                 assert time.monotonic() < limit
                 found = next(iter((folder / "store" / "partial").glob(stage)), None)
-                worker = worker_of(found) if found else None
+                worker = holder_of(found.parent) if found else None
                 if worker is not None:
                     worker.send_signal(signal.SIGKILL)
                     kills.append(worker.pid)

@@ -45,7 +45,7 @@ def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
     from aligngap.storage.tracking import Tracking, check_trackers
 
     names = check_trackers(args.track)
-    if names and args.executor == "ray":
+    if names and args.executor != "local":
         raise AligngapError("--track belongs to --executor local; leave one of them out")
     return Tracking(names, out.resolve() / "tracking", made.study.name, labels(made))
 
@@ -69,7 +69,10 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     engine = next((s.rollouts.engine for s in made.steps() if isinstance(s, Align) and s.engine_writes), None)
     if engine is not None:
         raise AligngapError(f"recipe.rollouts.engine: {engine} writes for one process; leave it or --processes out")
-    for given, what in ((args.executor == "ray", "--executor ray"), (args.workers is not None, "--workers")):
+    for given, what in (
+        (args.executor != "local", f"--executor {args.executor}"),
+        (args.workers is not None, "--workers"),
+    ):
         if given:
             raise AligngapError(f"{what} spreads a study's steps and --processes one model; leave one of them out")
     from aligngap.parallel.distributed import check_parallel
@@ -80,18 +83,28 @@ def pick_processes(args: argparse.Namespace, made: Plan) -> int:
 
 
 def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) -> Executor:
-    """Local processes or a Ray cluster, refused before any work where it cannot be had."""
-    if args.executor == "ray":
-        from aligngap.execute.ray import Ray
-
+    """Local processes, a Ray cluster or a Slurm cluster, refused before any work where it cannot be had."""
+    if args.slurm and args.executor != "slurm":
+        raise AligngapError("--slurm belongs to --executor slurm; add it")
+    if args.executor != "local":
         if args.device != "auto":
-            raise AligngapError("--device belongs to --executor local; with ray, --gpus says what a step gets")
-        return Ray(store, gpus=args.gpus, workers=args.workers, threads=args.threads, save_seconds=args.save_seconds)
+            what = f"with {args.executor}, --gpus says what a step gets"
+            raise AligngapError(f"--device belongs to --executor local; {what}")
+        how = {"gpus": args.gpus, "workers": args.workers, "threads": args.threads, "save_seconds": args.save_seconds}
+        if args.executor == "ray":
+            from aligngap.execute.ray import Ray
+
+            return Ray(store, **how)
+        from aligngap.execute.slurm import Slurm
+
+        return Slurm(store, options=args.slurm, **how)
     from aligngap.execute.local import Local
     from aligngap.execute.together import Together, in_world
 
     if args.gpus is not None:
-        raise AligngapError("--gpus belongs to --executor ray; with local processes, --device names the device")
+        raise AligngapError(
+            "--gpus belongs to --executor ray or slurm; with local processes, --device names the device"
+        )
     device = pick_device(args.device)
     if in_world():
         return Together(

@@ -25,6 +25,7 @@ from typing import Any
 from aligngap.execute.agenda import Agenda, Answer, Event, position, this_machine
 from aligngap.execute.worker import OUT_OF_MEMORY, WorkerSettings, leave_with, open_worker, work
 from aligngap.pipeline.base import Step
+from aligngap.pipeline.measure import Measure
 from aligngap.storage.store import Store
 from aligngap.storage.tracking import Tracking
 
@@ -217,8 +218,19 @@ class Local:
 
 
 def importance(steps: Sequence[Step]) -> dict[str, float]:
-    """Work on the longest chain that starts at each step: what much depends on goes first."""
+    """Work on the longest chain that starts at each step: what much depends on goes first.
+
+    Before all else goes the first run of each arm with its measurement, that of the SFT policy, and what they need: a
+    study shows a point of every arm as soon as it can, and not after the last run.
+    """
     rank: dict[str, float] = {s.name: s.units() for s in steps}
+    everything, shown = sum(rank.values()), set[str]()
+    for step in steps:
+        if isinstance(step, Measure):
+            arm = step.run_.source.arm.model_dump_json() if step.run_ is not None else "sft"
+            if arm not in shown:
+                shown.add(arm)
+                rank[step.name] += everything
     for step in reversed(steps):  # needs come before what needs them
         for need in step.inputs.values():
             if need.name in rank:

@@ -43,7 +43,7 @@ class Duration:
     def variance(self, guessed: float) -> float:
         """How far the pace of a step of another size may lie from this one's, squared."""
         apart = math.log(max(guessed, 1e-3) / max(self.guessed, 1e-3))
-        short = OVERHEAD_SECONDS / max(self.seconds, 1e-3)
+        short = OVERHEAD_SECONDS / max(min(self.seconds, self.guessed), 1e-3)
         return STEPS**2 + (SIZES * apart) ** 2 + short**2
 
 

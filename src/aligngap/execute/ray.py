@@ -13,13 +13,13 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from aligngap import __version__
-from aligngap.execute.agenda import Agenda, Answer, Event, Machine, position
-from aligngap.execute.local import importance
+from aligngap.execute.agenda import Answer, Event, Machine
+from aligngap.execute.cluster import Cluster
 from aligngap.execute.worker import WorkerSettings, work
 from aligngap.pipeline.base import Step
 from aligngap.storage.files import write_text
@@ -64,7 +64,7 @@ def _look(root: str, folder: str, token: str, version: str) -> tuple[str, str]:
     return host, ""
 
 
-class Ray:
+class Ray(Cluster[Any]):
     """The cluster's workers. `gpus` is a step's share of a GPU (1/4: four small runs on each), 0 runs on CPUs, and None
     takes a whole one where the cluster has any.
 
@@ -78,7 +78,7 @@ class Ray:
     ) -> None:  # fmt: skip
         if gpus is not None and not 0 <= gpus < math.inf:
             raise AligngapError(f"--gpus {gpus:g}: must be 0 or more")
-        self.store = Store(store.root.resolve())
+        super().__init__(store)
         self.ray = connect()
         self.gpus = float(self.ray.cluster_resources().get("GPU", 0.0) > 0) if gpus is None else gpus
         self.workers, self.threads, self.save_seconds = workers, threads, save_seconds
@@ -117,50 +117,26 @@ class Ray:
             if wrong:
                 raise AligngapError(f"--executor ray: node {host} {wrong}")
 
-    def run(
-        self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[tuple[Event, Step, str]]:
-        """Work through the steps as tasks until done or `stopped`; yields (event, step, message)."""
-        todo = []
-        for step in steps:
-            if self.store.has(step.name):
-                yield Event.FOUND, step, ""
-            else:
-                todo.append(step)
-        if not todo:
-            return
+    def open(self) -> None:
+        """Ask every node whether it can work on the store, and describe the task that a step becomes."""
         self.check_nodes()
-        agenda = Agenda(todo, importance(todo))
         device = "cuda" if self.gpus > 0 else "cpu"
-        task = self.ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES)(work)
-        settings = WorkerSettings(str(self.store.root), os.getcwd(), device, self.threads, self.save_seconds)
-        running: dict[Any, Step] = {}
-        queue: list[Step] = []
-        try:
-            while agenda.waiting or queue or running:
-                if stopped():
-                    raise KeyboardInterrupt
-                for step, why in agenda.lost():
-                    yield Event.LOST, step, why
-                queue += agenda.ready()
-                while queue and len(running) < self.slots():
-                    step = queue.pop(0)
-                    running[task.remote(settings, step.model_dump_json())] = step
-                    yield Event.START, step, ""
-                if not running:
-                    continue
-                finished, _ = self.ray.wait(list(running), timeout=0.5)
-                for reference in finished:
-                    step = running.pop(reference)
-                    event, message = self._answer(reference)
-                    agenda.end(step, event, message)
-                    yield event, step, message
-                if not finished:
-                    yield Event.TICK, next(iter(running.values())), ""
-        except BaseException:
-            for reference in running:
-                self.ray.cancel(reference, force=True)
-            raise
+        self.settings = WorkerSettings(str(self.store.root), os.getcwd(), device, self.threads, self.save_seconds)
+        self.task = self.ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES)(work)
+
+    def submit(self, step: Step) -> Any:
+        """The task of a step, queued on the cluster."""
+        return self.task.remote(self.settings, step.model_dump_json())
+
+    def wait(self, tasks: Sequence[Any], seconds: float) -> Sequence[Any]:
+        """Those of the tasks that have ended, after so many seconds at most."""
+        finished: Sequence[Any] = self.ray.wait(list(tasks), timeout=seconds)[0]
+        return finished
+
+    def cancel(self, tasks: Sequence[Any]) -> None:
+        """End tasks where they are; what they have saved stays."""
+        for reference in tasks:
+            self.ray.cancel(reference, force=True)
 
     def slots(self) -> int:
         """Steps that the cluster as it stands can run at once; at least one, so that one waits for a node to come."""
@@ -170,14 +146,11 @@ class Ray:
         room = have.get("CPU", 0.0) / self.threads
         return max(1, int(min(room, have.get("GPU", 0.0) / self.gpus) if self.gpus else room))
 
-    def _answer(self, reference: Any) -> Answer:
+    def answer(self, step: Step, task: Any) -> Answer | None:
+        """What became of a step whose task has ended; Ray itself starts anew what has died."""
         try:
-            event, message = self.ray.get(reference)
+            event, message = self.ray.get(task)
             return Event(event), str(message)
         except self.ray.exceptions.RayError as error:
-            what = f"its worker died {RETRIES + 1} times ({type(error).__name__})"
+            what = f"its worker died {RETRIES + 1} times, or its node or the cluster has ({type(error).__name__})"
             return Event.FAILED, f"{what}; the same command goes on from where it was"
-
-    def position(self, step: Step) -> tuple[float, str]:
-        """(fraction done, note) of a running step, from the shared store."""
-        return position(self.store, step)
