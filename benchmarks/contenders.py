@@ -43,6 +43,7 @@ T5 = ModelSpec(
 BATCH, PROMPT, RESPONSE = 32, 64, 32
 T5_BATCH, T5_PROMPT, T5_RESPONSE = 8, 512, 64
 BETA, RATE, BATCHES = 0.1, 1e-5, 64
+DEVICE = "cpu"  # `gpu.py` sets this, and larger models, batches and texts
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -73,9 +74,10 @@ def make_pairs(count: int, prompt_tokens: int, response_tokens: int) -> list[Pai
     return pairs
 
 
-def make_policy(spec: ModelSpec = LLAMA, response_tokens: int = RESPONSE) -> Policy:
-    tokenizer = word_tokenizer()
-    return Policy(build_model(spec, tokenizer, 0), tokenizer, response_tokens=response_tokens, key="benchmark")
+def make_policy(spec: ModelSpec | None = None, response_tokens: int | None = None) -> Policy:
+    tokenizer, spec = word_tokenizer(), spec or LLAMA
+    model = build_model(spec, tokenizer, 0).to(DEVICE)
+    return Policy(model, tokenizer, response_tokens=response_tokens or RESPONSE, key="benchmark", spec=spec)
 
 
 class FreeJudge:
@@ -191,10 +193,11 @@ def aligngap_preference_model(meter: Meter) -> None:
 
 
 def trl_settings(folder: str, caching: bool) -> dict[str, Any]:
-    """What both trainers are told: equal work, in float32, and nothing written or logged."""
+    """What both trainers are told: equal work, products in the model's precision, and nothing written or logged."""
     settings: dict[str, Any] = {
         "output_dir": folder, "per_device_train_batch_size": BATCH, "max_steps": 1_000_000, "learning_rate": RATE,
-        "lr_scheduler_type": "constant", "beta": BETA, "bf16": False, "use_cpu": True, "save_strategy": "no",
+        "lr_scheduler_type": "constant", "beta": BETA, "bf16": LLAMA.dtype == "bfloat16", "use_cpu": DEVICE == "cpu",
+        "save_strategy": "no",
         "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "weight_decay": 0.0, "max_grad_norm": 1.0,
     }  # fmt: skip
     return settings | ({"gradient_checkpointing": False} if caching else {})

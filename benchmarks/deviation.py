@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +25,21 @@ AT = ["run", "step", "opponent"]
 VALUES = {"kl_nats": "kl_nats_se", "win_rate": "win_rate_se"}
 
 
-def records(folder: Path, device: str) -> pd.DataFrame:
+def records(folder: Path, device: str, sets: Sequence[str] = SHORT) -> pd.DataFrame:
+    """The records of a short opening study on a device, made in `folder` from an empty store."""
     out = folder / "out" / "deviation"
-    command("run", "opening", *settings(SHORT), "--device", device, "--out", str(out))
+    command("run", "opening", *settings(sets), "--device", device, "--out", str(out))
     return pd.read_parquet(out / "records.parquet").set_index(AT)
+
+
+def print_apart(device: str, first: pd.DataFrame, again: pd.DataFrame, cpu: pd.DataFrame) -> None:
+    """The largest differences per arm, as a table: of a device's records from its own, and from the CPU's."""
+    print(f"| arm | value | {device}, twice | {device} against cpu | largest standard error |")
+    print("| --- | --- | --- | --- | --- |")
+    for arm, rows in first.groupby("arm", sort=False):
+        for value, error in VALUES.items():
+            apart = [(rows[value] - other.loc[rows.index, value]).abs().max() for other in (again, cpu)]
+            print(f"| {arm} | {value} | {apart[0]:.2g} | {apart[1]:.2g} | {rows[error].max():.2g} |")
 
 
 def main() -> None:
@@ -35,14 +47,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="what is held against the CPU")
     device = parser.parse_args().device
     with tempfile.TemporaryDirectory() as folder:
-        runs = [records(Path(folder) / str(n), name) for n, name in enumerate((device, device, "cpu"))]
-    first, again, cpu = runs
-    print(f"| arm | value | {device}, twice | {device} against cpu | largest standard error |")
-    print("| --- | --- | --- | --- | --- |")
-    for arm, rows in first.groupby("arm", sort=False):
-        for value, error in VALUES.items():
-            apart = [(rows[value] - other.loc[rows.index, value]).abs().max() for other in (again, cpu)]
-            print(f"| {arm} | {value} | {apart[0]:.2g} | {apart[1]:.2g} | {rows[error].max():.2g} |")
+        first, again, cpu = (records(Path(folder) / str(n), name) for n, name in enumerate((device, device, "cpu")))
+    print_apart(device, first, again, cpu)
 
 
 if __name__ == "__main__":

@@ -64,10 +64,11 @@ BOTH = ("t5", "llama")  # one encoder-decoder and one decoder-only
 #: files whose tests train models, start processes, or repeat a study's statistics: `make test-quick` leaves them out
 SLOW = {
     "test_attention", "test_boundary", "test_decision", "test_decoding", "test_exact", "test_families",
-    "test_family_tokens", "test_fit", "test_gauge", "test_hypotheses", "test_lora", "test_null_studies",
-    "test_planted_worlds", "test_policy", "test_precision", "test_preference_model", "test_pretrained", "test_report",
-    "test_reward_models", "test_robust", "test_stats_budgets", "test_stats_compare", "test_stats_frontier",
-    "test_stats_reach", "test_survey", "test_t5x", "test_trl", "test_turns", "test_walls", "test_world",
+    "test_family_tokens", "test_fit", "test_gauge", "test_gpu_script", "test_hypotheses", "test_lora",
+    "test_null_studies", "test_planted_worlds", "test_policy", "test_precision", "test_preference_model",
+    "test_pretrained", "test_report", "test_reward_models", "test_robust", "test_stats_budgets", "test_stats_compare",
+    "test_stats_frontier", "test_stats_reach", "test_survey", "test_t5x", "test_trl", "test_turns", "test_walls",
+    "test_world",
 }  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--track", action="append", default=[], metavar="TRACKER",
-            help="tell tensorboard, wandb or trackio the numbers as they come; may be repeated (default: none)",
+            help="tell trackio, tensorboard or wandb the numbers as they come; may be repeated (default: none)",
         )  # fmt: skip
 
     def of_hub(sub: argparse.ArgumentParser, what: str) -> None:

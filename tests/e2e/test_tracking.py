@@ -1,8 +1,13 @@
-"""`--track tensorboard`: every step and every measurement can be read back, and nothing else changes by it."""
+"""`--track`: every step and every measurement can be read back, and nothing else changes by it."""
 
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,6 +83,26 @@ def test_steps_trained_again_after_a_kill_are_shown_once(tmp_path: Path) -> None
         track.close()
     told = scalars(tmp_path / "online-seed=0")
     assert told == {"loss": [(step, pytest.approx(1.0 / step)) for step in range(1, 9)]}
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="needs aligngap[trackers]")
+def test_trackio_keeps_every_step_on_this_machine(tmp_path: Path) -> None:
+    """In a process of its own, which trackio's settings and its writing thread need; no hub can be reached."""
+    code = (
+        "from aligngap.storage.tracking import Tracking, check_trackers\n"
+        "track = Tracking(check_trackers(['trackio']), project='p', runs={'align-1': 'online/seed=0'}).of('align-1')\n"
+        "[track({'loss': 1.0 / step}, step) for step in range(1, 6)]\n"
+        "track.close()\n"
+    )
+    own = os.environ | {"TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "told no more" not in done.stderr
+    with closing(sqlite3.connect(tmp_path / "p.db")) as kept:
+        rows = kept.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert [(run, step) for run, step, _ in rows] == [("online-seed=0", step) for step in range(1, 6)]
+    assert [json.loads(values)["loss"] for *_, values in rows] == [1.0 / step for step in range(1, 6)]
 
 
 @needs_tensorboard

@@ -1,4 +1,4 @@
-"""Numbers to TensorBoard, W&B or trackio while a study runs, through Accelerate's tracker interface.
+"""Numbers to trackio, TensorBoard or W&B while a study runs, through Accelerate's tracker interface.
 
 Off unless asked for (`--track`). A tracker only listens: it is no part of any key and no random number is drawn for it;
 one that fails while steps run is dropped with a line, and the study goes on. What it is told is what a step's log
@@ -21,7 +21,7 @@ from aligngap.storage.columns import GAP_COLUMNS
 from aligngap.types import AligngapError, first_line
 
 #: trackers, each named as the package that it needs beside accelerate
-TRACKERS = ("tensorboard", "wandb", "trackio")
+TRACKERS = ("trackio", "tensorboard", "wandb")
 
 
 def check_trackers(words: Sequence[str]) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def check_trackers(words: Sequence[str]) -> tuple[str, ...]:
             raise AligngapError(f"--track {name}: no such tracker; known: {', '.join(TRACKERS)}")
         missing = [package for package in ("accelerate", name) if find_spec(package) is None]
         if missing:
-            own = "" if name == "tensorboard" else f" {name}"
+            own = " wandb" if name == "wandb" else ""
             what = f"{' and '.join(missing)} not installed; pip install 'aligngap[trackers]'{own}"
             raise AligngapError(f"--track {name}: {what}, or leave --track out")
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
