@@ -16,8 +16,8 @@ class Server(ThreadingHTTPServer):
     """Prefers the longer response; `script` holds what goes wrong with the next requests, in turn.
 
     `always` goes wrong with all others, and `rule` says of a question (prompt, first, second) what does: a status,
-    stall, drip, endless, html, rubbish, refuse, truncate, or a verdict that it gives whatever is longer. `answered`
-    counts answers.
+    stall, drip, drip headers, endless, html, rubbish, refuse, truncate, or a verdict that it gives whatever is longer.
+    `answered` counts answers.
     """
 
     daemon_threads = True
@@ -77,7 +77,20 @@ class Handler(BaseHTTPRequestHandler):
         text = json.dumps(done)
         if what == "drip":
             return self.drip(text)
+        if what == "drip headers":
+            return self.drip_headers(text)
         self.reply(200, text + " " * (8 << 20) if what == "endless" else text)
+
+    def drip_headers(self, text: str) -> None:
+        """Headers a byte at a time, then an answer that would be right."""
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(text)}\r\n"
+        try:
+            for letter in f"{head}X-Slow: {'z' * 200}\r\n\r\n{text}":
+                self.wfile.write(letter.encode())
+                self.wfile.flush()
+                time.sleep(0.02)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
     def drip(self, text: str) -> None:
         """An answer a byte at a time."""

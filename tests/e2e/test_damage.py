@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,34 @@ def test_a_file_of_answers_that_cannot_be_read_is_one_line(tmp_path: Path, damag
     path.write_bytes(b"no database at all" * 100 if damage == "replaced" else b"SQLite format 3\0" + b"\1" * 50)
     with pytest.raises(Damaged, match=r"answers\.sqlite: cannot be read .*move it away"):
         Answers(path)
+
+
+COUNTED = {"answers": 2, "truncated": 1}
+
+
+@pytest.mark.parametrize("column", ["judged.answers", "judged.pair", "judged.checksum", "paid.tokens_in"])
+def test_an_account_that_is_not_what_was_written_is_one_line(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    answers.put("judge", "step", "q", ANSWER)
+    answers.judged("judge", "step", {"pair": COUNTED})
+    spent = answers.spent("judge", "step")
+    assert (spent["pairs"], spent["answers"], spent["asked"], spent["tokens_in"]) == (1, 2, 1, 12)
+    table, name = column.split(".")
+    with sqlite3.connect(path) as base:
+        base.execute(f"UPDATE {table} SET {name} = ?", ("9",))
+    base.close()
+    with pytest.raises(Damaged, match=r"answers\.sqlite: a row of what step was judged is not what was written; move"):
+        Answers(path).spent("judge", "step")
+
+
+def test_an_account_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    with sqlite3.connect(path) as base:
+        base.execute("CREATE TABLE paid (judge TEXT, step TEXT, question TEXT, PRIMARY KEY (judge, step, question))")
+        base.execute("INSERT INTO paid VALUES ('judge', 'step', 'q')")
+    base.close()
+    old = Answers(path)
+    old.put("judge", "another step", "q", ANSWER)
+    assert old.spent("judge", "step")["tokens_in"] == 12
+    assert old.spent("judge", "another step")["tokens_in"] == 12

@@ -124,14 +124,15 @@ def test_what_is_no_verdict_is_a_tie_counted_and_kept(
 @pytest.mark.parametrize(("trouble", "error", "says"), [
     ("500", RunFailed, "HTTP 500"), ("429", RunFailed, "HTTP 429"), ("401", AligngapError, "HTTP 401"),
     ("404", AligngapError, "HTTP 404"), ("stall", RunFailed, "no answer within 0.3 seconds"),
-    ("drip", RunFailed, "no answer within 0.3 seconds"),
+    ("drip", RunFailed, "no answer within 0.3 seconds"), ("drip headers", RunFailed, "no answer within 0.3 seconds"),
 ])  # fmt: skip
 def test_failures_that_stay_are_one_line_without_the_key(
     server: Server, tmp_path: Path, trouble: str, error: type[Exception], says: str
 ) -> None:
     server.always = trouble
+    judge = endpoint(server, timeout_seconds=0.3, retries=1).open(tmp_path, None)
     with pytest.raises(error, match=says) as caught:
-        ask(endpoint(server, timeout_seconds=0.3, retries=1).open(tmp_path, None), ("long one", "short"))
+        ask(judge, ("long one", "short"))
     assert SECRET not in str(caught.value)  # though the server sent it back
     assert caught.value.__suppress_context__
 

@@ -8,13 +8,16 @@ store, so that a resumed study pays for nothing twice. The key is read from an e
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -135,8 +138,9 @@ class EndpointJudge:
         self._secret = secret if how.key_variable else ""
         self._openai = openai
         self._client = openai.OpenAI(
-            api_key=secret, base_url=how.base_url, timeout=how.timeout_seconds, max_retries=how.retries
-        )
+            api_key=secret, base_url=how.base_url, timeout=how.timeout_seconds, max_retries=how.retries,
+            http_client=punctual(openai, how.timeout_seconds),
+        )  # fmt: skip
         self._answers = Answers(folder / ANSWERED if folder is not None else None)
 
     def for_step(self, name: str) -> None:
@@ -221,6 +225,40 @@ class EndpointJudge:
             return {}
         cost = (counts["tokens_in"] * self.how.price_in + counts["tokens_out"] * self.how.price_out) / 1e6
         return {**counts, "cost": cost}
+
+
+def punctual(openai: Any, seconds: float) -> Any:
+    """An HTTP client that waits so long, and no longer, for the beginning of each answer.
+
+    httpx bounds the wait for the next bytes only, so that headers which come a byte at a time would take for ever. A
+    request that is late is left to a thread of its own, which closes it when it ends.
+    """
+    bases = {base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__}
+    httpx = importlib.import_module(next(name for name in sorted(bases) if name.startswith("httpx")))
+
+    class Punctual(openai.DefaultHttpxClient):  # type: ignore[misc]  # known at run time only
+        def send(self, request: Any, **how: Any) -> Any:
+            """The answer, its headers read; ReadTimeout where they are not there in time."""
+            found: Future[Any] = Future()
+
+            def ask() -> None:
+                try:
+                    answer = super(Punctual, self).send(request, **how)
+                except BaseException as error:
+                    found.set_exception(error)
+                else:
+                    found.set_result(answer)
+
+            threading.Thread(target=ask, daemon=True).start()
+            try:
+                return found.result(seconds)
+            except FutureTimeout:
+                if not found.done():
+                    found.add_done_callback(lambda late: late.exception() is None and late.result().close())
+                    raise httpx.ReadTimeout("no headers in time", request=request) from None
+                raise
+
+    return Punctual()
 
 
 def received(pieces: Iterator[bytes], limit: float) -> bytes | None:
