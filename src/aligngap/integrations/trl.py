@@ -30,7 +30,7 @@ from aligngap.instrument.rows import REFERENCE, Against, check_arm, rows_of
 from aligngap.types import AligngapError, RunFailed, first_line
 
 if TYPE_CHECKING:
-    from aligngap.measure import Measured
+    from aligngap.measurement import Measured
 
 #: columns of the records that trackers are told
 TOLD = (
