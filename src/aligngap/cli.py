@@ -323,6 +323,7 @@ def carry_out(
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
+    from aligngap.execute.refresh import Refresher
     from aligngap.execute.together import Together, in_world, launch
     from aligngap.execute.watch import follow, watch
     from aligngap.storage.files import check_writable
@@ -341,7 +342,8 @@ def carry_out(
     check_writable(out)
     damaged: set[str] = set()
     while True:
-        outcome = watch(executor, made)
+        with Refresher(made, store, out, shlex.join(["aligngap", *words])) as refresher:
+            outcome = watch(executor, made, refresher.notice)
         try:
             count = collect(made, store, out, shlex.join(["aligngap", *words]))
             break

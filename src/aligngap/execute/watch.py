@@ -68,8 +68,11 @@ def guess(steps: Sequence[Step], store: Store) -> dict[str, float]:
     return {step.name: seconds_of(step, counted) for step in steps}
 
 
-def watch(local: Executor, plan: Plan) -> Outcome:
-    """Run a plan to its end and show it; returns what was made, found and failed."""
+def watch(local: Executor, plan: Plan, on_made: Callable[[str], None] = lambda name: None) -> Outcome:
+    """Run a plan to its end and show it; returns what was made, found and failed.
+
+    `on_made` is called with the name of each step when it is there.
+    """
     steps = plan.steps()
     names = labels(plan)
     todo = [s for s in steps if not local.store.has(s.name)]
@@ -104,6 +107,7 @@ def watch(local: Executor, plan: Plan) -> Outcome:
                     outcome.made.append(step.name)
                     if step.kind == "data":
                         remaining.guessed |= guess(todo, local.store)
+                    on_made(step.name)
                 else:
                     outcome.failed[names[step.name]] = message
                     outcome.bad_input |= event == Event.BAD_INPUT

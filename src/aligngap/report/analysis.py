@@ -1,13 +1,13 @@
 """Everything the figures, the page and the terminal say, computed once from the tables.
 
-Leaves out drawing (`figures.py`, `charts.py`) and sentences (`words.py`).
+Leaves out drawing (`figures.py`, `paper.py`, `page.js`) and sentences (`words.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
 from aligngap.hypotheses.decision import Decision, decide
 from aligngap.hypotheses.families import correct, primary_of
 from aligngap.hypotheses.view import View, under, world_of
-from aligngap.report.beside import beside
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.budgets import BUDGETS, AtBudgets, at_budgets
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
@@ -51,6 +50,8 @@ DYNAMICS = {
 SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
 #: points of one arm in one figure, drawn and in its CSV; with more, every so many
 MAX_POINTS = 600
+#: texts of one checkpoint that its note in a figure holds
+TEXTS = 2
 #: what is drawn of a checkpoint
 DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
 
@@ -94,6 +95,7 @@ class Analysis:
     asked: Mapping[str, Any] = field(default_factory=dict)  # what judges that are paid for were asked, likewise
     runs: Mapping[str, Any] = field(default_factory=dict)  # each run's artifacts and what its engine told, likewise
     ratings: pd.DataFrame = field(default_factory=pd.DataFrame)  # what people said of pairs
+    missing: tuple[str, ...] = ()  # runs that the study plans and that are not measured yet
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -158,6 +160,17 @@ class Analysis:
         return {arm: rows.iloc[thin(at[drawn[at]])] for arm, at in self._places[self.opponent].items()}
 
     @cached_property
+    def first_texts(self) -> Mapping[tuple[str, int], list[tuple[str, str]]]:
+        """The first prompts and responses recorded of a checkpoint, by run and step."""
+        columns = ["run", "step", "prompt", "response"]
+        found: dict[tuple[str, int], list[tuple[str, str]]] = {}
+        for run, step, prompt, response in self.samples[columns].itertuples(index=False):
+            texts = found.setdefault((str(run), int(step)), [])
+            if len(texts) < TEXTS:
+                texts.append((str(prompt), str(response)))
+        return found
+
+    @cached_property
     def scored(self) -> Mapping[str, Scored]:
         """Each arm's scores for the over-optimisation figures, thinned; arms without a score or a KL are left out."""
         rows, found = self.records[list(DRAWN)], {}
@@ -211,7 +224,7 @@ def featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[st
     return tuple(a for a in arms if a not in sections)
 
 
-def ordered(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def order_names(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Known names first in their order, then the others as they appear."""
     seen = list(dict.fromkeys(map(str, names)))
     return tuple([n for n in known if n in seen] + [n for n in seen if n not in known])
@@ -257,6 +270,7 @@ class Told:
     costs: Mapping[str, Any] = field(default_factory=dict)
     judges: Mapping[str, Any] = field(default_factory=dict)
     runs: Mapping[str, Any] = field(default_factory=dict)
+    missing: Sequence[str] = ()  # runs not measured yet
 
 
 def analyse(tables: Tables, asks: Question | None = None, told: Told | None = None) -> Analysis:
@@ -264,19 +278,16 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
     asks, told = asks or Question(), told or Told()
     records, per_prompt, best_of_n = tables.records, tables.per_prompt, tables.best_of_n
     online, offline = asks.online, asks.offline
-    opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
-    arms = ordered(list(records["arm"].unique()), ARM_ORDER)
+    opponents = order_names(list(records["opponent"].unique()), OPPONENT_ORDER)
+    arms = order_names(list(records["arm"].unique()), ARM_ORDER)
 
     def against(opponent: str, effort: float = EFFORT) -> tuple[Clouds, dict[str, ArmCurves]]:
         found = make_clouds(records, per_prompt, opponent)
         return found, curves_for(found, rng_seed=asks.rng_seed, effort=effort)
 
-    first, *others = opponents
-    begun = beside([partial(against, o, EFFORT / 2) for o in others])
-    seen = {first: against(first)}
-    if not seen[first][1]:
-        seen |= zip(others, begun(), strict=True)
-    main_opponent = next((o for o, (_, found) in seen.items() if found), first)
+    # The others' intervals stand in tables only, so half of the effort does.
+    seen = {o: against(o, EFFORT if o == opponents[0] else EFFORT / 2) for o in opponents}
+    main_opponent = next((o for o, (_, found) in seen.items() if found), opponents[0])
     main_curves = seen[main_opponent][1]
     view = View(
         records,
@@ -303,7 +314,6 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     gao = gao_fits(records, gao_opponent, arms)
     decision = None if asks.margin is None else decide(view, asks.margin, asks.cheaper, asks.decision_kl)
-    seen |= zip(others, begun(), strict=True)
     return Analysis(
         study=str(records["study"].iloc[0]),
         arms=arms,
@@ -332,6 +342,7 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         asked=told.judges,
         runs=told.runs,
         ratings=tables.ratings,
+        missing=tuple(told.missing),
     )
 
 

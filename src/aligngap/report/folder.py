@@ -123,6 +123,12 @@ def pipeline_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     return [r for r in rows if isinstance(r, dict) and {"seed", "part", "what", "value"} <= set(r)]
 
 
+def missing_of(provenance: dict[str, Any]) -> list[str]:
+    """The runs that `collect` found planned and not measured; none in the folder of a finished study."""
+    found = provenance.get("missing", [])
+    return [str(name) for name in found] if isinstance(found, list) else []
+
+
 def read_text(path: Path) -> str:
     """The text of a file; empty where there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aligngap.hypotheses.base import Dial, Judged
+from aligngap.hypotheses.base import Judged
 from aligngap.report import words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.types import Verdict
@@ -23,14 +23,8 @@ def told(analysis: Analysis) -> list[Judged]:
     return [j for j in analysis.judged if j.hypothesis.name != "opening"]
 
 
-def pictures_of(judged: Judged) -> dict[str, Dial | tuple[str, ...]]:
-    """A hypothesis's figures by file name: its dial or the frontiers of its arms, then its further ones."""
-    name = judged.hypothesis.name
-    return {name: judged.dial or judged.arms, **{f"{name}-{figure.name}": of for figure, of in judged.more}}
-
-
 def titles_of(judged: Judged) -> list[str]:
-    """What stands under each of `pictures_of`; nothing under the first, which the question explains."""
+    """What stands under each of a hypothesis's figures; nothing under the first, which the question explains."""
     return ["", *(figure.title for figure, _ in judged.more)]
 
 
@@ -91,6 +85,7 @@ def section(judged: Judged, seeds: int) -> dict[str, Any]:
         "rows": [cells(v) for v in judged.verdicts],
         "rules": [(v.name, v.rule) for v in judged.verdicts],
         "lacking": lacking(judged, seeds),
+        "outcomes": list(dict.fromkeys(v.outcome for v in judged.verdicts)),
     }
 
 

@@ -9,10 +9,11 @@ from aligngap.report import decision, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.folder import MADE_BY
 from aligngap.report.people import ratings, sentences
+from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
-from aligngap.report.tables import first_screen, judge_answers, tables
+from aligngap.report.tables import judge_answers, tables, unbeaten
 from aligngap.stats.budgets import AtBudgets
 from aligngap.storage.files import write_text
 
@@ -56,7 +57,7 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
         f"**{_escape(words.answer(analysis))}**",
         "",
     ]
-    lines += [f"- {_escape(s)}" for s in [*words.details(analysis), *first_screen(analysis), *sentences(analysis)]]
+    lines += [f"- {_escape(s)}" for s in first_screen(analysis)]
     lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals are 95%, over seeds.", ""]
     lines += claims(analysis)
     lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]
@@ -71,6 +72,12 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines += ["", MADE_BY, "", *["    " + x for x in command.splitlines()], ""]
     write_text(path, "\n".join(lines))
     return path
+
+
+def first_screen(analysis: Analysis) -> list[str]:
+    """What stands under the first sentence: what it rests on, and what would change it."""
+    change = [f"What would change this ({what}): {sentence}" for what, sentence in change_of_mind(analysis)]
+    return [*words.missing(analysis), *words.details(analysis), *unbeaten(analysis), *sentences(analysis), *change]
 
 
 def decided(analysis: Analysis) -> list[str]:
@@ -125,7 +132,7 @@ def terminal(analysis: Analysis) -> str:
         ]
         out += [*_aligned([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
     out += [words.answer(analysis), ""]
-    out += [f"  {s}" for s in [*words.details(analysis), *first_screen(analysis), *sentences(analysis)]]
+    out += [f"  {s}" for s in first_screen(analysis)]
     out += ["", *_aligned([HEADER, *rows(analysis)]), ""]
     for v in analysis.verdicts:
         out.append(f"{v.name:<12} {v.outcome:<14} {effect(v)}  {v.reason}")
