@@ -509,10 +509,10 @@ def ratings(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.ratings.command import export as write
     from aligngap.ratings.command import take_in
     from aligngap.report import people_say
-    from aligngap.report.folder import compared_arms
+    from aligngap.report.folder import read_compared
 
     if args.verb == "export":
-        first, second = args.arms or compared_arms(args.out)
+        first, second = args.arms or read_compared(args.out)
         print("\n".join(write(args.out, (first, second), args.kl, args.pairs, args.to, args.seed)))
         return 0
     print("\n".join([*take_in(args.out, args.sheets), *people_say(args.out)]))

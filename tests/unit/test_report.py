@@ -20,7 +20,7 @@ from synthetic_records import ArmTruth, best_of_n_rows, make
 from aligngap.report import build_report, headline, words
 from aligngap.report.chart import Payload, escape_json
 from aligngap.report.figures import clip_text, difference_limits
-from aligngap.report.folder import made_by
+from aligngap.report.folder import find_command
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import (
     BEST_OF_N,
@@ -162,9 +162,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_report_made_again_keeps_the_command_that_made_the_records(made: Path, tmp_path: Path) -> None:
-    assert made_by(made, {"command": "aligngap run mine"}) == "aligngap run mine"
-    assert made_by(made, {}) == "aligngap run opening --set seeds=3"  # of the summary, where provenance is too old
-    assert made_by(tmp_path, {}) == f"aligngap report {tmp_path}"
+    assert find_command(made, {"command": "aligngap run mine"}) == "aligngap run mine"
+    assert find_command(made, {}) == "aligngap run opening --set seeds=3"  # of the summary, where provenance is too old
+    assert find_command(tmp_path, {}) == f"aligngap report {tmp_path}"
 
 
 def test_everything_is_there(made: Path) -> None:

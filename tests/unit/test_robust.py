@@ -15,7 +15,7 @@ from aligngap.cli import main
 from aligngap.report import build_report, planned_power
 from aligngap.report.analysis import Analysis, analyse
 from aligngap.report.power import change_of_mind, say_needed, say_prompts, say_seeds
-from aligngap.report.tables import best_configurations, ranking, seeds_and_prompts, survives, tables, unbeaten
+from aligngap.report.tables import best_configurations, ranking, say_survival, say_unbeaten, seeds_and_prompts, tables
 from aligngap.stats.axes import AXES, KL
 from aligngap.stats.clouds import make_clouds, on_axis, thin
 from aligngap.stats.compare import compare, curves_for
@@ -113,7 +113,7 @@ def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None
     assert "Training compute is counted" in " ".join(table.notes)
     assert by["training compute", "golden policy"][4].endswith("FLOP")
     main = a.comparisons["golden_policy"][0]
-    said = survives(main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not main])
+    said = say_survival(main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not main])
     assert said.startswith("At equal KL the interval of online − offline: above 0. Of the 11 other combinations")
     assert "2 cannot be compared" in said
 
@@ -207,10 +207,10 @@ def test_arms_of_another_world_are_compared_within_it() -> None:
 
 def test_the_first_screen_says_when_nothing_beats_best_of_n() -> None:
     strong = made(best_of_n=best_of_n_rows(0.4, 0.1))
-    assert any("No arm is shown to beat best-of-n" in s for s in unbeaten(strong))
-    assert any("online, offline lie below it" in s for s in unbeaten(strong))
+    assert any("No arm is shown to beat best-of-n" in s for s in say_unbeaten(strong))
+    assert any("online, offline lie below it" in s for s in say_unbeaten(strong))
     weak = made(best_of_n=best_of_n_rows(0.05, 0.0))
-    assert not any("best-of-n" in s for s in unbeaten(weak))
+    assert not any("best-of-n" in s for s in say_unbeaten(weak))
     assert "best-of-n" in [t.name for t in tables(weak)]
     assert "best-of-n" not in [t.name for t in tables(made())]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from aligngap.report.folder import (
     Stamps,
-    compared_arms,
     decision_kl_of,
-    declared,
-    made_by,
+    find_command,
     margin_of,
     missing_of,
     pipeline_of,
+    read_compared,
+    read_declared,
     read_json,
     read_study,
     read_tables,
@@ -56,7 +56,7 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     progress(2, 4, "comparing arms otherwise")
     charts = make_charts(analysis)
     provenance = read_json(folder / "provenance.json")
-    command = command or made_by(folder, provenance)
+    command = command or find_command(folder, provenance)
     write_summary(analysis, folder / "summary.md", command)
     study = read_text(folder / "study.yaml")
     page = write_page(
@@ -75,18 +75,18 @@ def _analysis(folder: Path) -> Analysis:
 
 @lru_cache(maxsize=1)
 def _analysed(folder: Path, stamps: Stamps) -> Analysis:
-    from aligngap.report.analysis import Question, Told, analyse
+    from aligngap.report.analysis import Background, Question, analyse
     from aligngap.report.decision import cheaper_arms
 
     tables = read_tables(folder, stamps)
-    online, offline = compared_arms(folder)
+    online, offline = read_compared(folder)
     study, provenance = read_study(folder), read_json(folder / "provenance.json")
     asks = Question(
-        online, offline, **declared(folder, study), margin=margin_of(folder, study),
+        online, offline, **read_declared(folder, study), margin=margin_of(folder, study),
         decision_kl=decision_kl_of(folder, study), cheaper=cheaper_arms(section(study, "arms")),
     )  # fmt: skip
     costs, judges, runs = (section(provenance, key) for key in ("costs", "judges", "runs"))
-    return analyse(tables, asks, Told(pipeline_of(provenance), costs, judges, runs, missing_of(provenance)))
+    return analyse(tables, asks, Background(pipeline_of(provenance), costs, judges, runs, missing_of(provenance)))
 
 
 def headline(out_dir: Path) -> str:
@@ -116,5 +116,5 @@ def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, 
     from aligngap.storage.records import read_folder
 
     tables, size = read_folder(pilot), DETECT if detect is None else detect
-    budgets = declared(pilot, read_study(pilot))["budgets"]
+    budgets = read_declared(pilot, read_study(pilot))["budgets"]
     return say_planned(tables.records, tables.per_prompt, arms, seeds, prompts, size, budgets)

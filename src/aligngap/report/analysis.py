@@ -216,7 +216,7 @@ def assertion(name: str) -> int:
     return int(head[1:]) if head[:1] == "R" and head[1:].isdecimal() else LAST
 
 
-def featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[str, str]) -> tuple[str, ...]:
+def pick_featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[str, str]) -> tuple[str, ...]:
     """The arms of the page's own figures: all, or, where they are many, those that no hypothesis's section shows."""
     if len(arms) <= FEATURED:
         return arms
@@ -230,9 +230,7 @@ def order_names(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple([n for n in known if n in seen] + [n for n in seen if n not in known])
 
 
-def pairs_to_compare(
-    arms: tuple[str, ...], online: str, offline: str, worlds: Collection[str] = ()
-) -> list[tuple[str, str]]:
+def pair_arms(arms: tuple[str, ...], online: str, offline: str, worlds: Collection[str] = ()) -> list[tuple[str, str]]:
     """online against offline, then every other arm against each of the two.
 
     An arm under a variant that changes the task (`worlds`) has judges and opponents of its own, so it is compared with
@@ -263,7 +261,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Told:
+class Background:
     """What the provenance tells beside the tables, as `collect` writes it."""
 
     pipeline: Sequence[Mapping[str, Any]] = ()  # what the steps before the arms found
@@ -273,9 +271,9 @@ class Told:
     missing: Sequence[str] = ()  # runs not measured yet
 
 
-def analyse(tables: Tables, asks: Question | None = None, told: Told | None = None) -> Analysis:
+def analyse(tables: Tables, asks: Question | None = None, background: Background | None = None) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study, from the tables of its folder."""
-    asks, told = asks or Question(), told or Told()
+    asks, background = asks or Question(), background or Background()
     records, per_prompt, best_of_n = tables.records, tables.per_prompt, tables.best_of_n
     online, offline = asks.online, asks.offline
     opponents = order_names(list(records["opponent"].unique()), OPPONENT_ORDER)
@@ -297,7 +295,7 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         offline,
         curves=main_curves,
         clouds=seen[main_opponent][0],
-        pipeline=told.pipeline,
+        pipeline=background.pipeline,
         probe=tables.probe,
         best_of_n=best_of_n,
         crossed=tables.crossed,
@@ -308,8 +306,8 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
     family = primary_of(view, hypotheses, asks.primary)
     judged, untested = judge_all(hypotheses, view)
     judged = correct(judged, family)
-    arms = featured(arms, judged, (online, offline))
-    pairs = pairs_to_compare(arms, online, offline, set(best_of_n["variant"]))
+    arms = pick_featured(arms, judged, (online, offline))
+    pairs = pair_arms(arms, online, offline, set(best_of_n["variant"]))
     lines = {a: frontier_line(c) for a, c in main_curves.items()}
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     gao = gao_fits(records, gao_opponent, arms)
@@ -338,11 +336,11 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         gao_opponent=gao_opponent,
         failures=tables.failures,
         decision=decision,
-        costs=told.costs,
-        asked=told.judges,
-        runs=told.runs,
+        costs=background.costs,
+        asked=background.judges,
+        runs=background.runs,
         ratings=tables.ratings,
-        missing=tuple(told.missing),
+        missing=tuple(background.missing),
     )
 
 

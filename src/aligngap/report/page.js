@@ -220,7 +220,7 @@
       tip.hidden = false;
       const wide = tip.offsetWidth, tall = tip.offsetHeight, down = found.y === null ? y : found.y;
       tip.style.left = `${Math.max(0, Math.min(found.x + 14 + wide > area.width ? found.x - wide - 14 : found.x + 14, area.width - wide))}px`;
-      tip.style.top = `${svg.offsetTop + Math.max(0, Math.min(down - tall / 2, area.height - tall))}px`;
+      tip.style.top = `${Math.max(0, Math.min(down - tall / 2, area.height - tall))}px`;
       return true;
     };
     svg.addEventListener("pointermove", (e) => { if (!pinned && e.pointerType !== "touch") show(e, 12); });

@@ -20,17 +20,17 @@ from aligngap.report.reach import reach_tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
 from aligngap.report.sections import (
     IN_SANDBOX,
+    describe_section,
     effect,
-    not_tested,
+    list_judged,
+    list_untested_claims,
     p_value,
-    section,
+    say_untested,
     titles_of,
-    told,
-    untested,
 )
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
-from aligngap.report.tables import judge_answers, tables, unbeaten
+from aligngap.report.tables import judge_answers, say_unbeaten, tables
 from aligngap.stats.scaling_law import GaoFit, better_form
 from aligngap.storage.files import write_text
 
@@ -80,13 +80,13 @@ def write_page(
             if assertion(v.name) < LAST
         ],
         sections=[
-            section(j, len(analysis.seeds)) | {"charts": list(zip(titles_of(j), pictures_of(j), strict=True))}
-            for j in told(analysis)
+            describe_section(j, len(analysis.seeds)) | {"charts": list(zip(titles_of(j), pictures_of(j), strict=True))}
+            for j in list_judged(analysis)
         ],
         section_header=SECTION_HEADER,
-        untested=untested(analysis),
+        untested=say_untested(analysis),
         in_sandbox=IN_SANDBOX,
-        not_tested=not_tested(analysis),
+        not_tested=list_untested_claims(analysis),
         gao_header=GAO_HEADER,
         gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
         gao_opponent=words.opponent(analysis.gao_opponent),
@@ -108,10 +108,10 @@ def write_page(
 
 def opening(analysis: Analysis) -> dict[str, Any]:
     """The first screen: the verdict or the decision, three numbers, what would change it, and what it rests on."""
-    d, doubts = analysis.decision, [*words.details(analysis), *unbeaten(analysis)]
+    d, doubts = analysis.decision, [*words.details(analysis), *say_unbeaten(analysis)]
     found: dict[str, Any] = {
         "answer": f"{words.claim(analysis)}.", "state": words.verdict(analysis.main),
-        "missing": " ".join(words.missing(analysis)),
+        "missing": " ".join(words.say_missing(analysis)),
         "tiles": tiles(analysis), "change": change_of_mind(analysis), "people": sentences(analysis),
         "details": [words.numbers(analysis), *doubts],
         "option_rows": [], "option_header": (), "option_notes": [],

@@ -18,7 +18,7 @@ IN_SANDBOX = (
 HEADER = ("", "paper", "here", "effect (95%)", "p, adjusted", "share of the opening gap (95%)", "in words")
 
 
-def told(analysis: Analysis) -> list[Judged]:
+def list_judged(analysis: Analysis) -> list[Judged]:
     """The hypotheses that get a section: all but the opening one, which is the page itself."""
     return [j for j in analysis.judged if j.hypothesis.name != "opening"]
 
@@ -58,14 +58,14 @@ def p_value(v: Verdict) -> str:
     return f"{size} ({'primary' if v.primary else 'exploratory'})"
 
 
-def lacking(judged: Judged, seeds: int) -> str:
+def say_lacking(judged: Judged, seeds: int) -> str:
     """Which runs are missing and the command that makes them; "" if none are."""
     if not judged.missing:
         return ""
     return f"Not run: {', '.join(judged.missing)}. To make them: {judged.hypothesis.command(seeds)}"
 
 
-def untested(analysis: Analysis) -> list[str]:
+def say_untested(analysis: Analysis) -> list[str]:
     """One line for each hypothesis that these records say nothing of: the runs they lack and the command."""
     seeds, there = len(analysis.seeds), set(analysis.records["arm"].unique())
     return [
@@ -75,7 +75,7 @@ def untested(analysis: Analysis) -> list[str]:
     ]
 
 
-def section(judged: Judged, seeds: int) -> dict[str, Any]:
+def describe_section(judged: Judged, seeds: int) -> dict[str, Any]:
     """What the page's template needs of one hypothesis."""
     h = judged.hypothesis
     return {
@@ -84,12 +84,12 @@ def section(judged: Judged, seeds: int) -> dict[str, Any]:
         "claim": h.claim,
         "rows": [cells(v) for v in judged.verdicts],
         "rules": [(v.name, v.rule) for v in judged.verdicts],
-        "lacking": lacking(judged, seeds),
+        "lacking": say_lacking(judged, seeds),
         "outcomes": list(dict.fromkeys(v.outcome for v in judged.verdicts)),
     }
 
 
-def not_tested(analysis: Analysis) -> list[tuple[str, str, str]]:
+def list_untested_claims(analysis: Analysis) -> list[tuple[str, str, str]]:
     """The paper's assertions that no verdict here is about: name, claim, and the command that makes the runs."""
     known = {v.name for v in analysis.verdicts}
     hypotheses = [*analysis.untested, *(j.hypothesis for j in analysis.judged)]

@@ -12,8 +12,17 @@ from aligngap.report.people import ratings, sentences
 from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
 from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
-from aligngap.report.tables import judge_answers, tables, unbeaten
+from aligngap.report.sections import (
+    IN_SANDBOX,
+    cells,
+    effect,
+    list_judged,
+    list_untested_claims,
+    p_value,
+    say_lacking,
+    say_untested,
+)
+from aligngap.report.tables import judge_answers, say_unbeaten, tables
 from aligngap.stats.budgets import AtBudgets
 from aligngap.storage.files import write_text
 
@@ -53,7 +62,7 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines = [
         f"# {_escape(analysis.study)}: online against offline at equal KL",
         "",
-        *decided(analysis),
+        *decision_lines(analysis),
         f"**{_escape(words.answer(analysis))}**",
         "",
     ]
@@ -77,10 +86,16 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
 def first_screen(analysis: Analysis) -> list[str]:
     """What stands under the first sentence: what it rests on, and what would change it."""
     change = [f"What would change this ({what}): {sentence}" for what, sentence in change_of_mind(analysis)]
-    return [*words.missing(analysis), *words.details(analysis), *unbeaten(analysis), *sentences(analysis), *change]
+    return [
+        *words.say_missing(analysis),
+        *words.details(analysis),
+        *say_unbeaten(analysis),
+        *sentences(analysis),
+        *change,
+    ]
 
 
-def decided(analysis: Analysis) -> list[str]:
+def decision_lines(analysis: Analysis) -> list[str]:
     """The recommendation, where the study asks for one: before everything else."""
     d = analysis.decision
     if d is None:
@@ -100,7 +115,8 @@ def claims(analysis: Analysis) -> list[str]:
         if assertion(v.name) < LAST:
             lines.append(_row([_escape(x) for x in (v.name, v.claim, v.outcome, effect(v), p_value(v), v.reason)]))
     lines += [
-        _row([_escape(x) for x in (n, claim, "not tested", "–", "–", run)]) for n, claim, run in not_tested(analysis)
+        _row([_escape(x) for x in (n, claim, "not tested", "–", "–", run)])
+        for n, claim, run in list_untested_claims(analysis)
     ]
     return [*lines, ""]
 
@@ -108,15 +124,15 @@ def claims(analysis: Analysis) -> list[str]:
 def hypotheses(analysis: Analysis) -> list[str]:
     """A section for each hypothesis that the records touch, and a line for each that they do not."""
     lines = []
-    for judged in told(analysis):
+    for judged in list_judged(analysis):
         h = judged.hypothesis
         lines += ["", f"## {h.name}: {h.question}", "", f"The paper: {_escape(h.claim)}", ""]
-        missing = lacking(judged, len(analysis.seeds))
+        missing = say_lacking(judged, len(analysis.seeds))
         lines += [_escape(missing), ""] if missing else []
         lines += [_row(SECTION_HEADER), _row(["---"] * len(SECTION_HEADER))]
         lines += [_row([_escape(x) for x in cells(v)]) for v in judged.verdicts]
         lines += ["", "Rules:", "", *[f"- *{_escape(v.name)}*: {_escape(v.rule)}" for v in judged.verdicts]]
-    rest = untested(analysis)
+    rest = say_untested(analysis)
     return lines + (["", "## Not tested here", "", IN_SANDBOX, "", *[f"- {_escape(x)}" for x in rest]] if rest else [])
 
 

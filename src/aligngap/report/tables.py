@@ -133,7 +133,7 @@ def ranking(analysis: Analysis) -> Table | None:
         f"{main.a} − {main.b} in win rate at equal KL, and at equal everything else that could have been the budget, "
         "by pooled frontiers averaged over the range both reached: exploratory, no verdict rests on such an average. "
         "Optimisers spend KL differently (Gao et al. 2023), so a ranking that holds on one axis need not on another.",
-        survives(main, [c for c in mine if c is not main]),
+        say_survival(main, [c for c in mine if c is not main]),
         *([] if any(c.axis == PAIRS for c in found) else [IN_STEP]),
         *([COMPUTED] if any(c.axis == COMPUTE for c in found) else []),
         CHI_SQUARED,
@@ -179,7 +179,7 @@ def side(c: Comparison) -> str:
     return "above" if low > 0 else "below" if high < 0 else "holds"
 
 
-def survives(first: Comparison, rest: list[Comparison]) -> str:
+def say_survival(first: Comparison, rest: list[Comparison]) -> str:
     """One sentence: how often the other axes and opponents say the same as KL against the main opponent."""
     states = [side(c) for c in rest]
     above, below, holds, none = (states.count(s) for s in SIDES)
@@ -234,8 +234,8 @@ def best_of_n(analysis: Analysis) -> Table | None:
         "The SFT policy answers n times and the proxy picks: no training. KL is the analytic ln n − (n − 1)/n, an "
         "upper bound. Win rates are averages over all subsets of n of the sampled responses, mean over seeds, against "
         f"{words.opponent(analysis.opponent)}.",
-        *nearness(analysis),
-        *unbeaten(analysis),
+        *say_nearness(analysis),
+        *say_unbeaten(analysis),
     )
     rows = []
     for p in points.to_dict("records"):
@@ -259,7 +259,7 @@ def best_of_n(analysis: Analysis) -> Table | None:
     return Table("best-of-n", "Best-of-n of the SFT policy", notes, header, tuple(rows), more_title, more)
 
 
-def nearness(analysis: Analysis) -> list[str]:
+def say_nearness(analysis: Analysis) -> list[str]:
     """A sentence on how far best-of-n moves the golden win rate per nat: the geometry of this task."""
     gain = analysis.robust.gain
     if gain is None:
@@ -270,7 +270,7 @@ def nearness(analysis: Analysis) -> list[str]:
     ]
 
 
-def unbeaten(analysis: Analysis) -> list[str]:
+def say_unbeaten(analysis: Analysis) -> list[str]:
     """A sentence if no arm is shown to beat best-of-n at equal KL against the main opponent; [] otherwise."""
     found = [c for c in analysis.robust.against if c.opponent == analysis.opponent and c.defined]
     if not found or any(side(c) == "above" for c in found):

@@ -108,7 +108,7 @@ def answer(analysis: Analysis) -> str:
 def details(analysis: Analysis) -> list[str]:
     """What stands under the first sentence."""
     found, (a, b) = analysis.main, analysis.pairs[0]
-    out: list[str] = unreached(found)
+    out: list[str] = say_unreached(found)
     family = [v for v in analysis.verdicts if v.primary]
     if family:
         told = "; ".join(f"{v.name}: {v.outcome}{p_adjusted(v)}" for v in family)
@@ -126,7 +126,7 @@ def details(analysis: Analysis) -> list[str]:
             f"{nats(where[0])}, {b} {number(each[1])} at {nats(where[1])}; difference {number(gap.value, 3, True)} "
             f"({span(gap.interval())}). They lie at different KL."
         )
-        out += reach(analysis)
+        out += say_reach(analysis)
     return out
 
 
@@ -135,7 +135,7 @@ def p_adjusted(v: Verdict) -> str:
     return f" (adjusted p {v.p_adjusted:.3f})" if math.isfinite(v.p_adjusted) else ""
 
 
-def unreached(found: AtBudgets) -> list[str]:
+def say_unreached(found: AtBudgets) -> list[str]:
     """What is not judged since an arm did not get there; such runs are not missing at random."""
     lost = [b for b in found.budgets if not b.judged]
     if not lost or not found.judged:
@@ -149,7 +149,7 @@ def unreached(found: AtBudgets) -> list[str]:
     ]
 
 
-def reach(analysis: Analysis) -> list[str]:
+def say_reach(analysis: Analysis) -> list[str]:
     """The KL that each arm's best configuration needs to reach the other's best: censored, and secondary."""
     a, b = analysis.pairs[0]
     clouds, spent = analysis.clouds[analysis.opponent], analysis.view.spent
@@ -165,7 +165,7 @@ def reach(analysis: Analysis) -> list[str]:
     return [f"{'; '.join(out)} (the others ended below it: censored)."]
 
 
-def missing(analysis: Analysis) -> list[str]:
+def say_missing(analysis: Analysis) -> list[str]:
     """A sentence about the runs of an unfinished study; none where every run that was planned is measured."""
     if not analysis.missing:
         return []
@@ -209,11 +209,11 @@ def caveats(analysis: Analysis) -> list[str]:
 def warnings(analysis: Analysis) -> list[str]:
     """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
     dropped = [w for o in analysis.opponents for w in analysis.clouds[o].warnings]
-    found = dropped + stopped(analysis.records) + failed(analysis.failures) + apart(analysis.runs)
+    found = dropped + warn_stopped(analysis.records) + warn_failed(analysis.failures) + warn_apart(analysis.runs)
     return list(dict.fromkeys(found))
 
 
-def stopped(records: pd.DataFrame) -> list[str]:
+def warn_stopped(records: pd.DataFrame) -> list[str]:
     """Sentences about runs that did not end well."""
     mask = ~records["outcome"].isin(["ok"]) & records["outcome"].notna()
     bad = records[["run", "outcome"]][mask].drop_duplicates("run", keep="last")
@@ -223,7 +223,7 @@ def stopped(records: pd.DataFrame) -> list[str]:
     return [f"{len(bad)} run(s) did not end well: {reasons}."]
 
 
-def failed(failures: Mapping[str, str]) -> list[str]:
+def warn_failed(failures: Mapping[str, str]) -> list[str]:
     """Sentences about steps that failed, so that what needs them is missing here."""
     if not failures:
         return []
@@ -231,7 +231,7 @@ def failed(failures: Mapping[str, str]) -> list[str]:
     return [f"{len(failures)} step(s) failed, and what needs them is missing: {told.rstrip('.')}."]
 
 
-def apart(runs: Mapping[str, Any]) -> list[str]:
+def warn_apart(runs: Mapping[str, Any]) -> list[str]:
     """A sentence about runs whose engine's log-probabilities are further from the trainer's than the study allows.
 
     `runs` is what `collect` writes of each run; entries of another shape are passed over.
