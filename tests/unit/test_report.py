@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,48 @@ def charts_of(page: str) -> dict[str, Any]:
     assert "<" not in text
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TRY = """<script>
+const say = (what, text) => { document.body.dataset[what] = text; };
+addEventListener("error", (e) => say("failed", e.message));
+addEventListener("load", () => {
+  document.querySelectorAll("details").forEach((d) => { d.open = true; });
+  const svg = document.querySelector("[data-chart=opening] svg"), files = [];
+  const mark = svg.querySelector("g[fill-opacity] path").getBoundingClientRect();
+  svg.dispatchEvent(new MouseEvent("click", { clientX: mark.x + 2, clientY: mark.y + 2, bubbles: true }));
+  say("tip", document.querySelector("[data-chart=opening] .tip.pinned").innerText);
+  URL.createObjectURL = (blob) => { files.push(blob.type); say("files", files.join(" ")); return "#"; };
+  document.querySelector(".tools").querySelectorAll("button").forEach((b) => b.click());
+  const key = svg.querySelector(".key");
+  const shown = () => document.querySelector("[data-chart=opening] svg").outerHTML.length;
+  const before = shown();
+  key.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  say("hidden", String(shown() < before));
+});
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_page_draws_answers_a_click_and_hands_out_files(made: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text((made / "report.html").read_text().replace("</head>", TRY + "</head>"))
+    words = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    more = ["--window-size=900,1400", "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
+    done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=300, check=True).stdout
+    body = done[done.index("<body") : done.index("<main")]
+    assert "data-failed" not in body
+    assert re.search(r"online beta=\S+|offline beta=\S+|online-golden beta=\S+", body)  # the checkpoint of the point
+    assert "step " in body
+    assert "win rate 0." in body
+    assert 'data-hidden="true"' in body
+    assert {"text/csv", "image/svg+xml", "image/png"} <= set(re.search(r'data-files="([^"]*)"', body)[1].split())  # type: ignore[index]
+    charts = charts_of((made / "report.html").read_text())["charts"]
+    drawn = re.findall(r'data-chart="([^"]*)"[^>]*data-drawn="(\d+)"', done)
+    assert set(charts) == {name for name, _ in drawn}
+    assert done.count("<svg") >= len(charts)
+    assert all(int(width) > 300 for _, width in drawn)
 
 
 def test_hostile_text_is_escaped_everywhere(made: Path) -> None:

@@ -71,7 +71,7 @@
     if (!width) return;
     div.querySelectorAll("svg,.tip").forEach((old) => old.remove());
     const size = width < 520 ? 11.5 : 12.5, columns = tall ? 1 : Math.max(1, Math.min(chart.columns, panels.length, Math.floor(width / 250)));
-    const w = (width - 14 * (columns - 1)) / columns, h = tall ? Math.min(460, Math.max(290, width * 0.56)) : Math.min(250, Math.max(190, w * 0.72));
+    const w = (width - 14 * (columns - 1)) / columns, h = tall ? Math.min(460, Math.max(310, width * 0.56)) : Math.min(250, Math.max(190, w * 0.72));
     ruler.font = `${size}px ${getComputedStyle(div).fontFamily}`;
     const svg = add(div, "svg", { width, "font-size": size, fill: "currentColor", role: "img", "aria-label": div.getAttribute("aria-label") || name });
     const top = legend(svg, div, name, chart, width);
@@ -115,7 +115,7 @@
   function drawPanel(svg, name, panel, box, size, common) {
     const shown = visible(name, panel), sx = SCALES[panel.x.scale], sy = SCALES[panel.y.scale];
     const [x0, x1] = extent(shown, panel.x, "x", []), [y0, y1] = common || extent(shown, panel.y, "y", panel.rules.map((r) => r[0]));
-    const yTicks = ticks(panel.y, y0, y1, Math.max(3, Math.floor(box.h / 52)));
+    const yTicks = ticks(panel.y, y0, y1, Math.max(3, Math.floor(box.h / 46)));
     const left = box.left + Math.max(...yTicks.map(([, t]) => ruler.measureText(t).width), 8) + 8 + (panel.y.label ? size + 4 : 0);
     const slanted = panel.x.names.length > 0, up = panel.title ? 20 : 6;
     const at = { left, right: box.left + box.w - 4, top: box.top + up, bottom: box.top + box.h - (slanted ? 74 : 38) };

@@ -10,24 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aligngap.report import decision, words
+from aligngap.report import decision, sections, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.chart import Chart, Payload
 from aligngap.report.figures import FIGURES, pictures_of
 from aligngap.report.people import ratings, sentences
 from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
-from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import (
-    IN_SANDBOX,
-    describe_section,
-    effect,
-    list_judged,
-    list_untested_claims,
-    p_value,
-    say_untested,
-    titles_of,
-)
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.report.tables import judge_answers, say_unbeaten, tables
@@ -74,19 +63,17 @@ def write_page(
         pair=analysis.pairs[0],
         robust=[*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
-        verdicts=[
-            (v.name, v.claim, v.outcome, effect(v), p_value(v), v.reason, v.rule)
-            for v in analysis.verdicts
-            if assertion(v.name) < LAST
-        ],
+        claims_header=sections.CLAIMS_HEADER,
+        claims=sections.list_claims(analysis),
+        rules=[(v.name, v.rule) for v in analysis.verdicts if assertion(v.name) < LAST],
         sections=[
-            describe_section(j, len(analysis.seeds)) | {"charts": list(zip(titles_of(j), pictures_of(j), strict=True))}
-            for j in list_judged(analysis)
+            sections.describe_section(j, len(analysis.seeds))
+            | {"charts": list(zip(sections.titles_of(j), pictures_of(j), strict=True))}
+            for j in sections.list_judged(analysis)
         ],
-        section_header=SECTION_HEADER,
-        untested=say_untested(analysis),
-        in_sandbox=IN_SANDBOX,
-        not_tested=list_untested_claims(analysis),
+        section_header=sections.HEADER,
+        untested=sections.say_untested(analysis),
+        in_sandbox=sections.IN_SANDBOX,
         gao_header=GAO_HEADER,
         gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
         gao_opponent=words.opponent(analysis.gao_opponent),

@@ -7,7 +7,7 @@ by the true preference. Records made before these columns were measured get a se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -75,22 +75,27 @@ def reach_chart(analysis: Analysis) -> Chart | None:
         more: dict[str, list[Series]] = {title: [] for title in columns}
         _, _, gain, efficiency = more.values()
         if len(ceiling):
-            gain.append(Series("ceiling", dark, *ceiling.T, line=True))
+            gain.append(join("ceiling", dark, ceiling))
         if not who and len(best):
-            gain.append(Series("best-of-n", NEUTRAL, *best.T, line=True, points="hollow"))
-            efficiency.append(Series("best-of-n", NEUTRAL, *efficiency_of(best, ceiling).T, line=True, points="hollow"))
+            gain.append(join("best-of-n", NEUTRAL, best, "hollow"))
+            efficiency.append(join("best-of-n", NEUTRAL, efficiency_of(best, ceiling), "hollow"))
         for title, values in columns.items():
             series = []
             for arm in analysis.arms:
                 mine = (rows["arm"] == arm).to_numpy()
                 kl, value = rows["kl_nats"][mine], values[mine]
                 series.append(Series(arm, styles[arm], kl, value, points="faint"))
-                series.append(Series(arm, styles[arm], *curve(kl, value).T, line=True))
+                series.append(join(arm, styles[arm], curve(kl, value)))
             first = title.startswith("within")
             y = Axis(f"win rate − ½, {label}" if first else "")
             rules = [(0.0, ""), *([(1.0, "")] if title == "efficiency" and len(ceiling) else [])]
             panels.append(Panel(Axis("KL, nats (log axis)", "log2"), y, (*series, *more[title]), title, tuple(rules)))
     return Chart(tuple(panels), numbers(rows, by, best), 4)
+
+
+def join(name: str, style: Style, at: FloatArray, points: Literal["", "hollow"] = "") -> Series:
+    """A line through points [M, 2]."""
+    return Series(name, style, at[:, 0], at[:, 1], line=True, points=points)
 
 
 def curve(kl: pd.Series, values: pd.Series) -> FloatArray:

@@ -15,6 +15,7 @@ IN_SANDBOX = (
     "The packaged studies named here make their runs in the sandbox; a study of other data has the same arms with "
     "`extends: STUDY` in its file."
 )
+CLAIMS_HEADER = ("assertion", "arXiv 2405.08448", "here", "effect (95%)", "p, adjusted", "in words")
 HEADER = ("", "paper", "here", "effect (95%)", "p, adjusted", "share of the opening gap (95%)", "in words")
 
 
@@ -96,3 +97,14 @@ def list_untested_claims(analysis: Analysis) -> list[tuple[str, str, str]]:
     seeds = len(analysis.seeds)
     rows = [(r.name, r.claim, h.command(seeds)) for h in hypotheses for r in h.rules if r.name not in known]
     return sorted((row for row in rows if assertion(row[0]) < LAST), key=lambda row: assertion(row[0]))
+
+
+def list_claims(analysis: Analysis) -> list[tuple[str, ...]]:
+    """The paper's assertions as rows of a table: each with what was found, or the command that would find it."""
+    found = [
+        (v.name, v.claim, v.outcome, effect(v), p_value(v), v.reason)
+        for v in analysis.verdicts
+        if assertion(v.name) < LAST
+    ]
+    rest = [(name, claim, "not tested", "–", "–", run) for name, claim, run in list_untested_claims(analysis)]
+    return [*found, *rest]
