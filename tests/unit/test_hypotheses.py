@@ -268,6 +268,9 @@ def test_a_place_that_is_an_estimate_is_drawn_with_its_error() -> None:
     bare = Dial("x", "y", {"a": tuple(replace(p, x_interval=(np.nan, np.nan)) for p in points)})
     assert list(dial_chart(bare).numbers.columns) == ["series", "label", "x", "y", "lower", "upper"]
     assert dial_chart(bare).panels[0].series[0].x_bars is None
+    equal = dial_chart(replace(bare, diagonal=True)).panels[0].series[-1]
+    assert np.array_equal(equal.x, equal.y)
+    assert list(np.asarray(equal.x)) == [min(p.x for p in points), max(p.x for p in points)]
 
 
 def test_gains_that_differ_by_their_errors_alone_are_called_alike() -> None:

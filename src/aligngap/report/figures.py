@@ -224,6 +224,10 @@ def dial_chart(dial: Dial) -> Chart:
                 notes=[p.label for p in points], annotated=plain and name == next(iter(dial.series)),
             )
         )  # fmt: skip
+    if dial.diagonal:
+        xs = [p.x for points in dial.series.values() for p in points]
+        whole = [min(xs), max(xs)]
+        series.append(Series("equal", replace(NEUTRAL, dash=(4, 3)), whole, whole, line=True))
     rules = () if dial.reference is None else ((dial.reference, ""),)
     x_axis = Axis(dial.x, "log2" if dial.log_x else "linear", names)
     return Chart((Panel(x_axis, Axis(dial.y), tuple(series), rules=rules),), dial_table(dial))
