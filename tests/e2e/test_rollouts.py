@@ -24,7 +24,7 @@ from aligngap.pipeline.base import Step
 from aligngap.pipeline.context import Context, Job
 from aligngap.pipeline.plan import Plan, expand
 from aligngap.report import headline
-from aligngap.report.words import apart
+from aligngap.report.words import warn_apart
 from aligngap.storage.pairs import read_rows
 from aligngap.storage.store import Store
 from aligngap.study.load import validate
@@ -151,8 +151,8 @@ def reported(plan: Plan, store: Store, out: Path) -> str:
 def test_a_mismatch_that_is_no_number_is_above_every_tolerance() -> None:
     entry = {"written_by": "x 1", "mismatch_nats": 0.1, "mismatch_max_nats": 2.0, "tolerance_nats": 0.2}
     torn = {"rollouts": entry | {"mismatch_nats": "much"}}
-    assert apart({"a": {"rollouts": entry}, "b": {"rollouts": "torn"}, "c": "torn", "d": torn, "e": {}}) == []
-    [told] = apart({"a": {"rollouts": entry}, "b": {"rollouts": entry | {"mismatch_nats": math.nan}}})
+    assert warn_apart({"a": {"rollouts": entry}, "b": {"rollouts": "torn"}, "c": "torn", "d": torn, "e": {}}) == []
+    [told] = warn_apart({"a": {"rollouts": entry}, "b": {"rollouts": entry | {"mismatch_nats": math.nan}}})
     assert told.startswith("1 run(s)")
     assert "(b)" in told
 

@@ -21,7 +21,7 @@ from aligngap.execute.worker import make
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.judges import FitJudge
 from aligngap.pipeline.plan import Plan, expand
-from aligngap.report.words import failed, stopped
+from aligngap.report.words import warn_failed, warn_stopped
 from aligngap.storage.records import read_folder, read_records, write_failures
 from aligngap.storage.store import Store
 from aligngap.study.load import validate
@@ -113,7 +113,7 @@ def test_a_loss_that_is_not_finite(started: Path, capsys: pytest.CaptureFixture[
     assert set(broken["step"]) == {0}  # never got to a checkpoint
     assert set(sound["outcome"]) == {"ok"}
     assert set(sound["step"]) == {0, 4, 8}
-    assert any("diverged at step 2" in line for line in stopped(records))
+    assert any("diverged at step 2" in line for line in warn_stopped(records))
     assert main(["show", str(started / "out"), "--failures"]) == 0
     said = capsys.readouterr().out
     assert "diverged at step 2" in said
@@ -178,7 +178,7 @@ def test_a_judge_that_answers_nan(
     assert ctx.store.manifest(align["offline"].name)["result"]["outcome"] == "ok"
     # Measuring asks the same judge: that fails, and says why.
     assert {why.partition(" answered")[0] for why in failures.values()} == {"judge wish"}
-    assert any("judge wish answered nan" in line for line in failed({"measure": next(iter(failures.values()))}))
+    assert any("judge wish answered nan" in line for line in warn_failed({"measure": next(iter(failures.values()))}))
     assert main(["show", str(started / "out"), "--failures"]) == 0
     assert "judge wish answered nan" in capsys.readouterr().out
 

@@ -6,12 +6,10 @@ import subprocess
 import sys
 from typing import Any, Literal
 
-import pytest
 from pydantic import Field
 
 from aligngap.execute.agenda import Agenda, Event
 from aligngap.execute.local import importance
-from aligngap.execute.watch import SHARE, SoFar
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.plan import expand
 from aligngap.study.load import load
@@ -87,31 +85,6 @@ def test_a_point_of_every_arm_comes_before_the_rest() -> None:
     assert len(first) == 4
     assert 0 < len(early) < len(rank) / 2
     assert min(rank[name] for name in early) > max(rank[name] for name in rank.keys() - early)
-
-
-def test_records_are_written_at_once_and_then_as_often_as_it_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = expand(load("opening"))
-    clock, written = [0.0], list[float]()
-    monkeypatch.setattr("aligngap.execute.watch.time.monotonic", lambda: clock[0])
-
-    def write() -> int:
-        written.append(clock[0])
-        clock[0] += 2.0  # seconds that it takes
-        return 1
-
-    so_far = SoFar(plan, write)
-    so_far.made(plan.runs[0].align)
-    assert not so_far.keep_up()  # nothing is measured
-    so_far.made(plan.runs[0].measure)
-    assert so_far.keep_up()
-    so_far.made(plan.runs[1].measure)
-    assert not so_far.keep_up()
-    clock[0] = 2.0 + 2.0 / SHARE - 1.0
-    assert not so_far.keep_up()
-    clock[0] += 1.0
-    assert not so_far.keep_up()  # written, not for the first time
-    assert not so_far.keep_up()
-    assert written == [0.0, 2.0 + 2.0 / SHARE]
 
 
 def test_ray_that_is_not_installed_is_one_line() -> None:

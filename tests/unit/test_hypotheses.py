@@ -28,8 +28,7 @@ from aligngap.hypotheses.verdicts import CENSORED, CONTRADICTED, INCONCLUSIVE, S
 from aligngap.hypotheses.view import View, under
 from aligngap.pipeline.plan import expand
 from aligngap.report import build_report, headline
-from aligngap.report.charts import dial_figure
-from aligngap.report.figures import dial_table
+from aligngap.report.figures import dial_chart
 from aligngap.stats.adjust import benjamini_hochberg, holm
 from aligngap.stats.budgets import Seedwise
 from aligngap.stats.compare import compare
@@ -262,12 +261,16 @@ def test_a_place_that_is_an_estimate_is_drawn_with_its_error() -> None:
     points = dial.series["online − offline"]
     assert [p.label for p in points] == ["peak-in", "as opened"]
     assert all(p.x_interval[0] < p.x < p.x_interval[1] for p in points)
-    table = dial_table(dial)
+    table, [drawn] = dial_chart(dial).numbers, dial_chart(dial).panels[0].series
     assert list(table["x lower"]) == [p.x_interval[0] for p in points]
-    assert len(dial_figure(dial).data[0].error_x.array) == 2
+    assert drawn.x_bars is not None
+    assert np.allclose(drawn.x_bars, np.transpose([p.x_interval for p in points]))
     bare = Dial("x", "y", {"a": tuple(replace(p, x_interval=(np.nan, np.nan)) for p in points)})
-    assert list(dial_table(bare).columns) == ["series", "label", "x", "y", "lower", "upper"]
-    assert dial_figure(bare).data[0].error_x.array is None
+    assert list(dial_chart(bare).numbers.columns) == ["series", "label", "x", "y", "lower", "upper"]
+    assert dial_chart(bare).panels[0].series[0].x_bars is None
+    equal = dial_chart(replace(bare, diagonal=True)).panels[0].series[-1]
+    assert np.array_equal(equal.x, equal.y)
+    assert list(np.asarray(equal.x)) == [min(p.x for p in points), max(p.x for p in points)]
 
 
 def test_gains_that_differ_by_their_errors_alone_are_called_alike() -> None:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from synthetic_records import ArmTruth, best_of_n_rows, make
 
-from aligngap.report.reach import at_kl, reach_figure, reach_tables
+from aligngap.report.reach import at_kl, reach_chart, reach_tables
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, EVALUATORS, REACH
 from aligngap.storage.records import empty
 
@@ -60,18 +56,16 @@ def test_the_table_says_both_parts_by_judge_and_by_truth() -> None:
 
 def test_the_figure_has_a_row_of_panels_for_each_evaluator() -> None:
     for oracle, rows in ((True, 2), (False, 1)):
-        drawn = reach_figure(planted(oracle), plt)
-        assert drawn is not None
-        figure, numbers = drawn
-        assert len(figure.axes) == 4 * rows
-        labels = figure.axes[2].get_legend_handles_labels()[1]
-        assert {"online", "offline", "ceiling", "best-of-n"} == set(labels)
+        chart = reach_chart(planted(oracle))
+        assert chart is not None
+        panels, numbers = chart.panels, chart.numbers
+        assert len(panels) == 4 * rows
+        assert {"online", "offline", "ceiling", "best-of-n"} == {s.name for s in panels[2].series}
         assert ("oracle_within_2" in numbers) == oracle
         assert set(numbers["what"]) == {"checkpoint", "best-of-n"}
-        share = figure.axes[3].get_lines()[-1].get_xydata()  # best-of-n's efficiency, where there is a ceiling
+        share = panels[3].series[-1]  # best-of-n's efficiency, where there is a ceiling
         bon = numbers[(numbers["what"] == "best-of-n") & (numbers["kl_nats"] > 0.5)].iloc[0]
-        assert np.allclose(share[0], (bon["kl_nats"], (bon["win_rate"] - 0.5) / 0.3))
-        plt.close(figure)
+        assert np.allclose((share.x[0], share.y[0]), (bon["kl_nats"], (bon["win_rate"] - 0.5) / 0.3))
 
 
 def test_what_is_missing_is_said() -> None:
@@ -80,7 +74,7 @@ def test_what_is_missing_is_said() -> None:
     (table,) = reach_tables(old)
     assert not table.rows
     assert "made before" in table.notes[0]
-    assert reach_figure(old, plt) is None
+    assert reach_chart(old) is None
     old.opponents = ("golden_policy",)
     assert reach_tables(old) == []
     bare = planted(ceiling_to=0.0)
@@ -89,7 +83,7 @@ def test_what_is_missing_is_said() -> None:
     notes = " ".join(reach_tables(bare)[0].notes)
     assert "No ceiling and no efficiency" in notes
     assert "No rho" in notes
-    assert reach_figure(bare, plt) is not None
+    assert reach_chart(bare) is not None
 
 
 def test_values_at_a_kl_are_where_a_run_first_has_it() -> None:

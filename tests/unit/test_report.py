@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +19,9 @@ import pytest
 from synthetic_records import ArmTruth, best_of_n_rows, make
 
 from aligngap.report import build_report, headline, words
-from aligngap.report.beside import beside
-from aligngap.report.charts import hover_text
-from aligngap.report.figures import difference_limits
-from aligngap.report.folder import made_by
-from aligngap.report.page import script_json
-from aligngap.stats.estimate import FloatArray
+from aligngap.report.chart import Payload, escape_json
+from aligngap.report.figures import clip_text, difference_limits
+from aligngap.report.folder import find_command
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import (
     BEST_OF_N,
@@ -170,9 +163,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_report_made_again_keeps_the_command_that_made_the_records(made: Path, tmp_path: Path) -> None:
-    assert made_by(made, {"command": "aligngap run mine"}) == "aligngap run mine"
-    assert made_by(made, {}) == "aligngap run opening --set seeds=3"  # of the summary, where provenance is too old
-    assert made_by(tmp_path, {}) == f"aligngap report {tmp_path}"
+    assert find_command(made, {"command": "aligngap run mine"}) == "aligngap run mine"
+    assert find_command(made, {}) == "aligngap run opening --set seeds=3"  # of the summary, where provenance is too old
+    assert find_command(tmp_path, {}) == f"aligngap report {tmp_path}"
 
 
 def test_everything_is_there(made: Path) -> None:
@@ -193,17 +186,74 @@ def test_everything_is_there(made: Path) -> None:
 
 def test_page_answers_first_and_needs_no_network(made: Path) -> None:
     page = (made / "report.html").read_text()
-    first = page[page.index("<h1") : page.index("</h1>")]
-    sentence = r"At equal KL, online beats offline in win rate: \+0\.\d{3} \(.0\.\d{3} to \+0\.\d{3}\) at 1 nat"
-    assert re.search(sentence, first)
-    assert "5 seeds" in first
+    body, script = page[: page.index("<script")], page[page.index('<script type="application/json"') :]
+    assert re.search(r"<h1[^>]*>At equal KL, online beats offline in win rate\.</h1>", body)
+    first = body[body.index("</h1>") : body.index("<summary>")]
+    tiles = re.findall(r'class="tile"><span>(.*?)</span><b>(.*?)</b>', first)
+    assert [label for label, _ in tiles] == ["online − offline at 4 nats", "online − offline at 8 nats", "evidence"]
+    assert all(re.fullmatch(r"\+0\.\d{3}", value) for _, value in tiles[:2])
+    assert tiles[2][1] == "5 seeds"
+    assert first.index('data-chart="opening"') < first.index("What would change this")
+    assert [word for word in ("<b>seeds</b>", "<b>prompts</b>", "<b>KL</b>") if word not in first] == []
+    sentence = r"\+0\.\d{3} \(.0\.\d{3} to \+0\.\d{3}\) at 1 nat"
+    assert re.search(sentence, body[body.index("What it rests on") :])
     assert "abc123" in page
     assert "aligngap run opening --set seeds=3" in page
-    ours = page[: page.index("<script>")]
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", ours)
-    assert "@import" not in ours
-    assert "prefers-color-scheme: dark" in ours
-    assert "@media print" in ours
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?:https?:)?//""", body)
+    assert "@import" not in body
+    assert "fetch(" not in script
+    assert "prefers-color-scheme: dark" in body
+    assert "@media print" in body
+    assert len(page) < 2**20
+
+
+def charts_of(page: str) -> dict[str, Any]:
+    [text] = re.findall(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)
+    assert "<" not in text
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TRY = """<script>
+const say = (what, text) => { document.body.dataset[what] = text; };
+addEventListener("error", (e) => say("failed", e.message));
+addEventListener("load", () => {
+  document.querySelectorAll("details").forEach((d) => { d.open = true; });
+  const svg = document.querySelector("[data-chart=opening] svg"), files = [];
+  const mark = svg.querySelector("g[fill-opacity] path").getBoundingClientRect();
+  svg.dispatchEvent(new MouseEvent("click", { clientX: mark.x + 2, clientY: mark.y + 2, bubbles: true }));
+  say("tip", document.querySelector("[data-chart=opening] .tip.pinned").innerText);
+  URL.createObjectURL = (blob) => { files.push(blob.type); say("files", files.join(" ")); return "#"; };
+  document.querySelector(".tools").querySelectorAll("button").forEach((b) => b.click());
+  const key = svg.querySelector(".key");
+  const shown = () => document.querySelector("[data-chart=opening] svg").outerHTML.length;
+  const before = shown();
+  key.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  say("hidden", String(shown() < before));
+});
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium")
+def test_the_page_draws_answers_a_click_and_hands_out_files(made: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text((made / "report.html").read_text().replace("</head>", TRY + "</head>"))
+    words = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    more = ["--window-size=900,1400", "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
+    done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=300, check=True).stdout
+    body = done[done.index("<body") : done.index("<main")]
+    assert "data-failed" not in body
+    assert re.search(r"online beta=\S+|offline beta=\S+|online-golden beta=\S+", body)  # the checkpoint of the point
+    assert "step " in body
+    assert "win rate 0." in body
+    assert 'data-hidden="true"' in body
+    assert {"text/csv", "image/svg+xml", "image/png"} <= set(re.search(r'data-files="([^"]*)"', body)[1].split())  # type: ignore[index]
+    charts = charts_of((made / "report.html").read_text())["charts"]
+    drawn = re.findall(r'data-chart="([^"]*)"[^>]*data-drawn="(\d+)"', done)
+    assert set(charts) == {name for name, _ in drawn}
+    assert done.count("<svg") >= len(charts)
+    assert all(int(width) > 300 for _, width in drawn)
 
 
 def test_hostile_text_is_escaped_everywhere(made: Path) -> None:
@@ -212,17 +262,35 @@ def test_hostile_text_is_escaped_everywhere(made: Path) -> None:
     assert "<img src=x" not in page
     assert page.count("</script>") == page.count("<script")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    charts = re.findall(r'<script type="application/json" id="chart-\d+-json">(.*?)</script>', page, re.DOTALL)
-    assert len(charts) > 5
-    for chart in charts:
-        assert "<" not in chart
-        figure = json.loads(chart)
-        for trace in figure["data"]:
-            for text in trace.get("text") or []:
-                assert set(re.findall(r"<[^>]*>", text)) <= {"<b>", "</b>", "<br>", "<i>", "</i>"}
-                assert "<b>x" not in text
-                assert "%{" not in text
-    assert "alert(1)" in " ".join(charts)  # shown, as text
+    assert "innerHTML" not in page  # the script puts notes on the page as text
+    assert any("alert(1)" in note for note in charts_of(page)["texts"])  # shown, as text
+
+
+def test_a_chart_on_the_page_holds_what_the_figure_for_papers_shows(made: Path) -> None:
+    found = charts_of((made / "report.html").read_text())
+    [panel] = found["charts"]["opening"]["panels"]
+    rows = pd.read_csv(made / "figures" / "opening.csv")
+    points = next(s for s in panel["series"] if s["name"] == "offline" and s.get("points") == "faint")
+    own = rows[(rows["arm"] == "offline") & (rows["what"] == "checkpoint")]
+    data = found["data"][points["data"]]
+    assert data["x"] == pytest.approx(own["kl_nats"], rel=1e-4)
+    assert data["y"] == pytest.approx(own["win_rate"], rel=1e-4)
+    notes = [found["texts"][n].split("\n") for n in data["notes"]]
+    assert [note[0] for note in notes] == list(own["run"])
+    steps = [f"step {step:.0f}, seed {seed:.0f}" for step, seed in zip(own["step"], own["seed"], strict=True)]
+    assert [note[1] for note in notes] == steps
+    assert any("plain" in line or "alert" in line for note in notes for line in note[4:])  # what it wrote
+    line = next(s for s in panel["series"] if s["name"] == "online" and s.get("line"))
+    assert {"x", "y", "band"} <= set(found["data"][line["data"]])
+    assert panel["x"]["scale"] == "log"
+
+
+def test_equal_series_and_texts_stand_once_on_the_page(made: Path) -> None:
+    found = charts_of((made / "report.html").read_text())
+    charts = found["charts"].values()
+    shown = [s["data"] for chart in charts for panel in chart["panels"] for s in panel["series"]]
+    assert len(set(shown)) == len(found["data"]) < len(shown)
+    assert len(set(found["texts"])) == len(found["texts"])
 
 
 def test_numbers_for_reading() -> None:
@@ -230,14 +298,13 @@ def test_numbers_for_reading() -> None:
     assert [words.nats(x) for x in (1.0, 0.5, 12.0)] == ["1 nat", "0.5 nats", "12 nats"]
 
 
-def test_hover_text_and_script_json_are_inert() -> None:
-    assert hover_text(HOSTILE).count("<") == hover_text(HOSTILE).count("<br>")
-    assert hover_text("a\x00b\nc") == "a b c"
-    assert len(hover_text("word " * 500)) < 260
-    assert hover_text("x" * 100, width=10).count("<br>") == 9
-    text = script_json(json.dumps({"a": "</script>\u2028&"}))
+def test_texts_of_a_chart_are_one_line_and_inert() -> None:
+    assert clip_text("a\x00b\nc") == "a b c"
+    assert clip_text("x" * 500, 10) == "x" * 9 + "…"
+    text = escape_json(json.dumps({"a": "</script>\u2028&"}))
     assert "<" not in text
     assert json.loads(text) == {"a": "</script>\u2028&"}
+    assert json.loads(Payload().as_json()) == {"texts": [], "charts": {}, "data": []}
 
 
 def test_same_records_same_page(made: Path, tmp_path: Path) -> None:
@@ -248,8 +315,7 @@ def test_same_records_same_page(made: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_text((made / name).read_text())
     build_report(tmp_path, command="aligngap run opening --set seeds=3")
     assert (tmp_path / "summary.md").read_text() == (made / "summary.md").read_text()
-    strip = re.compile(r"data:image/png;base64,[^\"]*")
-    assert strip.sub("", (tmp_path / "report.html").read_text()) == strip.sub("", (made / "report.html").read_text())
+    assert (tmp_path / "report.html").read_text() == (made / "report.html").read_text()
 
 
 def thin_study(name: str) -> Frames:
@@ -292,7 +358,7 @@ def thin_study(name: str) -> Frames:
 def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str, said: str) -> None:
     frames = thin_study(name)
     page = build_report(save(tmp_path, frames)).read_text()
-    body = page[: page.index("<script>")]
+    body = page[: page.index("<script")]
     assert said in body
     assert "nan" not in re.sub(r"<[^>]*>", " ", body[body.index("<main>") :]).lower().split()
     assert said in headline(tmp_path) + body
@@ -307,58 +373,11 @@ def test_panels_of_differences_share_a_range_that_holds_all_of_them() -> None:
     assert difference_limits([comparison(0.1, 0.2), comparison(-3.0, 2.0)]) == (-1.0, 1.0)
 
 
-def test_a_copy_of_the_process_begins_the_jobs_and_this_one_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here = os.getpid()
-
-    def work(number: int) -> tuple[int, FloatArray]:
-        (tmp_path / f"{number} by {os.getpid()}").touch()
-        if os.getpid() != here:
-            while not (tmp_path / f"1 by {here}").exists():  # the copy has the first one until this process has begun
-                time.sleep(0.01)
-        return number, np.full(10**5, number)
-
-    def fails_in_a_copy(how: Callable[[], None]) -> str:
-        if os.getpid() != here:
-            (tmp_path / "tried").touch()
-            how()
-        return "made here"
-
-    def no_room() -> None:
-        raise ValueError("no room")
-
-    def as_made(results: list[tuple[int, FloatArray]]) -> bool:
-        return all(n == number and (made == number).all() for number, (n, made) in enumerate(results))
-
-    jobs = [partial(work, number) for number in range(12)]
-    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    assert as_made(beside(jobs)())
-    assert {p.name for p in tmp_path.iterdir()} == {f"{number} by {here}" for number in range(12)}
-    monkeypatch.delitem(sys.modules, "torch")
-    for how in (no_room, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        for left in tmp_path.iterdir():
-            left.unlink()
-        finish = beside([partial(fails_in_a_copy, how)])
-        while sys.platform == "linux" and not (tmp_path / "tried").exists():
-            time.sleep(0.01)
-        assert finish() == ["made here"]
-    (tmp_path / "tried").unlink(missing_ok=True)
-    once = beside(jobs)
-    while sys.platform == "linux" and not list(tmp_path.iterdir()):
-        time.sleep(0.01)
-    assert as_made(once())
-    assert once() is once()  # asked again it does nothing anew
-    made_by = {p.name.split(" by ")[0]: p.name.split(" by ")[1] for p in tmp_path.iterdir()}
-    assert len(made_by) == len(list(tmp_path.iterdir())) == 12  # each once
-    assert sys.platform != "linux" or made_by["0"] != str(here) == made_by["1"]
-
-
 def test_reading_side_imports_no_torch(made: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import aligngap.storage.records, aligngap.report\n"
-        "assert not {'matplotlib', 'plotly', 'torch', 'transformers', 'ray'} & set(sys.modules)\n"
-        "import aligngap.report.figures, aligngap.report.page, aligngap.hypotheses.opening, matplotlib, plotly\n"
+        "assert not {'matplotlib', 'torch', 'transformers', 'ray'} & set(sys.modules)\n"
+        "import aligngap.report.page, aligngap.report.paper, aligngap.hypotheses.opening, matplotlib\n"
         f"aligngap.report.headline(Path({str(made)!r}))\n"
         "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)\n"
     )

@@ -14,16 +14,8 @@ from synthetic_records import ArmTruth, best_of_n_rows, make, planted_clouds
 from aligngap.cli import main
 from aligngap.report import build_report, planned_power
 from aligngap.report.analysis import Analysis, analyse
-from aligngap.report.tables import (
-    best_configurations,
-    first_screen,
-    needed,
-    open_question,
-    ranking,
-    seeds_and_prompts,
-    survives,
-    tables,
-)
+from aligngap.report.power import change_of_mind, say_needed, say_prompts, say_seeds
+from aligngap.report.tables import best_configurations, ranking, say_survival, say_unbeaten, seeds_and_prompts, tables
 from aligngap.stats.axes import AXES, KL
 from aligngap.stats.clouds import make_clouds, on_axis, thin
 from aligngap.stats.compare import compare, curves_for
@@ -121,7 +113,7 @@ def test_every_axis_and_opponent_is_in_the_table_and_says_who_is_ahead() -> None
     assert "Training compute is counted" in " ".join(table.notes)
     assert by["training compute", "golden policy"][4].endswith("FLOP")
     main = a.comparisons["golden_policy"][0]
-    said = survives(main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not main])
+    said = say_survival(main, [c for c in a.robust.axes if (c.a, c.b) == ("online", "offline") and c is not main])
     assert said.startswith("At equal KL the interval of online − offline: above 0. Of the 11 other combinations")
     assert "2 cannot be compared" in said
 
@@ -215,10 +207,10 @@ def test_arms_of_another_world_are_compared_within_it() -> None:
 
 def test_the_first_screen_says_when_nothing_beats_best_of_n() -> None:
     strong = made(best_of_n=best_of_n_rows(0.4, 0.1))
-    assert any("No arm is shown to beat best-of-n" in s for s in first_screen(strong))
-    assert any("online, offline lie below it" in s for s in first_screen(strong))
+    assert any("No arm is shown to beat best-of-n" in s for s in say_unbeaten(strong))
+    assert any("online, offline lie below it" in s for s in say_unbeaten(strong))
     weak = made(best_of_n=best_of_n_rows(0.05, 0.0))
-    assert not any("best-of-n" in s for s in first_screen(weak))
+    assert not any("best-of-n" in s for s in say_unbeaten(weak))
     assert "best-of-n" in [t.name for t in tables(weak)]
     assert "best-of-n" not in [t.name for t in tables(made())]
 
@@ -236,27 +228,34 @@ def test_each_arm_at_its_best_configuration_of_the_same_grid() -> None:
 # ------------------------------------------------------------------------------------------------------- power
 
 
-def test_an_open_question_says_what_it_would_take() -> None:
+def test_a_report_says_what_would_change_its_answer() -> None:
     a = made({"online": ArmTruth(), "offline": ArmTruth()}, seed_sd=0.04)
     assert all(b.interval[0] < 0 < b.interval[1] for b in a.main.judged)
-    [said] = first_screen(a)
-    assert "seeds × 120 prompts would be needed to see a difference of 0.05 with 80% power" in said
+    said = dict(change_of_mind(a))
+    assert list(said) == ["seeds", "prompts", "KL"]
+    assert "seeds × 120 prompts would be needed to see a difference of 0.05 with 80% power" in said["seeds"]
+    assert "no number of prompts" in said["prompts"]
+    assert said["KL"].startswith("Nothing is known above 8 nats")
     table = seeds_and_prompts(a)
     assert table is not None
     assert [r[0] for r in table.rows] == ["0.02", "0.05", "0.1"]
-    assert not any("would be needed" in s for s in first_screen(made()))
+    short = made({"online": ArmTruth(), "offline": ArmTruth(kl_range=(0.1, 3.0))})
+    assert "Nothing is judged above 2 nats: runs of offline ended before 4 nats" in dict(change_of_mind(short))["KL"]
 
 
-def test_a_study_that_was_large_enough_says_so() -> None:
+def test_a_study_that_was_large_enough_looks_for_less() -> None:
     s = Spread(0.0001, 0.0002, 0.05, 0.0, 5, 500)
-    said = open_question(s)
-    assert said.startswith("A study of this size sees a difference of 0.05 with ")
-    assert "would be needed to see a difference of 0.02" in said
-    assert open_question(replace(s, between=0.01)).startswith("About ")
+    assert say_seeds(s).startswith("These 5 see a difference of 0.05 with ")
+    assert "would be needed to see a difference of 0.02" in say_seeds(s)
+    assert "would show a difference of 0.02" in say_prompts(s)
+    assert "would be needed to see a difference of 0.05" in say_seeds(replace(s, between=0.01))
+    assert "no verdict below 5" in say_seeds(replace(s, seeds=3))
 
 
 def test_one_seed_cannot_say() -> None:
-    assert "One seed cannot tell" in needed(Spread(float("nan"), float("nan"), 0.05, 0.0, 1, 100))
+    s = Spread(float("nan"), float("nan"), 0.05, 0.0, 1, 100)
+    assert "One seed cannot tell" in say_needed(s)
+    assert "say nothing of others" in say_prompts(s)
     a = made(seeds=(0,))
     assert [t.rows for t in tables(a) if t.name == "power"] == [()]
 
@@ -292,10 +291,13 @@ def test_a_pilot_that_cannot_say_says_why(folder: Path) -> None:
 
 def test_the_page_and_the_summary_hold_the_tables(folder: Path) -> None:
     page = build_report(folder).read_text()
-    body, text = page[: page.index("<script>")], (folder / "summary.md").read_text()
+    body, text = page[: page.index("<script")], (folder / "summary.md").read_text()
     for title in ("Does the ranking survive?", "At equal length", "Best-of-n of the SFT policy", "What it would take"):
         assert title in body
         assert f"## {title}" in text
-    assert "No arm is shown to beat best-of-n" in page[page.index("</h1>") : page.index('class="tiles"')]
+    assert (
+        "No arm is shown to beat best-of-n"
+        in body[body.index("What it rests on") : body.index("How to read the chart")]
+    )
     assert "length-controlled" in body
     assert "best-of-n of the SFT policy" in page[page.index("<script>") :]

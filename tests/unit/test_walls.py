@@ -71,7 +71,7 @@ def test_fit_and_training_do_not_look_at_a_streams_class() -> None:
                 assert "stream" not in ast.dump(node.args[0]).lower()
 
 
-HEAVY = ("torch", "transformers", "ray", "matplotlib", "plotly", "scipy", "safetensors")
+HEAVY = ("torch", "transformers", "ray", "matplotlib", "scipy", "safetensors")
 
 
 def modules_after(code: str) -> set[str]:

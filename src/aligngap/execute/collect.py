@@ -44,7 +44,8 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
 
     The provenance keeps the `command` that made them. What is read of the store is held against its checksums: Damaged.
 
-    Runs not measured yet are left out; the SFT policy's measurement is the step 0 of every run that starts there.
+    Runs not measured yet are left out, and the provenance names them under `missing`; the SFT policy's measurement is
+    the step 0 of every run that starts there.
     """
     tables: dict[str, list[pd.DataFrame]] = {"rows": [], "per_prompt": [], "samples": []}
     about: dict[str, Any] = {"pipeline": [], "runs": {}, "artifacts": {}}
@@ -79,6 +80,8 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
                     frames.append(add_run_columns(frame, run, plan, log, outcome) if table == "rows" else frame)
     if not count:
         return 0
+    if count < len(plan.runs):
+        about["missing"] = [run.name for run in plan.runs if run.name not in about["runs"]]
     best = [
         pd.read_parquet(store.open(s.name, "best_of_n.parquet")).assign(variant=variant)
         for (_, variant), s in plan.references.items()

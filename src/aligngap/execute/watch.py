@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -19,14 +19,12 @@ from aligngap.execute.agenda import Event, Executor, Machine
 from aligngap.execute.local import Outcome, importance
 from aligngap.execute.pace import Pace, keep, kept
 from aligngap.execute.remaining import Remaining
-from aligngap.types import Damaged
 
 if TYPE_CHECKING:
     from aligngap.pipeline.base import Step
     from aligngap.pipeline.plan import Plan
     from aligngap.storage.store import Store
 
-EVERY_SECONDS, SHARE = 30.0, 0.02  #: between two times that records are written, and of the time that goes into that
 REPORT_SECONDS = 10.0  #: from the last step to the report, on the machine that the cost model was calibrated on
 
 
@@ -70,41 +68,17 @@ def guess(steps: Sequence[Step], store: Store) -> dict[str, float]:
     return {step.name: seconds_of(step, counted) for step in steps}
 
 
-class SoFar:
-    """Writes the records of what is measured while a study goes on: at once, then as often as it costs little."""
-
-    def __init__(self, plan: Plan, write: Callable[[], object]) -> None:
-        self.write, self.due, self.new, self.times = write, 0.0, False, 0
-        self.measured = {run.measure.name for run in plan.runs}
-
-    def made(self, step: Step) -> None:
-        """A step has been made: perhaps one that the records tell of."""
-        self.new |= step.name in self.measured
-
-    def keep_up(self) -> bool:
-        """Write the records if there is something new and it is time; whether they were written for the first time."""
-        started = time.monotonic()
-        if not self.new or started < self.due:
-            return False
-        self.new = False
-        with suppress(Damaged):  # what is damaged is said, and made again, when the study has ended
-            self.times += bool(self.write())
-        now = time.monotonic()
-        self.due = now + max(EVERY_SECONDS, (now - started) / SHARE)
-        return self.times == 1
-
-
-def watch(local: Executor, plan: Plan, write: Callable[[], object] = int) -> Outcome:
+def watch(local: Executor, plan: Plan, on_made: Callable[[str], bool] = lambda name: False) -> Outcome:
     """Run a plan to its end and show it; returns what was made, found and failed.
 
-    `write` writes the records of what is measured by then, and says of how many runs there are any.
+    `on_made` is called with the name of each step when it is there, and says whether a page is made with it.
     """
     steps = plan.steps()
     names = labels(plan)
     todo = [s for s in steps if not local.store.has(s.name)]
     outcome = Outcome()
     remaining = left_of(todo, local.store, local.slots, local.machine)
-    so_far, told = SoFar(plan, write), False
+    told = False
     console = Console(stderr=True)
     live = console.is_terminal
     running: dict[str, tuple[Step, Any]] = {}
@@ -132,18 +106,17 @@ def watch(local: Executor, plan: Plan, write: Callable[[], object] = int) -> Out
                     keep(local.store, local.machine.place, took)
                 if event == Event.MADE:
                     outcome.made.append(step.name)
-                    so_far.made(step)
                     if step.kind == "data":
                         remaining.guessed |= guess(todo, local.store)
+                    if on_made(step.name) and not told:
+                        told = True
+                        bar.console.print("first points: they are in the page, which grows while the study goes on")
                 else:
                     outcome.failed[names[step.name]] = message
                     outcome.bad_input |= event == Event.BAD_INPUT
                 if not live and event != Event.BAD_INPUT:  # which is said once, at the end, with its remedy
                     left = clock(remaining.seconds())
                     say(f"[{len(outcome.made)}/{len(todo)}] {event}: {names[step.name]} (left: about {left})")
-            if len(outcome.made) + len(outcome.failed) + outcome.lost < len(todo) and so_far.keep_up() and not told:
-                told = True
-                bar.console.print("first points: `aligngap report` and `show` of the output folder say what there is")
             for active, task in running.values():
                 fraction, note = local.position(active)
                 remaining.see(active, fraction)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from aligngap.report.folder import (
     Stamps,
-    compared_arms,
     decision_kl_of,
-    declared,
-    made_by,
+    find_command,
     margin_of,
+    missing_of,
     pipeline_of,
+    read_compared,
+    read_declared,
     read_json,
     read_study,
     read_tables,
@@ -44,28 +45,25 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         import matplotlib.pyplot  # noqa: F401  imported while the tables are read, the copy that draws has it already
 
-        from aligngap.report.beside import beside
-        from aligngap.report.figures import drawings
+        from aligngap.report.figures import make_charts
         from aligngap.report.page import write_page
+        from aligngap.report.paper import draw_all
         from aligngap.report.summary import write_summary
 
         reading.result()
     progress(1, 4, "comparing arms")
     analysis = _analysis(folder)
-    progress(2, 4, "drawing figures, comparing arms otherwise")
-    figures = beside(drawings(analysis, folder / "figures"))
+    progress(2, 4, "comparing arms otherwise")
+    charts = make_charts(analysis)
     provenance = read_json(folder / "provenance.json")
-    command = command or made_by(folder, provenance)
+    command = command or find_command(folder, provenance)
     write_summary(analysis, folder / "summary.md", command)
-    progress(3, 4, "writing the page")
+    study = read_text(folder / "study.yaml")
     page = write_page(
-        analysis,
-        folder / "report.html",
-        command=command,
-        provenance=provenance,
-        study=read_text(folder / "study.yaml"),
-        figures=lambda: [path for paths in figures() for path in paths],
-    )
+        analysis, charts, folder / "report.html", command=command, provenance=provenance, study=study
+    )  # fmt: skip
+    progress(3, 4, "drawing figures for papers")
+    draw_all(charts, folder / "figures")
     progress(4, 4, "done")
     return page
 
@@ -77,18 +75,18 @@ def _analysis(folder: Path) -> Analysis:
 
 @lru_cache(maxsize=1)
 def _analysed(folder: Path, stamps: Stamps) -> Analysis:
-    from aligngap.report.analysis import Question, Told, analyse
+    from aligngap.report.analysis import Background, Question, analyse
     from aligngap.report.decision import cheaper_arms
 
     tables = read_tables(folder, stamps)
-    online, offline = compared_arms(folder)
+    online, offline = read_compared(folder)
     study, provenance = read_study(folder), read_json(folder / "provenance.json")
     asks = Question(
-        online, offline, **declared(folder, study), margin=margin_of(folder, study),
+        online, offline, **read_declared(folder, study), margin=margin_of(folder, study),
         decision_kl=decision_kl_of(folder, study), cheaper=cheaper_arms(section(study, "arms")),
     )  # fmt: skip
     costs, judges, runs = (section(provenance, key) for key in ("costs", "judges", "runs"))
-    return analyse(tables, asks, Told(pipeline_of(provenance), costs, judges, runs))
+    return analyse(tables, asks, Background(pipeline_of(provenance), costs, judges, runs, missing_of(provenance)))
 
 
 def headline(out_dir: Path) -> str:
@@ -114,9 +112,9 @@ def answer(out_dir: Path) -> str:
 
 def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, detect: float | None = None) -> str:
     """What a planned study can see, from the variances of a finished one: its power, and the seeds it would take."""
-    from aligngap.report.tables import DETECT, planned
+    from aligngap.report.power import DETECT, say_planned
     from aligngap.storage.records import read_folder
 
     tables, size = read_folder(pilot), DETECT if detect is None else detect
-    budgets = declared(pilot, read_study(pilot))["budgets"]
-    return planned(tables.records, tables.per_prompt, arms, seeds, prompts, size, budgets)
+    budgets = read_declared(pilot, read_study(pilot))["budgets"]
+    return say_planned(tables.records, tables.per_prompt, arms, seeds, prompts, size, budgets)

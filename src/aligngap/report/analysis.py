@@ -1,13 +1,13 @@
 """Everything the figures, the page and the terminal say, computed once from the tables.
 
-Leaves out drawing (`figures.py`, `charts.py`) and sentences (`words.py`).
+Leaves out drawing (`figures.py`, `paper.py`, `page.js`) and sentences (`words.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from aligngap.hypotheses.base import COMMON, Hypothesis, Judged, judge_all
 from aligngap.hypotheses.decision import Decision, decide
 from aligngap.hypotheses.families import correct, primary_of
 from aligngap.hypotheses.view import View, under, world_of
-from aligngap.report.beside import beside
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.budgets import BUDGETS, AtBudgets, at_budgets
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
@@ -51,6 +50,8 @@ DYNAMICS = {
 SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
 #: points of one arm in one figure, drawn and in its CSV; with more, every so many
 MAX_POINTS = 600
+#: texts of one checkpoint that its note in a figure holds
+TEXTS = 2
 #: what is drawn of a checkpoint
 DRAWN = ("arm", "run", "config", "seed", "step", "kl_nats", "kl_nats_se", "win_rate", "win_rate_se", *list(SCORES)[1:])
 
@@ -94,6 +95,7 @@ class Analysis:
     asked: Mapping[str, Any] = field(default_factory=dict)  # what judges that are paid for were asked, likewise
     runs: Mapping[str, Any] = field(default_factory=dict)  # each run's artifacts and what its engine told, likewise
     ratings: pd.DataFrame = field(default_factory=pd.DataFrame)  # what people said of pairs
+    missing: tuple[str, ...] = ()  # runs that the study plans and that are not measured yet
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -158,6 +160,17 @@ class Analysis:
         return {arm: rows.iloc[thin(at[drawn[at]])] for arm, at in self._places[self.opponent].items()}
 
     @cached_property
+    def first_texts(self) -> Mapping[tuple[str, int], list[tuple[str, str]]]:
+        """The first prompts and responses recorded of a checkpoint, by run and step."""
+        columns = ["run", "step", "prompt", "response"]
+        found: dict[tuple[str, int], list[tuple[str, str]]] = {}
+        for run, step, prompt, response in self.samples[columns].itertuples(index=False):
+            texts = found.setdefault((str(run), int(step)), [])
+            if len(texts) < TEXTS:
+                texts.append((str(prompt), str(response)))
+        return found
+
+    @cached_property
     def scored(self) -> Mapping[str, Scored]:
         """Each arm's scores for the over-optimisation figures, thinned; arms without a score or a KL are left out."""
         rows, found = self.records[list(DRAWN)], {}
@@ -203,7 +216,7 @@ def assertion(name: str) -> int:
     return int(head[1:]) if head[:1] == "R" and head[1:].isdecimal() else LAST
 
 
-def featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[str, str]) -> tuple[str, ...]:
+def pick_featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[str, str]) -> tuple[str, ...]:
     """The arms of the page's own figures: all, or, where they are many, those that no hypothesis's section shows."""
     if len(arms) <= FEATURED:
         return arms
@@ -211,15 +224,13 @@ def featured(arms: tuple[str, ...], judged: Sequence[Judged], compared: tuple[st
     return tuple(a for a in arms if a not in sections)
 
 
-def ordered(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+def order_names(names: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
     """Known names first in their order, then the others as they appear."""
     seen = list(dict.fromkeys(map(str, names)))
     return tuple([n for n in known if n in seen] + [n for n in seen if n not in known])
 
 
-def pairs_to_compare(
-    arms: tuple[str, ...], online: str, offline: str, worlds: Collection[str] = ()
-) -> list[tuple[str, str]]:
+def pair_arms(arms: tuple[str, ...], online: str, offline: str, worlds: Collection[str] = ()) -> list[tuple[str, str]]:
     """online against offline, then every other arm against each of the two.
 
     An arm under a variant that changes the task (`worlds`) has judges and opponents of its own, so it is compared with
@@ -250,33 +261,31 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Told:
+class Background:
     """What the provenance tells beside the tables, as `collect` writes it."""
 
     pipeline: Sequence[Mapping[str, Any]] = ()  # what the steps before the arms found
     costs: Mapping[str, Any] = field(default_factory=dict)
     judges: Mapping[str, Any] = field(default_factory=dict)
     runs: Mapping[str, Any] = field(default_factory=dict)
+    missing: Sequence[str] = ()  # runs not measured yet
 
 
-def analyse(tables: Tables, asks: Question | None = None, told: Told | None = None) -> Analysis:
+def analyse(tables: Tables, asks: Question | None = None, background: Background | None = None) -> Analysis:
     """Frontiers, comparisons, verdicts and fits of a study, from the tables of its folder."""
-    asks, told = asks or Question(), told or Told()
+    asks, background = asks or Question(), background or Background()
     records, per_prompt, best_of_n = tables.records, tables.per_prompt, tables.best_of_n
     online, offline = asks.online, asks.offline
-    opponents = ordered(list(records["opponent"].unique()), OPPONENT_ORDER)
-    arms = ordered(list(records["arm"].unique()), ARM_ORDER)
+    opponents = order_names(list(records["opponent"].unique()), OPPONENT_ORDER)
+    arms = order_names(list(records["arm"].unique()), ARM_ORDER)
 
     def against(opponent: str, effort: float = EFFORT) -> tuple[Clouds, dict[str, ArmCurves]]:
         found = make_clouds(records, per_prompt, opponent)
         return found, curves_for(found, rng_seed=asks.rng_seed, effort=effort)
 
-    first, *others = opponents
-    begun = beside([partial(against, o, EFFORT / 2) for o in others])
-    seen = {first: against(first)}
-    if not seen[first][1]:
-        seen |= zip(others, begun(), strict=True)
-    main_opponent = next((o for o, (_, found) in seen.items() if found), first)
+    # The others' intervals stand in tables only, so half of the effort does.
+    seen = {o: against(o, EFFORT if o == opponents[0] else EFFORT / 2) for o in opponents}
+    main_opponent = next((o for o, (_, found) in seen.items() if found), opponents[0])
     main_curves = seen[main_opponent][1]
     view = View(
         records,
@@ -286,7 +295,7 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         offline,
         curves=main_curves,
         clouds=seen[main_opponent][0],
-        pipeline=told.pipeline,
+        pipeline=background.pipeline,
         probe=tables.probe,
         best_of_n=best_of_n,
         crossed=tables.crossed,
@@ -297,13 +306,12 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
     family = primary_of(view, hypotheses, asks.primary)
     judged, untested = judge_all(hypotheses, view)
     judged = correct(judged, family)
-    arms = featured(arms, judged, (online, offline))
-    pairs = pairs_to_compare(arms, online, offline, set(best_of_n["variant"]))
+    arms = pick_featured(arms, judged, (online, offline))
+    pairs = pair_arms(arms, online, offline, set(best_of_n["variant"]))
     lines = {a: frontier_line(c) for a, c in main_curves.items()}
     gao_opponent = "sft" if "sft" in opponents else main_opponent
     gao = gao_fits(records, gao_opponent, arms)
     decision = None if asks.margin is None else decide(view, asks.margin, asks.cheaper, asks.decision_kl)
-    seen |= zip(others, begun(), strict=True)
     return Analysis(
         study=str(records["study"].iloc[0]),
         arms=arms,
@@ -328,10 +336,11 @@ def analyse(tables: Tables, asks: Question | None = None, told: Told | None = No
         gao_opponent=gao_opponent,
         failures=tables.failures,
         decision=decision,
-        costs=told.costs,
-        asked=told.judges,
-        runs=told.runs,
+        costs=background.costs,
+        asked=background.judges,
+        runs=background.runs,
         ratings=tables.ratings,
+        missing=tuple(background.missing),
     )
 
 

@@ -53,7 +53,7 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
         return (
             f"Offline is enough: {gap.a} gains {gain}, and a gain of {d.margin:g} or more over {gap.b} is excluded (it "
             f"lies below {words.number(gap.upper, 3, True)} with 95% confidence)"
-            f"{', so ' + saved(costs[gap.a]) if gap.a in costs else ''}."
+            f"{', so ' + say_saved(costs[gap.a]) if gap.a in costs else ''}."
         )
     if d.outcome == SEMI:
         o = next(o for o in d.options if o.arm == d.choose)
@@ -63,7 +63,7 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
         )
     if d.outcome == ONLINE:
         rest = f", and no cheaper option is shown to lie less than {d.margin:g} behind" if d.options else ""
-        spent = f"; it takes {amount(costs[gap.a])}" if gap.a in costs else ""
+        spent = f"; it takes {say_amount(costs[gap.a])}" if gap.a in costs else ""
         return f"Train {gap.a}: it gains {gain} over {gap.b}{rest}{spent}."
     if d.doubt == "judge":
         return (
@@ -133,11 +133,11 @@ def rows(d: Decision, costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
     """Online, the cheaper arms and offline, each with what it keeps and what it generated per run."""
     gap = d.gap
     offline = f"{words.number(gap.value.value, 3, True)} ({words.span(gap.interval)})"
-    out: list[tuple[str, ...]] = [(gap.a, "–", "100%", *spent(costs.get(gap.a)))]
+    out: list[tuple[str, ...]] = [(gap.a, "–", "100%", *cost_cells(costs.get(gap.a)))]
     for o in reversed(d.options):
         behind = f"{words.number(o.behind.value, 3, True)} ({words.span(o.interval)})"
-        out.append((o.arm, behind if math.isfinite(o.behind.value) else "–", share(o), *spent(costs.get(o.arm))))
-    out.append((gap.b, offline if gap.defined else "–", "0%", *spent(costs.get(gap.b))))
+        out.append((o.arm, behind if math.isfinite(o.behind.value) else "–", share(o), *cost_cells(costs.get(o.arm))))
+    out.append((gap.b, offline if gap.defined else "–", "0%", *cost_cells(costs.get(gap.b))))
     return out
 
 
@@ -159,22 +159,22 @@ def share(o: Option) -> str:
     return f"{percent(o.kept.value)} ({' to '.join(ends)})"
 
 
-def spent(c: Cost | None) -> tuple[str, str, str]:
+def cost_cells(c: Cost | None) -> tuple[str, str, str]:
     """Responses, tokens and seconds that an option generated, as cells of a table."""
     if c is None:
         return "–", "–", "–"
     return f"{c.responses:,.0f}", f"{c.tokens:,.0f}", f"{c.seconds:,.1f}" if math.isfinite(c.seconds) else "–"
 
 
-def amount(c: Cost) -> str:
+def say_amount(c: Cost) -> str:
     """What an option generates per run, in words."""
     seconds = f", {c.seconds:,.0f} seconds" if math.isfinite(c.seconds) else ""
     return f"{c.responses:,.0f} fresh responses a run ({c.tokens:,.0f} tokens{seconds})"
 
 
-def saved(c: Cost) -> str:
+def say_saved(c: Cost) -> str:
     """What is saved where online is not needed, in words."""
-    return f"online's {amount(c)} are saved"
+    return f"online's {say_amount(c)} are saved"
 
 
 def percent(x: float) -> str:

@@ -37,7 +37,7 @@ def read_tables(folder: Path, stamps: Stamps) -> Tables:
     return read_folder(folder, NAMES)
 
 
-def compared_arms(folder: Path) -> tuple[str, str]:
+def read_compared(folder: Path) -> tuple[str, str]:
     """The two arms that the study in `folder` compares first: its `compare`, else online and offline."""
     try:
         first, second = read_study(folder).get("compare", ("online", "offline"))
@@ -75,7 +75,7 @@ def decision_kl_of(folder: Path, study: dict[str, Any]) -> float | None:
     return None if kl is None else float(kl)
 
 
-def declared(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
+def read_declared(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
     """What the study declared of its statistics: KL `budgets`, `spent` seeds and the rules of the `primary` family."""
     from aligngap.stats.budgets import BUDGETS
 
@@ -90,7 +90,7 @@ def declared(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def made_by(folder: Path, provenance: dict[str, Any]) -> str:
+def find_command(folder: Path, provenance: dict[str, Any]) -> str:
     """The command that made a folder's records: of its provenance, or of an earlier summary where that is too old."""
     found = provenance.get("command")
     if isinstance(found, str) and found:
@@ -121,6 +121,12 @@ def pipeline_of(provenance: dict[str, Any]) -> list[dict[str, Any]]:
     """What the steps before the arms found, as `collect` writes it; rows of another shape are left out."""
     rows = provenance.get("pipeline", [])
     return [r for r in rows if isinstance(r, dict) and {"seed", "part", "what", "value"} <= set(r)]
+
+
+def missing_of(provenance: dict[str, Any]) -> list[str]:
+    """The runs that `collect` found planned and not measured; none in the folder of a finished study."""
+    found = provenance.get("missing", [])
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def read_text(path: Path) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from aligngap.hypotheses.forecast import Forecast, forecast
 from aligngap.hypotheses.view import View
 from aligngap.report import words
-from aligngap.report.folder import compared_arms, declared, read_study
+from aligngap.report.folder import read_compared, read_declared, read_study
 from aligngap.storage.files import write_text
 from aligngap.storage.records import read_folder
 from aligngap.types import Estimate
@@ -21,8 +21,8 @@ FILE = "forecast.csv"
 
 def write_forecast(folder: Path) -> str:
     """Write `forecast.csv` beside the records of a forecast's runs; the same as text for the terminal."""
-    tables, (twin, offline) = read_folder(folder), compared_arms(folder)
-    budgets = declared(folder, read_study(folder))["budgets"]
+    tables, (twin, offline) = read_folder(folder), read_compared(folder)
+    budgets = read_declared(folder, read_study(folder))["budgets"]
     view = View(tables.records, tables.per_prompt, OPPONENT, twin, offline)
     found = forecast(view, budgets, twin, offline)
     rows = [

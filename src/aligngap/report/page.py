@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aligngap.hypotheses.base import Dial, Judged
-from aligngap.report import decision, words
-from aligngap.report.analysis import LAST, SCORES, Analysis, assertion
-from aligngap.report.charts import (
-    SCORE_COLOURS,
-    dial_figure,
-    difference_figure,
-    dynamics_panels,
-    frontier_figure,
-    over_optimisation_panels,
-)
-from aligngap.report.figures import difference_limits
+from aligngap.report import decision, sections, words
+from aligngap.report.analysis import LAST, Analysis, assertion
+from aligngap.report.chart import Chart, Payload
+from aligngap.report.figures import FIGURES, pictures_of
 from aligngap.report.people import ratings, sentences
+from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
-from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import (
-    IN_SANDBOX,
-    effect,
-    not_tested,
-    p_value,
-    pictures_of,
-    section,
-    titles_of,
-    told,
-    untested,
-)
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
-from aligngap.report.tables import first_screen, judge_answers, tables
+from aligngap.report.tables import judge_answers, say_unbeaten, tables
 from aligngap.stats.scaling_law import GaoFit, better_form
 from aligngap.storage.files import write_text
 
@@ -49,61 +29,33 @@ FORM_NAMES = {"bon": "d(α − βd)", "rl": "d(α − β ln d)"}
 
 def write_page(
     analysis: Analysis,
+    charts: Mapping[str, Chart],
     path: Path,
     *,
     command: str = "",
     provenance: Mapping[str, Any] | None = None,
     study: str = "",
-    figures: Callable[[], list[Path]] = list,
 ) -> Path:
     """Render the page and put it in place atomically."""
-    text = page(analysis, command=command, provenance=provenance or {}, study=study, figures=figures)
-    write_text(path, text)
-    return path
-
-
-def page(
-    analysis: Analysis,
-    *,
-    command: str = "",
-    provenance: Mapping[str, Any] | None = None,
-    study: str = "",
-    figures: Callable[[], list[Path]] = list,
-) -> str:
-    """The whole page as text; `figures` gives the static ones, and is asked last."""
     import jinja2
-    from plotly.offline import get_plotlyjs
 
+    files, about = resources.files("aligngap.report"), provenance or {}
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    source = resources.files("aligngap.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    styles = arm_styles(analysis.arms)
+    template = environment.from_string(files.joinpath("template.html.j2").read_text(encoding="utf-8"))
+    styles, payload = arm_styles(analysis.arms), Payload()
+    for name, chart in charts.items():
+        payload.add(name, chart)
     target, seed, texts = samples_at_equal_kl(analysis)
-    charts = Charts()
-    chart_opening = charts.frontiers(analysis, analysis.arms)
-    defined = [c for c in analysis.compared if c.defined]
-    limits = difference_limits(defined)
-    chart_difference = [
-        (f"{c.a} − {c.b}", charts.add(difference_figure(c, styles[c.a].colour, limits))) for c in defined
-    ]
-    sections = [
-        section(j, len(analysis.seeds)) | {"charts": list(zip(titles_of(j), charts.of(analysis, j), strict=True))}
-        for j in told(analysis)
-    ]
-    chart_gao = [(title, charts.add(f)) for title, f in over_optimisation_panels(analysis)]
-    chart_dynamics = [(title, charts.add(f)) for title, f in dynamics_panels(analysis)]
-    return environment.from_string(source).render(
+    text = template.render(
         study_name=analysis.study,
         **opening(analysis),
-        tiles=tiles(analysis),
+        drawn=set(charts),
+        own_figures={f.name for f in FIGURES if not f.heading},
         opponent=words.opponent(analysis.opponent),
         arms=[{"name": a, "colour": styles[a].colour, "what": what(analysis, a)} for a in analysis.arms],
-        chart_opening=chart_opening,
-        chart_difference=chart_difference,
-        chart_gao=chart_gao,
-        chart_dynamics=chart_dynamics,
-        charts=charts.items,
+        further=[f for f in FIGURES if f.heading and f.name in charts],
         comparison_header=HEADER,
         comparison_rows=rows(analysis),
         budget_header=BUDGET_HEADER,
@@ -111,93 +63,52 @@ def page(
         pair=analysis.pairs[0],
         robust=[*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
-        verdicts=[
-            {
-                "name": v.name,
-                "claim": v.claim,
-                "outcome": v.outcome,
-                "effect": effect(v),
-                "p": p_value(v),
-                "reason": v.reason,
-                "rule": v.rule,
-            }
-            for v in analysis.verdicts
-            if assertion(v.name) < LAST
+        claims_header=sections.CLAIMS_HEADER,
+        claims=sections.list_claims(analysis),
+        rules=[(v.name, v.rule) for v in analysis.verdicts if assertion(v.name) < LAST],
+        sections=[
+            sections.describe_section(j, len(analysis.seeds))
+            | {"charts": list(zip(sections.titles_of(j), pictures_of(j), strict=True))}
+            for j in sections.list_judged(analysis)
         ],
-        sections=sections,
-        section_header=SECTION_HEADER,
-        untested=untested(analysis),
-        in_sandbox=IN_SANDBOX,
-        not_tested=not_tested(analysis),
+        section_header=sections.HEADER,
+        untested=sections.say_untested(analysis),
+        in_sandbox=sections.IN_SANDBOX,
+        gao_header=GAO_HEADER,
         gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
         gao_opponent=words.opponent(analysis.gao_opponent),
         samples_kl=target,
         samples_seed=seed,
         samples=texts,
-        number=words.number,
         kl=words.kl,
-        pm=words.pm,
-        span=words.span,
         caveats=words.caveats(analysis),
-        scores=[(SCORES[s], SCORE_COLOURS[s][0]) for s in SCORES if analysis.records[s].notna().any()],
         command=command,
-        parts=parts_table((provenance or {}).get("pipeline", [])),
-        provenance=summarise(provenance or {}),
+        parts=parts_table(about.get("pipeline", [])),
+        provenance=summarise(about),
         study_yaml=study,
-        still=embed(figures(), "opening"),
-        plotly_js=get_plotlyjs(),
+        charts=payload.as_json(),
+        script=files.joinpath("page.js").read_text(encoding="utf-8"),
     )
-
-
-class Charts:
-    """Charts as JSON that cannot end the script element that carries it."""
-
-    def __init__(self) -> None:
-        self.items: list[tuple[str, str]] = []
-        self._frontiers: dict[tuple[str, ...], str] = {}
-
-    def add(self, figure: Any) -> str:
-        return self._place(script_json(figure.to_json()))
-
-    def frontiers(self, analysis: Analysis, arms: tuple[str, ...]) -> str:
-        """The frontiers of these arms; a second time they are not made anew."""
-        if arms not in self._frontiers:
-            self._frontiers[arms] = script_json(frontier_figure(analysis, arms).to_json())
-        return self._place(self._frontiers[arms])
-
-    def of(self, analysis: Analysis, judged: Judged) -> list[str]:
-        """A hypothesis's figures."""
-        return [
-            self.add(dial_figure(of)) if isinstance(of, Dial) else self.frontiers(analysis, of)
-            for of in pictures_of(judged).values()
-        ]
-
-    def _place(self, json: str) -> str:
-        name = f"chart-{len(self.items)}"
-        self.items.append((name, json))
-        return name
-
-
-def script_json(text: str) -> str:
-    """JSON safe inside <script>: no '<', '>' or '&' and no line separators remain."""
-    for char in "<>&\u2028\u2029":
-        text = text.replace(char, f"\\u{ord(char):04x}")
-    return text
+    write_text(path, text)
+    return path
 
 
 def opening(analysis: Analysis) -> dict[str, Any]:
-    """The first sentence, what stands under it, and the options of a decision where the study asks for one."""
-    d = analysis.decision
+    """The first screen: the verdict or the decision, three numbers, what would change it, and what it rests on."""
+    d, doubts = analysis.decision, [*words.details(analysis), *say_unbeaten(analysis)]
     found: dict[str, Any] = {
-        "answer": words.answer(analysis), "state": words.verdict(analysis.main), "option_rows": [], "option_header": (),
-        "option_notes": [], "details": [*words.details(analysis), *first_screen(analysis), *sentences(analysis)],
+        "answer": f"{words.claim(analysis)}.", "state": words.verdict(analysis.main),
+        "missing": " ".join(words.say_missing(analysis)),
+        "tiles": tiles(analysis), "change": change_of_mind(analysis), "people": sentences(analysis),
+        "details": [words.numbers(analysis), *doubts],
+        "option_rows": [], "option_header": (), "option_notes": [],
     }  # fmt: skip
     if d is None:
         return found
     costs = decision.costs_of(analysis.costs)
     return found | {
         "answer": decision.sentence(d, costs), "state": decision.state(d),
-        "details": [*decision.details(d), words.answer(analysis), *found["details"]],
+        "details": [*decision.details(d), words.answer(analysis), *doubts],
         "option_header": decision.HEADER, "option_rows": decision.rows(d, costs), "option_notes": decision.notes(d),
     }  # fmt: skip
 
@@ -225,29 +136,24 @@ def budget_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     ]
 
 
-def tiles(analysis: Analysis) -> list[dict[str, str]]:
-    """The numbers of the first screen."""
+def tiles(analysis: Analysis) -> list[tuple[str, str, str]]:
+    """The numbers of the first screen, with what each is and how sure: two differences, and the study's size."""
     a, b = analysis.pairs[0]
-    mine = analysis.records["opponent"] == analysis.opponent
-    rows_ = analysis.records[["run", "step", "prompts"]][mine]
-    runs, prompts = rows_["run"].nunique(), rows_["prompts"].median()
+    d = analysis.decision
+    rows_ = analysis.records[["run", "step", "prompts"]][analysis.records["opponent"] == analysis.opponent]
     checkpoints = len(rows_[["run", "step"]].drop_duplicates())
     out = [
-        {
-            "label": f"{a} − {b} at {words.nats(x.kl)}",
-            "value": words.number(x.mean.value, 3, True),
-            "note": f"95%: {words.span(x.interval)}",
-        }
-        for x in analysis.main.judged[-3:]
+        (f"{a} − {b} at {words.nats(x.kl)}", words.number(x.mean.value, 3, True), f"95%: {words.span(x.interval)}")
+        for x in analysis.main.judged[-2:]
     ]
-    out.append(
-        {
-            "label": "evidence",
-            "value": words.seeds(len(analysis.seeds)),
-            "note": f"{runs:,} runs, {checkpoints:,} checkpoints, {prompts:,.0f} prompts",
-        }
-    )
-    return out
+    if d is not None and d.gap.defined:
+        value = words.number(d.gap.value.value, 3, True)
+        out = [(f"{a} − {b} at {words.nats(d.gap.kl)}", value, f"95%: {words.span(d.gap.interval)}")]
+        if np.isfinite(d.agreement.value):
+            agreement = decision.percent(d.agreement.value)
+            out.append(("golden agrees with your labels", agreement, decision.interval_percent(d.agreement_interval)))
+    size = f"{rows_['run'].nunique():,} runs, {checkpoints:,} checkpoints, {rows_['prompts'].median():,.0f} prompts"
+    return [*out, ("evidence", words.seeds(len(analysis.seeds)), size)]
 
 
 def what(analysis: Analysis, arm: str) -> str:
@@ -261,31 +167,28 @@ def what(analysis: Analysis, arm: str) -> str:
     return f"{sweep}, {words.seeds(len(curve.seeds))}, {reach}"
 
 
-def gao_row(arm: str, score: str, fits: dict[str, GaoFit]) -> dict[str, str]:
+GAO_HEADER = (
+    "arm", "score", "law", "α (95%)", "β (95%)", "peak KL, nats (95%)", "held-out error, d(α − βd) / d(α − β ln d)"
+)  # fmt: skip
+
+
+def gao_row(arm: str, score: str, fits: dict[str, GaoFit]) -> tuple[str, ...]:
     """One line of the table of fitted laws: the form with the smaller held-out error."""
     form = better_form(fits)
     if not form:
-        return {"arm": arm, "score": SCORE_NAMES[score], "form": "too few checkpoints"} | dict.fromkeys(
-            ("alpha", "beta", "peak", "error"), "–"
-        )
-    fit = fits[form]
-    inside = fit.kl_range[0] <= fit.peak_kl <= fit.kl_range[1]
-    peak = words.kl(fit.peak_kl)
-    if fit.peak_kl == fit.peak_kl:
+        return (arm, SCORE_NAMES[score], "too few checkpoints", "–", "–", "–", "–")
+    fit, peak = fits[form], "none"
+    if np.isfinite(fit.peak_kl):
         low, high = fit.peak_kl_interval
         bounds = f"{words.kl(low)} to {words.kl(high)}" if low == low else "not certain"
-        peak = f"{peak} ({bounds})" if inside else "beyond the KL reached"
-    else:
-        peak = "none"
-    return {
-        "arm": arm,
-        "score": SCORE_NAMES[score],
-        "form": FORM_NAMES[form],
-        "alpha": f"{words.number(fit.alpha)} ({words.span(fit.alpha_interval, sign=False)})",
-        "beta": f"{words.number(fit.beta)} ({words.span(fit.beta_interval, sign=False)})",
-        "peak": peak,
-        "error": " / ".join(words.number(fits[f].held_out) for f in FORM_NAMES),
-    }
+        inside = fit.kl_range[0] <= fit.peak_kl <= fit.kl_range[1]
+        peak = f"{words.kl(fit.peak_kl)} ({bounds})" if inside else "beyond the KL reached"
+    alpha, beta = (
+        f"{words.number(value)} ({words.span(interval, sign=False)})"
+        for value, interval in ((fit.alpha, fit.alpha_interval), (fit.beta, fit.beta_interval))
+    )
+    errors = " / ".join(words.number(fits[f].held_out) for f in FORM_NAMES)
+    return (arm, SCORE_NAMES[score], FORM_NAMES[form], alpha, beta, peak, errors)
 
 
 def parts_table(found: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, ...]]]:
@@ -326,14 +229,6 @@ def flatten(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         name = f"{prefix}{key}"
         out += flatten(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
     return out
-
-
-def embed(figures: list[Path], stem: str) -> str:
-    """A figure as a data URI, for readers without JavaScript; "" if it was not drawn."""
-    for path in figures:
-        if path.stem == stem and path.is_file():
-            return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    return ""
 
 
 def samples_at_equal_kl(

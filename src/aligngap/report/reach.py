@@ -7,14 +7,15 @@ by the true preference. Records made before these columns were measured get a se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from aligngap.report import words
 from aligngap.report.analysis import Analysis
-from aligngap.report.style import ArmStyle, arm_styles
+from aligngap.report.chart import Axis, Chart, Panel, Series
+from aligngap.report.style import NEUTRAL, Style, arm_styles
 from aligngap.report.tables import Table
 from aligngap.stats.estimate import FloatArray
 from aligngap.stats.reference import reference_table
@@ -35,7 +36,6 @@ EXPLAINED = (
     "of a seed at this KL, interpolated between checkpoints, then over seeds; ± is the standard error over seeds, or "
     "over prompts where there is one seed."
 )
-MANY = 500  #: points of a panel above which they are an image in SVG and PDF
 
 
 def rows_of(analysis: Analysis) -> pd.DataFrame:
@@ -56,52 +56,46 @@ def evaluators(rows: pd.DataFrame) -> list[str]:
     return [who for who in BY if rows[f"{who}within_{REACH[0]}"].notna().any()]
 
 
-def reach_figure(analysis: Analysis, plt: Any) -> tuple[Any, pd.DataFrame] | None:
+def reach_chart(analysis: Analysis) -> Chart | None:
     """Both parts of the gain, the gain under its ceiling, and efficiency, against KL; a row of panels an evaluator."""
     rows = rows_of(analysis)
     if not len(rows):
         return None
     c, by, styles = drawn_threshold(rows), evaluators(rows), arm_styles(analysis.arms)
-    figure, axes = plt.subplots(len(by), 4, figsize=(11.5, 2.9 * len(by)), squeeze=False, sharex=True)
-    best = best_of_n(analysis)
-    for line, who in zip(axes, by, strict=True):
+    best, panels, dark = best_of_n(analysis), [], Style("#555555")
+    for who in by:
         label, rate = BY[who]
-        gain = rows[rate] - 0.5
         ceiling = curve(rows["kl_nats"], rows[f"{who}ceiling"])
-        panels = (
-            (f"within reach, g ≤ {c}", rows[f"{who}within_{c}"]),
-            (f"beyond, g > {c}", rows[f"{who}beyond_{c}"]),
-            ("gain, ceiling, best-of-n", gain),
-            ("efficiency", rows[f"{who}efficiency"]),
-        )
-        for axis, (title, values) in zip(line, panels, strict=True):
+        columns: dict[str, pd.Series] = {
+            f"within reach, g ≤ {c}": rows[f"{who}within_{c}"],
+            f"beyond, g > {c}": rows[f"{who}beyond_{c}"],
+            "gain, ceiling, best-of-n": rows[rate] - 0.5,
+            "efficiency": rows[f"{who}efficiency"],
+        }
+        more: dict[str, list[Series]] = {title: [] for title in columns}
+        _, _, gain, efficiency = more.values()
+        if len(ceiling):
+            gain.append(join("ceiling", dark, ceiling))
+        if not who and len(best):
+            gain.append(join("best-of-n", NEUTRAL, best, "hollow"))
+            efficiency.append(join("best-of-n", NEUTRAL, efficiency_of(best, ceiling), "hollow"))
+        for title, values in columns.items():
+            series = []
             for arm in analysis.arms:
                 mine = (rows["arm"] == arm).to_numpy()
-                draw(axis, rows["kl_nats"][mine], values[mine], styles[arm], arm)
-            axis.axhline(0, color="#333333", linewidth=0.7)
-            axis.set_title(title)
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
-        if len(ceiling):
-            line[2].plot(*ceiling.T, color="#333333", linewidth=1.4, label="ceiling")
-            line[3].axhline(1, color="#333333", linewidth=1.4)
-        if not who and len(best):
-            line[2].plot(*best.T, "o:", color="#555555", mfc="white", ms=4, linewidth=1.1, label="best-of-n")
-            share = efficiency_of(best, ceiling)
-            line[3].plot(*share.T, "o:", color="#555555", mfc="white", ms=4, linewidth=1.1)
-        line[0].set_ylabel(f"win rate − ½, {label}")
-        line[2].legend(loc="best", fontsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("KL, nats (log axis)")
-    return figure, numbers(rows, by, best)
+                kl, value = rows["kl_nats"][mine], values[mine]
+                series.append(Series(arm, styles[arm], kl, value, points="faint"))
+                series.append(join(arm, styles[arm], curve(kl, value)))
+            first = title.startswith("within")
+            y = Axis(f"win rate − ½, {label}" if first else "")
+            rules = [(0.0, ""), *([(1.0, "")] if title == "efficiency" and len(ceiling) else [])]
+            panels.append(Panel(Axis("KL, nats (log axis)", "log2"), y, (*series, *more[title]), title, tuple(rules)))
+    return Chart(tuple(panels), numbers(rows, by, best), 4)
 
 
-def draw(axis: Any, kl: pd.Series, values: pd.Series, style: ArmStyle, label: str) -> None:
-    """An arm's checkpoints, and their mean by half octaves of KL."""
-    axis.scatter(
-        kl, values, s=9, marker=style.marker, color=style.colour, alpha=0.35, linewidths=0, rasterized=len(kl) > MANY
-    )
-    axis.plot(*curve(kl, values).T, style.line, color=style.colour, linewidth=1.6, label=label)
+def join(name: str, style: Style, at: FloatArray, points: Literal["", "hollow"] = "") -> Series:
+    """A line through points [M, 2]."""
+    return Series(name, style, at[:, 0], at[:, 1], line=True, points=points)
 
 
 def curve(kl: pd.Series, values: pd.Series) -> FloatArray:

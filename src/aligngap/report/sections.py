@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aligngap.hypotheses.base import Dial, Judged
+from aligngap.hypotheses.base import Judged
 from aligngap.report import words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.types import Verdict
@@ -15,22 +15,17 @@ IN_SANDBOX = (
     "The packaged studies named here make their runs in the sandbox; a study of other data has the same arms with "
     "`extends: STUDY` in its file."
 )
+CLAIMS_HEADER = ("assertion", "arXiv 2405.08448", "here", "effect (95%)", "p, adjusted", "in words")
 HEADER = ("", "paper", "here", "effect (95%)", "p, adjusted", "share of the opening gap (95%)", "in words")
 
 
-def told(analysis: Analysis) -> list[Judged]:
+def list_judged(analysis: Analysis) -> list[Judged]:
     """The hypotheses that get a section: all but the opening one, which is the page itself."""
     return [j for j in analysis.judged if j.hypothesis.name != "opening"]
 
 
-def pictures_of(judged: Judged) -> dict[str, Dial | tuple[str, ...]]:
-    """A hypothesis's figures by file name: its dial or the frontiers of its arms, then its further ones."""
-    name = judged.hypothesis.name
-    return {name: judged.dial or judged.arms, **{f"{name}-{figure.name}": of for figure, of in judged.more}}
-
-
 def titles_of(judged: Judged) -> list[str]:
-    """What stands under each of `pictures_of`; nothing under the first, which the question explains."""
+    """What stands under each of a hypothesis's figures; nothing under the first, which the question explains."""
     return ["", *(figure.title for figure, _ in judged.more)]
 
 
@@ -64,14 +59,14 @@ def p_value(v: Verdict) -> str:
     return f"{size} ({'primary' if v.primary else 'exploratory'})"
 
 
-def lacking(judged: Judged, seeds: int) -> str:
+def say_lacking(judged: Judged, seeds: int) -> str:
     """Which runs are missing and the command that makes them; "" if none are."""
     if not judged.missing:
         return ""
     return f"Not run: {', '.join(judged.missing)}. To make them: {judged.hypothesis.command(seeds)}"
 
 
-def untested(analysis: Analysis) -> list[str]:
+def say_untested(analysis: Analysis) -> list[str]:
     """One line for each hypothesis that these records say nothing of: the runs they lack and the command."""
     seeds, there = len(analysis.seeds), set(analysis.records["arm"].unique())
     return [
@@ -81,7 +76,7 @@ def untested(analysis: Analysis) -> list[str]:
     ]
 
 
-def section(judged: Judged, seeds: int) -> dict[str, Any]:
+def describe_section(judged: Judged, seeds: int) -> dict[str, Any]:
     """What the page's template needs of one hypothesis."""
     h = judged.hypothesis
     return {
@@ -90,14 +85,26 @@ def section(judged: Judged, seeds: int) -> dict[str, Any]:
         "claim": h.claim,
         "rows": [cells(v) for v in judged.verdicts],
         "rules": [(v.name, v.rule) for v in judged.verdicts],
-        "lacking": lacking(judged, seeds),
+        "lacking": say_lacking(judged, seeds),
+        "outcomes": list(dict.fromkeys(v.outcome for v in judged.verdicts)),
     }
 
 
-def not_tested(analysis: Analysis) -> list[tuple[str, str, str]]:
+def list_untested_claims(analysis: Analysis) -> list[tuple[str, str, str]]:
     """The paper's assertions that no verdict here is about: name, claim, and the command that makes the runs."""
     known = {v.name for v in analysis.verdicts}
     hypotheses = [*analysis.untested, *(j.hypothesis for j in analysis.judged)]
     seeds = len(analysis.seeds)
     rows = [(r.name, r.claim, h.command(seeds)) for h in hypotheses for r in h.rules if r.name not in known]
     return sorted((row for row in rows if assertion(row[0]) < LAST), key=lambda row: assertion(row[0]))
+
+
+def list_claims(analysis: Analysis) -> list[tuple[str, ...]]:
+    """The paper's assertions as rows of a table: each with what was found, or the command that would find it."""
+    found = [
+        (v.name, v.claim, v.outcome, effect(v), p_value(v), v.reason)
+        for v in analysis.verdicts
+        if assertion(v.name) < LAST
+    ]
+    rest = [(name, claim, "not tested", "–", "–", run) for name, claim, run in list_untested_claims(analysis)]
+    return [*found, *rest]

@@ -6,38 +6,42 @@ each arm also has its own marker and line. The two arms of the question have the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class ArmStyle:
-    """The colour, marks and lines of an arm, on paper (matplotlib) and on the page (plotly)."""
+class Style:
+    """The colour, marker and line of a series, on paper and on the page alike."""
 
     colour: str
-    marker: str  # matplotlib
-    symbol: str  # plotly
-    dash: str  # plotly
-    line: str  # matplotlib
+    marker: str = "o"  # matplotlib's letters: one of o s ^ D v P X
+    dash: tuple[float, ...] = ()  # lengths of stroke and gap in widths of the line; none: a solid line
 
 
 _STYLES = (
-    ArmStyle("#0072B2", "o", "circle", "solid", "-"),
-    ArmStyle("#D55E00", "s", "square", "solid", "-"),
-    ArmStyle("#009E73", "^", "triangle-up", "dash", "--"),
-    ArmStyle("#B07AA1", "D", "diamond", "dashdot", "-."),
-    ArmStyle("#56B4E9", "v", "triangle-down", "dot", ":"),
-    ArmStyle("#E69F00", "P", "cross", "longdash", "--"),
-    ArmStyle("#8C8C8C", "X", "x", "longdashdot", "-."),
+    Style("#0072B2", "o"),
+    Style("#D55E00", "s"),
+    Style("#009E73", "^", (4, 2)),
+    Style("#B07AA1", "D", (5, 1.5, 1, 1.5)),
+    Style("#56B4E9", "v", (1, 1.5)),
+    Style("#E69F00", "P", (7, 2)),
+    Style("#8C8C8C", "X", (7, 1.5, 1, 1.5)),
 )
 _KNOWN = {"online": 0, "offline": 1, "online-golden": 2, "offline-proxy": 3}
+#: of what is no arm: the reference without training
+NEUTRAL = Style("#777777", "o", (1, 1.5))
 
 
-def arm_styles(arms: tuple[str, ...]) -> dict[str, ArmStyle]:
-    """A style for each arm; known arms always get theirs, so that colours mean the same in every study."""
+def arm_styles(arms: tuple[str, ...]) -> dict[str, Style]:
+    """A style for each arm; known arms always get theirs, so that colours mean the same in every study.
+
+    With more arms than colours a colour comes again, with another marker and line.
+    """
     taken = {a: _KNOWN[a] for a in arms if a in _KNOWN}
-    free = [i for i in range(len(_STYLES)) if i not in taken.values()] or [len(_STYLES) - 1]
-    others = [a for a in arms if a not in taken]
-    return {
-        **{a: _STYLES[i] for a, i in taken.items()},
-        **{a: _STYLES[free[i % len(free)]] for i, a in enumerate(others)},
-    }
+    free = [i for i in range(len(_STYLES)) if i not in taken.values()]
+    styles = {a: _STYLES[i] for a, i in taken.items()}
+    for i, arm in enumerate(a for a in arms if a not in taken):
+        again, place = divmod(i - len(free), len(_STYLES)) if i >= len(free) else (-1, free[i])
+        other = _STYLES[(place + 3 * (again + 1)) % len(_STYLES)]
+        styles[arm] = replace(other, colour=_STYLES[place].colour)
+    return styles

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aligngap.report import decision, words
-from aligngap.report.analysis import LAST, Analysis, assertion
+from aligngap.report import decision, sections, words
+from aligngap.report.analysis import Analysis
 from aligngap.report.folder import MADE_BY
 from aligngap.report.people import ratings, sentences
+from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
-from aligngap.report.sections import HEADER as SECTION_HEADER
-from aligngap.report.sections import IN_SANDBOX, cells, effect, lacking, not_tested, p_value, told, untested
-from aligngap.report.tables import first_screen, judge_answers, tables
+from aligngap.report.tables import judge_answers, say_unbeaten, tables
 from aligngap.stats.budgets import AtBudgets
 from aligngap.storage.files import write_text
 
@@ -52,20 +51,18 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines = [
         f"# {_escape(analysis.study)}: online against offline at equal KL",
         "",
-        *decided(analysis),
+        *decision_lines(analysis),
         f"**{_escape(words.answer(analysis))}**",
         "",
     ]
-    lines += [f"- {_escape(s)}" for s in [*words.details(analysis), *first_screen(analysis), *sentences(analysis)]]
+    lines += [f"- {_escape(s)}" for s in first_screen(analysis)]
     lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals are 95%, over seeds.", ""]
-    lines += claims(analysis)
-    lines += ["## Comparisons at equal KL", "", _row(HEADER), _row(["---"] * len(HEADER))]
-    lines += [_row([_escape(x) for x in r]) for r in rows(analysis)]
+    lines += ["## What the paper claims, and what was found", ""]
+    lines += [*_table(sections.CLAIMS_HEADER, sections.list_claims(analysis)), ""]
+    lines += ["## Comparisons at equal KL", "", *_table(HEADER, rows(analysis))]
     for table in [*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)]:
         lines += ["", f"## {table.title}", "", *[f"{_escape(note)}\n" for note in table.notes if note]]
-        if table.rows:
-            lines += [_row(table.header), _row(["---"] * len(table.header))]
-            lines += [_row([_escape(x) for x in r]) for r in table.rows]
+        lines += _table(table.header, table.rows) if table.rows else []
     lines += hypotheses(analysis)
     lines += ["", "## Caveats", ""] + [f"- {_escape(s)}" for s in words.caveats(analysis)]
     lines += ["", MADE_BY, "", *["    " + x for x in command.splitlines()], ""]
@@ -73,44 +70,43 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     return path
 
 
-def decided(analysis: Analysis) -> list[str]:
+def first_screen(analysis: Analysis) -> list[str]:
+    """What stands under the first sentence: what it rests on, and what would change it."""
+    change = [f"What would change this ({what}): {sentence}" for what, sentence in change_of_mind(analysis)]
+    return [
+        *words.say_missing(analysis),
+        *words.details(analysis),
+        *say_unbeaten(analysis),
+        *sentences(analysis),
+        *change,
+    ]
+
+
+def decision_lines(analysis: Analysis) -> list[str]:
     """The recommendation, where the study asks for one: before everything else."""
     d = analysis.decision
     if d is None:
         return []
     costs = decision.costs_of(analysis.costs)
     lines = [f"**{_escape(decision.sentence(d, costs))}**", "", *[f"- {_escape(s)}" for s in decision.details(d)], ""]
-    lines += [_row(decision.HEADER), _row(["---"] * len(decision.HEADER))]
-    lines += [_row([_escape(x) for x in r]) for r in decision.rows(d, costs)]
+    lines += _table(decision.HEADER, decision.rows(d, costs))
     return [*lines, "", *[f"{_escape(note)}\n" for note in decision.notes(d)]]
-
-
-def claims(analysis: Analysis) -> list[str]:
-    """The paper's assertions, each with what was found or the command that would find it."""
-    lines = ["## What the paper claims, and what was found", ""]
-    lines += [_row(["", "paper", "here", "effect (95% interval)", "p, adjusted", "reason"]), _row(["---"] * 6)]
-    for v in analysis.verdicts:
-        if assertion(v.name) < LAST:
-            lines.append(_row([_escape(x) for x in (v.name, v.claim, v.outcome, effect(v), p_value(v), v.reason)]))
-    lines += [
-        _row([_escape(x) for x in (n, claim, "not tested", "–", "–", run)]) for n, claim, run in not_tested(analysis)
-    ]
-    return [*lines, ""]
 
 
 def hypotheses(analysis: Analysis) -> list[str]:
     """A section for each hypothesis that the records touch, and a line for each that they do not."""
     lines = []
-    for judged in told(analysis):
+    for judged in sections.list_judged(analysis):
         h = judged.hypothesis
         lines += ["", f"## {h.name}: {h.question}", "", f"The paper: {_escape(h.claim)}", ""]
-        missing = lacking(judged, len(analysis.seeds))
+        missing = sections.say_lacking(judged, len(analysis.seeds))
         lines += [_escape(missing), ""] if missing else []
-        lines += [_row(SECTION_HEADER), _row(["---"] * len(SECTION_HEADER))]
-        lines += [_row([_escape(x) for x in cells(v)]) for v in judged.verdicts]
+        lines += _table(sections.HEADER, [sections.cells(v) for v in judged.verdicts])
         lines += ["", "Rules:", "", *[f"- *{_escape(v.name)}*: {_escape(v.rule)}" for v in judged.verdicts]]
-    rest = untested(analysis)
-    return lines + (["", "## Not tested here", "", IN_SANDBOX, "", *[f"- {_escape(x)}" for x in rest]] if rest else [])
+    rest = sections.say_untested(analysis)
+    return lines + (
+        ["", "## Not tested here", "", sections.IN_SANDBOX, "", *[f"- {_escape(x)}" for x in rest]] if rest else []
+    )
 
 
 def terminal(analysis: Analysis) -> str:
@@ -125,10 +121,10 @@ def terminal(analysis: Analysis) -> str:
         ]
         out += [*_aligned([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
     out += [words.answer(analysis), ""]
-    out += [f"  {s}" for s in [*words.details(analysis), *first_screen(analysis), *sentences(analysis)]]
+    out += [f"  {s}" for s in first_screen(analysis)]
     out += ["", *_aligned([HEADER, *rows(analysis)]), ""]
     for v in analysis.verdicts:
-        out.append(f"{v.name:<12} {v.outcome:<14} {effect(v)}  {v.reason}")
+        out.append(f"{v.name:<12} {v.outcome:<14} {sections.effect(v)}  {v.reason}")
     out += ["", *[f"! {s}" for s in words.caveats(analysis)]]
     return "\n".join(out)
 
@@ -138,8 +134,10 @@ def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
     return ["  ".join(x.ljust(w) for x, w in zip(r, width, strict=True)).rstrip() for r in table]
 
 
-def _row(cells: list[str] | tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *([_escape(x) for x in row] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def _escape(text: str) -> str:

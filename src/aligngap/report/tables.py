@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from aligngap.report import words
-from aligngap.report.analysis import OPPONENT_ORDER, Analysis, ordered
+from aligngap.report.analysis import Analysis
+from aligngap.report.power import DETECT, SMALL, count_seeds, power_as_text, say_needed
 from aligngap.stats.axes import COMPUTE, PAIRS
-from aligngap.stats.budgets import BUDGETS, at_budgets
-from aligngap.stats.clouds import make_clouds
+from aligngap.stats.budgets import at_budgets
 from aligngap.stats.compare import Comparison
-from aligngap.stats.power import MAX_SEEDS, Spread, power, seeds_needed, spread_of
+from aligngap.stats.power import power
 from aligngap.types import Estimate
 
 Row = tuple[str, ...]
-#: the difference in win rate that a study should be able to see, unless another is asked for
-DETECT = 0.05
-#: and a smaller one, for studies that are large enough for that
-SMALL = 0.02
 
 
 @dataclass(frozen=True)
@@ -49,23 +43,6 @@ def tables(analysis: Analysis) -> list[Table]:
         seeds_and_prompts(analysis),
     )
     return [t for t in found if t]
-
-
-def first_screen(analysis: Analysis) -> list[str]:
-    """What the first screen must not leave out: best-of-n unbeaten, and what an open question would take."""
-    out = unbeaten(analysis)
-    if words.verdict(analysis.main) in ("undecided", "few") and analysis.robust.spread is not None:
-        out.append(open_question(analysis.robust.spread))
-    return out
-
-
-def open_question(s: Spread) -> str:
-    """What an undecided study would take; if it was large enough for DETECT, what it would have seen, and for less."""
-    n = seeds_needed(s, DETECT, s.prompts)
-    if n is None or n > s.seeds:
-        return needed(s)
-    seen = power(s, DETECT, s.seeds, s.prompts)
-    return f"A study of this size sees a difference of {DETECT:g} with {percent(seen)} power. {needed(s, SMALL)}"
 
 
 # --------------------------------------------------------------------------------------------------- other axes
@@ -156,7 +133,7 @@ def ranking(analysis: Analysis) -> Table | None:
         f"{main.a} − {main.b} in win rate at equal KL, and at equal everything else that could have been the budget, "
         "by pooled frontiers averaged over the range both reached: exploratory, no verdict rests on such an average. "
         "Optimisers spend KL differently (Gao et al. 2023), so a ranking that holds on one axis need not on another.",
-        survives(main, [c for c in mine if c is not main]),
+        say_survival(main, [c for c in mine if c is not main]),
         *([] if any(c.axis == PAIRS for c in found) else [IN_STEP]),
         *([COMPUTED] if any(c.axis == COMPUTE for c in found) else []),
         CHI_SQUARED,
@@ -202,7 +179,7 @@ def side(c: Comparison) -> str:
     return "above" if low > 0 else "below" if high < 0 else "holds"
 
 
-def survives(first: Comparison, rest: list[Comparison]) -> str:
+def say_survival(first: Comparison, rest: list[Comparison]) -> str:
     """One sentence: how often the other axes and opponents say the same as KL against the main opponent."""
     states = [side(c) for c in rest]
     above, below, holds, none = (states.count(s) for s in SIDES)
@@ -257,8 +234,8 @@ def best_of_n(analysis: Analysis) -> Table | None:
         "The SFT policy answers n times and the proxy picks: no training. KL is the analytic ln n − (n − 1)/n, an "
         "upper bound. Win rates are averages over all subsets of n of the sampled responses, mean over seeds, against "
         f"{words.opponent(analysis.opponent)}.",
-        *nearness(analysis),
-        *unbeaten(analysis),
+        *say_nearness(analysis),
+        *say_unbeaten(analysis),
     )
     rows = []
     for p in points.to_dict("records"):
@@ -282,7 +259,7 @@ def best_of_n(analysis: Analysis) -> Table | None:
     return Table("best-of-n", "Best-of-n of the SFT policy", notes, header, tuple(rows), more_title, more)
 
 
-def nearness(analysis: Analysis) -> list[str]:
+def say_nearness(analysis: Analysis) -> list[str]:
     """A sentence on how far best-of-n moves the golden win rate per nat: the geometry of this task."""
     gain = analysis.robust.gain
     if gain is None:
@@ -293,7 +270,7 @@ def nearness(analysis: Analysis) -> list[str]:
     ]
 
 
-def unbeaten(analysis: Analysis) -> list[str]:
+def say_unbeaten(analysis: Analysis) -> list[str]:
     """A sentence if no arm is shown to beat best-of-n at equal KL against the main opponent; [] otherwise."""
     found = [c for c in analysis.robust.against if c.opponent == analysis.opponent and c.defined]
     if not found or any(side(c) == "above" for c in found):
@@ -322,85 +299,18 @@ def seeds_and_prompts(analysis: Analysis) -> Table | None:
         "the upper 80% limit of what these few can tell (Browne 1995)."
     )
     if not math.isfinite(s.between):
-        return Table("power", "What it would take", (intro, needed(s)), ("",), ())
+        return Table("power", "What it would take", (intro, say_needed(s)), ("",), ())
     counts = sorted({max(s.prompts // 2, 2), s.prompts, 2 * s.prompts, 4 * s.prompts})
     header = ("difference to see", *(f"{p:,} prompts" for p in counts), f"power of this study, {words.seeds(s.seeds)}")
     rows = tuple(
         (
             f"{d:g}",
-            *(f"{count(s, d, p)} ({count(s, d, p, True)})" for p in counts),
-            f"{percent(power(s, d, s.seeds, s.prompts))}",
+            *(f"{count_seeds(s, d, p)} ({count_seeds(s, d, p, True)})" for p in counts),
+            f"{power_as_text(power(s, d, s.seeds, s.prompts))}",
         )
         for d in (SMALL, DETECT, 0.1)
     )
     return Table("power", "What it would take", (intro,), header, rows)
-
-
-def percent(p: float) -> str:
-    """A power for reading; never quite certain."""
-    return "–" if not math.isfinite(p) else "over 99%" if p > 0.99 else f"{p:.0%}"
-
-
-def count(s: Spread, difference: float, prompts: int, cautious: bool = False) -> str:
-    """The number of seeds that a difference takes, or that it is more than anybody will run."""
-    n = seeds_needed(s, difference, prompts, cautious)
-    return f"> {MAX_SEEDS}" if n is None else str(n)
-
-
-def needed(s: Spread, detect: float = DETECT) -> str:
-    """One sentence for the first screen and for `aligngap plan`."""
-    if not math.isfinite(s.between):
-        return "One seed cannot tell how much seeds differ, so it cannot say how many would be needed; run two or more."
-    n, cautious = (seeds_needed(s, detect, s.prompts, c) for c in (False, True))
-    if n is None:
-        return (
-            f"More than {MAX_SEEDS} seeds of {s.prompts:,} prompts would be needed to see a difference of {detect:g} "
-            "with 80% power."
-        )
-    upper = f"up to {cautious}" if cautious else f"or more than {MAX_SEEDS}"
-    return (
-        f"About {n} seeds × {s.prompts:,} prompts would be needed to see a difference of {detect:g} with 80% power "
-        f"({upper}, if seeds differ as much as these {s.seeds} leave possible)."
-    )
-
-
-def planned(
-    records: pd.DataFrame,
-    per_prompt: pd.DataFrame,
-    arms: tuple[str, str],
-    seeds: int,
-    prompts: int,
-    detect: float,
-    budgets: Sequence[float] = BUDGETS,
-) -> str:
-    """For `aligngap plan --pilot`: the power of a study of this size, and what the difference would take."""
-    opponents = ordered([str(o) for o in records["opponent"].unique()], OPPONENT_ORDER)
-    clouds = {o: make_clouds(records, per_prompt, o) for o in opponents}
-    opponent = next((o for o in opponents if clouds[o].items), opponents[0])
-    found = at_budgets(clouds[opponent], {arms[0]: 1.0, arms[1]: -1.0}, budgets)
-    s = spread_of(found)
-    if s is None:
-        why = found.why or "The pilot's wins are not recorded prompt by prompt."
-        return f"The pilot cannot say what a study would see. {why}"
-    said = [
-        f"pilot: {arms[0]} − {arms[1]} at {found.judged[-1].kl:g} nats against {words.opponent(opponent)}, "
-        f"{words.seeds(s.seeds)} × {s.prompts:,} "
-        f"prompts; standard deviation {words.number(math.sqrt(s.prompt / s.prompts))} from the prompts of a seed, "
-        + (
-            f"{words.number(math.sqrt(s.between))} between seeds"
-            if math.isfinite(s.between)
-            else "between seeds unknown"
-        )
-    ]
-    if seeds > 1 and math.isfinite(s.between):
-        sure, careful = (power(s, detect, seeds, prompts, c) for c in (False, True))
-        said.append(
-            f"this study, {words.seeds(seeds)} × {prompts:,} prompts: {percent(sure)} power to see a difference of "
-            f"{detect:g} ({percent(careful)} if seeds differ as much as the pilot leaves possible)"
-        )
-    elif seeds == 1:
-        said.append("this study has one seed: whatever it sees, it cannot tell from one training run's luck")
-    return "\n".join([*said, needed(replace(s, prompts=prompts), detect)])
 
 
 def difference(c: Comparison) -> str:

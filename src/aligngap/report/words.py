@@ -14,6 +14,8 @@ from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget, kl_to_reach, 
 from aligngap.storage.columns import OPPONENTS
 from aligngap.types import Estimate, Verdict
 
+#: runs that are named where some are missing
+SOME = 6
 SHORT = {"golden_policy": "golden policy", "sft": "SFT policy", "chosen": "chosen responses"}
 
 
@@ -73,27 +75,40 @@ def at(b: Budget, sign: float = 1.0) -> str:
     return f"{number(sign * b.mean.value, 3, True)}{ends} at {nats(b.kl)}"
 
 
-def answer(analysis: Analysis) -> str:
-    """The first sentence: which arm is ahead at equal KL, by how much, how sure."""
-    found, (a, b) = analysis.main, analysis.pairs[0]
-    state = verdict(found)
+def claim(analysis: Analysis) -> str:
+    """Which arm is ahead at equal KL, or why that is not said: a line of words, without its full stop."""
+    (a, b), few = analysis.pairs[0], seeds(len(analysis.main.seeds)).capitalize()
+    give = "gives" if len(analysis.main.seeds) == 1 else "give"
+    return {
+        "ahead": f"At equal KL, {a} beats {b} in win rate",
+        "behind": f"At equal KL, {b} beats {a} in win rate",
+        "undecided": f"These runs do not decide between {a} and {b}",
+        "few": f"{few} {give} an estimate of {a} − {b} and no verdict, which takes {LEAST_SEEDS}",
+        "undefined": f"{a.capitalize()} and {b} cannot be compared at equal KL here",
+    }[verdict(analysis.main)]
+
+
+def numbers(analysis: Analysis) -> str:
+    """The differences behind the claim, with how they were taken; what is missing, where there are none."""
+    found, (a, b), state = analysis.main, analysis.pairs[0], verdict(analysis.main)
     if state == "undefined":
-        return f"{a.capitalize()} and {b} cannot be compared at equal KL here. {found.why}"
-    first, second = (b, a) if state == "behind" else (a, b)
+        return found.why
     each = ", ".join(at(x, -1.0 if state == "behind" else 1.0) for x in found.judged)
     how = f"same configurations in both arms, {seeds(len(found.seeds))}, 95% intervals for all budgets at once"
-    if state in ("ahead", "behind"):
-        return f"At equal KL, {first} beats {second} in win rate: {each} ({how})."
-    start = f"These runs do not decide between {a} and {b}"
-    if state == "few":
-        start = f"{seeds(len(found.seeds)).capitalize()}: an estimate and no verdict, which takes {LEAST_SEEDS}"
-    return f"{start}. {a.capitalize()} − {b} in win rate at equal KL is {each} ({how})."
+    subject = "" if state in ("ahead", "behind") else f"{a.capitalize()} − {b} in win rate at equal KL is "
+    return f"{subject}{each} ({how})."
+
+
+def answer(analysis: Analysis) -> str:
+    """The first sentences: which arm is ahead at equal KL, by how much, how sure."""
+    joint = ": " if verdict(analysis.main) in ("ahead", "behind") else ". "
+    return f"{claim(analysis)}{joint}{numbers(analysis)}".rstrip()
 
 
 def details(analysis: Analysis) -> list[str]:
     """What stands under the first sentence."""
     found, (a, b) = analysis.main, analysis.pairs[0]
-    out: list[str] = unreached(found)
+    out: list[str] = say_unreached(found)
     family = [v for v in analysis.verdicts if v.primary]
     if family:
         told = "; ".join(f"{v.name}: {v.outcome}{p_adjusted(v)}" for v in family)
@@ -111,7 +126,7 @@ def details(analysis: Analysis) -> list[str]:
             f"{nats(where[0])}, {b} {number(each[1])} at {nats(where[1])}; difference {number(gap.value, 3, True)} "
             f"({span(gap.interval())}). They lie at different KL."
         )
-        out += reach(analysis)
+        out += say_reach(analysis)
     return out
 
 
@@ -120,7 +135,7 @@ def p_adjusted(v: Verdict) -> str:
     return f" (adjusted p {v.p_adjusted:.3f})" if math.isfinite(v.p_adjusted) else ""
 
 
-def unreached(found: AtBudgets) -> list[str]:
+def say_unreached(found: AtBudgets) -> list[str]:
     """What is not judged since an arm did not get there; such runs are not missing at random."""
     lost = [b for b in found.budgets if not b.judged]
     if not lost or not found.judged:
@@ -134,7 +149,7 @@ def unreached(found: AtBudgets) -> list[str]:
     ]
 
 
-def reach(analysis: Analysis) -> list[str]:
+def say_reach(analysis: Analysis) -> list[str]:
     """The KL that each arm's best configuration needs to reach the other's best: censored, and secondary."""
     a, b = analysis.pairs[0]
     clouds, spent = analysis.clouds[analysis.opponent], analysis.view.spent
@@ -148,6 +163,18 @@ def reach(analysis: Analysis) -> list[str]:
         at_most = f", in the median at {nats(middle)}" if math.isfinite(middle) else ""
         out.append(f"{arm} reaches {other}'s best in {len(known)} of {len(found)} runs{at_most}")
     return [f"{'; '.join(out)} (the others ended below it: censored)."]
+
+
+def say_missing(analysis: Analysis) -> list[str]:
+    """A sentence about the runs of an unfinished study; none where every run that was planned is measured."""
+    if not analysis.missing:
+        return []
+    there, some = analysis.records["run"].nunique(), list(analysis.missing[:SOME])
+    more = f" and {len(analysis.missing) - SOME} more" if len(analysis.missing) > SOME else ""
+    return [
+        f"Unfinished: {there} of {there + len(analysis.missing)} runs are measured, and what is said here is of these "
+        f"alone. Missing: {'; '.join(some)}{more}. The same command goes on."
+    ]
 
 
 def caveats(analysis: Analysis) -> list[str]:
@@ -182,11 +209,11 @@ def caveats(analysis: Analysis) -> list[str]:
 def warnings(analysis: Analysis) -> list[str]:
     """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
     dropped = [w for o in analysis.opponents for w in analysis.clouds[o].warnings]
-    found = dropped + stopped(analysis.records) + failed(analysis.failures) + apart(analysis.runs)
+    found = dropped + warn_stopped(analysis.records) + warn_failed(analysis.failures) + warn_apart(analysis.runs)
     return list(dict.fromkeys(found))
 
 
-def stopped(records: pd.DataFrame) -> list[str]:
+def warn_stopped(records: pd.DataFrame) -> list[str]:
     """Sentences about runs that did not end well."""
     mask = ~records["outcome"].isin(["ok"]) & records["outcome"].notna()
     bad = records[["run", "outcome"]][mask].drop_duplicates("run", keep="last")
@@ -196,7 +223,7 @@ def stopped(records: pd.DataFrame) -> list[str]:
     return [f"{len(bad)} run(s) did not end well: {reasons}."]
 
 
-def failed(failures: Mapping[str, str]) -> list[str]:
+def warn_failed(failures: Mapping[str, str]) -> list[str]:
     """Sentences about steps that failed, so that what needs them is missing here."""
     if not failures:
         return []
@@ -204,7 +231,7 @@ def failed(failures: Mapping[str, str]) -> list[str]:
     return [f"{len(failures)} step(s) failed, and what needs them is missing: {told.rstrip('.')}."]
 
 
-def apart(runs: Mapping[str, Any]) -> list[str]:
+def warn_apart(runs: Mapping[str, Any]) -> list[str]:
     """A sentence about runs whose engine's log-probabilities are further from the trainer's than the study allows.
 
     `runs` is what `collect` writes of each run; entries of another shape are passed over.
