@@ -4,6 +4,10 @@
 #   make test                                    the tests
 #   make test-quick                              those that take seconds: what one runs while writing
 #   make test-vllm                               vLLM's contract, in an environment of its own (VLLM=vllm on a GPU)
+#   make docs-site                               the documentation as a site, in out/site/index.html
+#   make notebook                                run examples/decision.ipynb, shortened
+#   make wheel-test                              build the wheel, and use it as a stranger would (ARGS=--all: in every way)
+#   make gpu                                     what one large GPU does, in nine minutes, into out/gpu
 #   make bench                                   speed against TRL, into benchmarks/README.md (on an idle machine)
 PYTHON ?= python3
 STUDY ?= opening
@@ -16,7 +20,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := study
-.PHONY: setup study report test test-quick test-vllm check bench docs
+.PHONY: setup study report test test-quick test-vllm check bench docs docs-site notebook wheel-test gpu
 
 setup: $(STAMP)
 
@@ -60,6 +64,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 bench: .venv/bench.stamp
 	$(BIN)/python benchmarks/speed.py --write $(ARGS)
@@ -68,5 +73,22 @@ bench: .venv/bench.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
 	touch $@
 
+gpu: .venv/bench.stamp
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
 docs: $(STAMP)
 	$(BIN)/python docs/make_reference.py
+
+.venv/docs.stamp: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+docs-site: .venv/docs.stamp
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d out/doctrees . out/site
+	@echo "site: out/site/index.html"
+
+notebook: .venv/docs.stamp
+	ALIGNGAP_SHORT=1 $(BIN)/python tests/notebook.py examples/decision.ipynb $(ARGS)
+
+wheel-test: $(STAMP)
+	$(BIN)/python tests/wheel.py $(ARGS)

@@ -46,7 +46,8 @@ def shown(value: Any) -> str:
         return "its defaults"
     if isinstance(value, list | tuple):
         return "`[" + ", ".join(shown(v).strip("`") for v in value) + "]`"
-    return f"`{value if value != {} else '{}'}`"
+    text = str(value).replace("\n", "\\n")  # a cell is one line
+    return f"`{text}`"
 
 
 def default_of(field: FieldInfo) -> str:
