@@ -73,6 +73,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "scaling": "aligngap.hypotheses.scaling:SCALING",
         "which-data": "aligngap.hypotheses.which_data:WHICH_DATA",
         "staleness": "aligngap.hypotheses.staleness:STALENESS",
+        "stale": "aligngap.hypotheses.stale:STALE",
         "bottleneck": "aligngap.hypotheses.bottleneck:BOTTLENECK",
         "proxy-dial": "aligngap.hypotheses.proxy_dial:PROXY_DIAL",
         "losses": "aligngap.hypotheses.losses:LOSSES",

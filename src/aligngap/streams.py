@@ -54,7 +54,7 @@ def order_of(name: str, n: int, seed: int, batch: int) -> list[int]:
 class Epochs(Generic[Item]):
     """A fixed list served forever, each epoch in a fresh order drawn from the seed: SFT, judges and data-set arms."""
 
-    responses_sampled, dropped = 0, (0, 0)
+    responses_sampled = 0
 
     def __init__(self, items: Sequence[Item], seed: int) -> None:
         if not items:
@@ -86,7 +86,7 @@ class Epochs(Generic[Item]):
 class Replay:
     """A recording served once, in a stated order (`order_of`); asking for more than was recorded is an error."""
 
-    responses_sampled, dropped = 0, (0, 0)
+    responses_sampled = 0
 
     def __init__(self, pairs: Sequence[Pair], *, order: str, batch: int, seed: int) -> None:
         self.pairs, self.drawn = pairs, 0
@@ -299,7 +299,7 @@ class Buffer:
 
     @property
     def dropped(self) -> tuple[int, int]:
-        return self.source.dropped
+        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         step = step_of(sampler.key) or 0
@@ -346,7 +346,7 @@ class Retrained:
 
     @property
     def dropped(self) -> tuple[int, int]:
-        return self.source.dropped
+        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         if self.draws and self.draws % self.every == 0:
@@ -392,7 +392,7 @@ class Mixture:
 
     @property
     def dropped(self) -> tuple[int, int]:
-        a, b = self.first.dropped, self.second.dropped
+        a, b = dropped_by(self.first), dropped_by(self.second)
         return (a[0] + b[0], a[1] + b[1])
 
     @property
@@ -421,6 +421,12 @@ class Mixture:
         self.second.load_state_dict(state["second"])
 
 
+def dropped_by(stream: Any) -> tuple[int, int]:
+    """How many pairs a stream has discarded so far as too old, and how many tokens their responses have."""
+    found: tuple[int, int] = getattr(stream, "dropped", (0, 0))
+    return found
+
+
 class Stopwatch:
     """Another stream, and the seconds that its draws took: what writing and labelling fresh pairs costs.
 
@@ -437,7 +443,7 @@ class Stopwatch:
 
     @property
     def dropped(self) -> tuple[int, int]:
-        return self.source.dropped
+        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         started = time.perf_counter()
@@ -468,7 +474,7 @@ class Relabelled:
 
     @property
     def dropped(self) -> tuple[int, int]:
-        return self.source.dropped
+        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         given = self.source.draw(n, sampler)

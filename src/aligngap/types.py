@@ -257,11 +257,6 @@ class PairStream(Protocol):
         """How many responses were generated so far for the pairs that were drawn."""
         ...
 
-    @property
-    def dropped(self) -> tuple[int, int]:
-        """How many pairs were discarded so far as too old, and how many tokens their responses have."""
-        ...
-
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         """The next n pairs, written by the sampler's policy or not."""
         ...

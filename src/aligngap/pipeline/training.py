@@ -189,7 +189,7 @@ def describe_pairs(step: Update, stream: Any) -> dict[str, Any]:
     pairs: Sequence[Pair] = step.items
     ages = [step.number - 1 - p.written_at for p in pairs if p.written_at is not None]
     lengths = [len(r.ids) for p in pairs for r in (p.chosen, p.rejected)]
-    known, (dropped, tokens) = step.metrics.get("writer_known", 0.0), stream.dropped
+    known, (dropped, tokens) = step.metrics.get("writer_known", 0.0), getattr(stream, "dropped", (0, 0))
     return {
         "age": sum(ages) / len(ages) if ages else math.nan, "age_max": float(max(ages, default=math.nan)),
         "lag_kl_nats": step.metrics.get("lag_kl_nats", 0.0) / known if known else math.nan,
