@@ -28,9 +28,11 @@ from aligngap.hypotheses.decision import OFFLINE, ONLINE, decide
 from aligngap.hypotheses.verdicts import CONTRADICTED, SUPPORTED, decide_anywhere
 from aligngap.hypotheses.verdicts import decide as by_interval
 from aligngap.hypotheses.view import View
-from aligngap.stats.budgets import BUDGETS, at_budgets, mean_over_seeds, peaks_of
+from aligngap.stats.budgets import BUDGETS, at_budgets
 from aligngap.stats.clouds import Cloud, Clouds
 from aligngap.stats.compare import compare, curves_for
+from aligngap.stats.peaks import peaks_of
+from aligngap.stats.seedwise import mean_over_seeds
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS
 
 DIFFERENCE = {"online": 1.0, "offline": -1.0}
@@ -48,8 +50,15 @@ def study(
     configs: Mapping[str, tuple[int, ...]],
     same_prompts: bool = False,
     gain: float = 0.0,
+    farther: float = 1.0,
+    luck: float = 0.0,
 ) -> Clouds:
-    """A study whose arms differ by `gain` at every KL; `configs` names, for each arm, which of `CONFIGS` it ran."""
+    """A study whose arms differ by `gain` at every KL; `configs` names, for each arm, which of `CONFIGS` it ran.
+
+    Online ends at `farther` times offline's KL. With `luck` a run that does better than its like goes farther too (a
+    run one standard deviation better ends at exp(luck) times the KL), so that those that fall short of a budget are not
+    missing at random.
+    """
     items = []
     shared = rng.normal(size=prompts)
     for seed in range(seeds):
@@ -60,8 +69,12 @@ def study(
             kl, win = [], []
             for number in ran:
                 end, better = CONFIGS[number]
-                x = np.sort(np.geomspace(0.1, end * np.exp(rng.normal(0, 0.1)), CHECKPOINTS) * jitter(rng))
-                wave = rng.normal(0, RUN_SD, 2) @ np.stack([np.ones(CHECKPOINTS), np.sqrt(2) * np.sin(np.log(x))])
+                end *= np.exp(rng.normal(0, 0.1)) * (farther if arm == "online" else 1.0)
+                moved = jitter(rng)
+                effect = rng.normal(0, RUN_SD, 2)
+                end *= np.exp(luck * effect[0] / RUN_SD)
+                x = np.sort(np.geomspace(0.1, end, CHECKPOINTS) * moved)
+                wave = effect @ np.stack([np.ones(CHECKPOINTS), np.sqrt(2) * np.sin(np.log(x))])
                 curve = 0.5 + 0.3 * (1 - np.exp(-x / 3)) - 0.004 * x
                 kl.append(x)
                 win.append(curve + better + level + wave + (gain if arm == "online" else 0.0))
@@ -135,12 +148,12 @@ NAMES = tuple(f"{b:g} nats" for b in BUDGETS)
 
 
 def budgets(
-    name: str, seeds: int, prompts: int, chosen: bool = False, spent: int = 0, shared: bool = False
+    name: str, seeds: int, prompts: int, chosen: bool = False, spent: int = 0, shared: bool = False, **world: float
 ) -> Protocol:
     """Differences at the KL budgets, by the verdict's own rule."""
 
     def one(rng: np.random.Generator) -> tuple[str, list[float]]:
-        clouds = study(rng, seeds + spent, prompts, SAME, shared)
+        clouds = study(rng, seeds + spent, prompts, SAME, shared, **world)
         found = at_budgets(clouds, DIFFERENCE, chosen=chosen, spent=range(spent))
         return decide_anywhere(found)[0], [b.mean.value for b in found.budgets]
 
@@ -192,6 +205,8 @@ def protocols(prompts: int = 256) -> list[Protocol]:
         budgets("matched configurations, 5 seeds", 5, prompts),
         budgets("matched configurations, 10 seeds", 10, prompts),
         budgets("matched, 5 seeds that share their prompts", 5, prompts, shared=True),
+        budgets("matched, 5 seeds, online ends at 1.6 times the KL", 5, prompts, farther=1.6),
+        budgets("the same, and better runs go farther", 5, prompts, farther=1.6, luck=0.3),
         budgets("each arm's best configuration, chosen on 2 spent seeds, 5 seeds", 5, prompts, True, 2),
         budgets("each arm's best configuration, chosen on the other seeds, 5 seeds", 5, prompts, True),
         best("each configuration's best checkpoint, chosen on the other seeds, 5 seeds", 5, prompts),

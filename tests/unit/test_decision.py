@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from synthetic_records import ArmTruth, hump, make, planted_clouds
 
-from aligngap.hypotheses.decision import OFFLINE, ONLINE, OPEN, SEMI, Decision, decide, prompts_needed
+from aligngap.hypotheses.decision import OFFLINE, ONLINE, OPEN, SEMI, Decision, best_kl, decide, gap_at, prompts_needed
 from aligngap.hypotheses.view import View
 from aligngap.report.decision import cheaper_arms, costs_of, details, rows, sentence
 from aligngap.stats.clouds import Clouds, keep
@@ -88,6 +89,32 @@ def test_it_is_decided_at_the_kl_that_is_asked_for_and_else_at_the_best_checkpoi
     assert "40 nats in 0 of 5 seeds" in sentence(nowhere, {})
 
 
+def lucky(view: View, seed: int, below: float, spent: Sequence[int] = ()) -> View:
+    """The view with one seed whose every checkpoint below a KL wins far more, by luck."""
+    items = []
+    for c in view.clouds().items:
+        better = c.seed == seed and c.win_by_prompt is not None
+        up = (c.x < below) & better
+        wins = np.where(up[:, None], 1.0, c.win_by_prompt).astype(np.float32) if better else c.win_by_prompt
+        items.append(replace(c, win=np.where(up, 1.0, c.win), win_by_prompt=wins))
+    return View(view.records, view.records.iloc[:0], "sft", clouds=Clouds(tuple(items)), spent=spent)
+
+
+def test_no_seed_is_weighed_at_a_kl_that_its_own_luck_has_picked() -> None:
+    view = viewed({"online": 0.15, "offline": 0.0})
+    other = lucky(view, 0, 1.0)
+    assert best_kl(other, 0) == best_kl(view, 0)  # chosen on the other four
+    assert best_kl(other, 1)[0] < 1.0 < best_kl(view, 1)[0]  # which the luck of seed 0 does move
+    found = gap_at(other, None)
+    assert found.seeds == 5
+    own = [other.at(min(best_kl(other, s)[0], 14.0)).contrast({"online": 1.0, "offline": -1.0}).found for s in range(5)]
+    assert found.value.value == pytest.approx(np.mean([f.budgets[0].by_seed[s] for s, f in enumerate(own)]), abs=0.01)
+    kept = lucky(view, 0, 1.0, spent=[1, 2])
+    assert len({best_kl(kept, s) for s in (0, 3, 4)}) == 1
+    assert best_kl(kept, 0)[0] > 1.0  # the spent seeds choose, and seed 0 is none of them
+    assert gap_at(kept, None).seeds == 3
+
+
 def test_a_gain_that_comes_late_is_not_diluted() -> None:
     """Equal up to 2 nats, 0.05 apart from there: at 1 nat offline is enough, at the KL of the best policy it is not."""
     rng = np.random.default_rng(0)
@@ -126,7 +153,7 @@ def test_online_is_not_recommended_where_offline_went_on_to_the_best_checkpoint(
     other = View(view.records, view.records.iloc[:0], "sft", clouds=short, pipeline=judge(0.7, seeds=5))
     d = decide(other, MARGIN)
     assert d.gap.interval[0] > 0
-    assert (d.gap.owner, d.gap.beyond) == ("offline", "offline")
+    assert d.gap.beyond == "offline"
     assert (d.outcome, d.doubt) == (OPEN, "reach")
     assert "offline's, lies at" in sentence(d, {})
     assert decide(other, MARGIN, kl=d.gap.kl).outcome == ONLINE

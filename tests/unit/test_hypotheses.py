@@ -30,9 +30,9 @@ from aligngap.pipeline.plan import expand
 from aligngap.report import build_report, headline
 from aligngap.report.figures import dial_chart
 from aligngap.stats.adjust import benjamini_hochberg, holm
-from aligngap.stats.budgets import Seedwise
 from aligngap.stats.compare import compare
 from aligngap.stats.ratio import ratio, slope_weights
+from aligngap.stats.seedwise import Seedwise
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, PROBE_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import write_table
 from aligngap.study.load import load

@@ -11,19 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic_records import planted_clouds
 
-from aligngap.stats.budgets import (
-    BUDGETS,
-    Seedwise,
-    at_budgets,
-    critical,
-    ending_of,
-    first_at,
-    kl_to_reach,
-    mean_over_seeds,
-    peaks_of,
-    read_run,
-)
+from aligngap.stats.budgets import BUDGETS, at_budgets
 from aligngap.stats.clouds import Cloud, Clouds
+from aligngap.stats.peaks import ending_of, first_at, kl_to_reach, peaks_of
+from aligngap.stats.seedwise import Seedwise, critical, mean_over_seeds, read_run
 
 DIFFERENCE = {"online": 1.0, "offline": -1.0}
 
@@ -151,6 +142,33 @@ def test_an_arm_that_falls_short_is_counted_and_not_judged() -> None:
     assert np.isnan(four.p)
     nothing = at_budgets(Clouds(tuple(clouds)), DIFFERENCE, (16.0,))
     assert "16 nats in 0 of 5 seeds" in nothing.why
+
+
+def test_a_run_that_falls_short_leaves_its_configuration_out_of_every_seed() -> None:
+    """Configurations differ in their gap (.1 and .3), so a mean over others in one seed is another question."""
+    clouds = []
+    for seed in range(5):
+        items: dict[str, list[Cloud]] = {"online": [], "offline": []}
+        for config, gap in (("near", 0.1), ("far", 0.3)):
+            end = 3.0 if (seed, config) == (4, "far") else 9.0
+            items["online"].append(one("online", seed, [0.5, end], [0.5 + gap] * 2, config=config))
+            items["offline"].append(one("offline", seed, [0.5, 9.0], [0.5, 0.5], config=config))
+        clouds += [both(*pair) for pair in items.values()]
+    found = at_budgets(Clouds(tuple(clouds)), DIFFERENCE, (2.0, 4.0))
+    two, four = found.budgets
+    assert (two.judged, two.configs) == (True, ("near", "far"))
+    assert two.by_seed == pytest.approx([0.2] * 5)
+    assert (four.judged, four.configs) == (True, ("near",))
+    assert four.by_seed == pytest.approx([0.1] * 5)  # and not .2 in four seeds and .1 in the fifth
+    assert four.short == {"online": 1, "offline": 0}
+
+
+def both(a: Cloud, b: Cloud) -> Cloud:
+    """One cloud of two clouds' runs."""
+    return replace(
+        a, runs=a.runs + b.runs, configs=a.configs + b.configs, run=np.concatenate([a.run, b.run + 1]),
+        **{n: np.concatenate([getattr(a, n), getattr(b, n)]) for n in ("step", "x", "x_se", "win", "win_se")},
+    )  # fmt: skip
 
 
 def test_what_cannot_be_compared_says_why() -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from synthetic_records import planted_clouds
 
-from aligngap.stats.budgets import AtBudgets, Seedwise, at_budgets, mean_over_seeds
+from aligngap.stats.budgets import AtBudgets, at_budgets
 from aligngap.stats.power import POWER, Spread, power, seeds_needed, spread, spread_of
+from aligngap.stats.seedwise import Seedwise, mean_over_seeds
 
 PROMPT_SD = 0.5  # of one prompt's difference
 

@@ -10,16 +10,17 @@ labels, prefers what the user prefers beyond how often they agree.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
 
 from aligngap.hypotheses.view import View
-from aligngap.stats.budgets import Budget
+from aligngap.stats.budgets import EQUIVALENCE_LEVEL, AtBudgets, Budget
 from aligngap.stats.estimate import NAN
 from aligngap.stats.power import MAX_SEEDS, POWER, Spread, power, seeds_needed, spread_of
+from aligngap.stats.seedwise import Seedwise, mean_over_seeds
 from aligngap.types import Estimate
 
 OFFLINE, ONLINE, SEMI, OPEN = "offline is enough", "online", "semi-online", "cannot tell"
@@ -32,8 +33,9 @@ Z = float(special.ndtri(0.975))
 
 RULE = (
     "G is the win rate of online minus that of offline at the KL that will be deployed (`decision_kl`; where none is "
-    "given, that of the best checkpoint of either arm, chosen by its mean over seeds), over the configurations that "
-    "both ran, with t intervals over seeds; m is the margin. Offline is enough if a one-sided test at 5% puts G below "
+    "given, that of the best checkpoint of either arm by its mean over the spent seeds, or, where none is spent, seed "
+    "by seed over the other seeds), over the configurations in which both reached it in every seed, with t intervals "
+    "over seeds; m is the margin. Offline is enough if a one-sided test at 5% puts G below "
     "m (the upper end of its 90% interval). Online is worth it if the 95% interval of G lies above 0 and reaches m; "
     "the recommendation is then the semi-online arm with the most steps between syncs for which a one-sided test at 5% "
     "puts (online minus it) below m and whose kept share of G is above one half, or else online. Otherwise it cannot "
@@ -51,8 +53,8 @@ class Gap:
     a: str
     b: str
     kl: float  # nats; nan where the arms share none
-    best: float  # nats of the best checkpoint of either arm; nan where a KL was asked for
-    owner: str  # whose best checkpoint that is; "" where a KL was asked for
+    best: float  # nats of the best checkpoint of either arm, chosen on other seeds; nan where a KL was asked for
+    beyond: str  # the arm whose best checkpoint lies farther than the other went; "" where both went as far
     value: Estimate
     interval: tuple[float, float]  # 95%
     upper: float  # that of the 90% interval: G lies below it with 95%
@@ -63,11 +65,6 @@ class Gap:
     @property
     def defined(self) -> bool:
         return math.isfinite(self.value.value)
-
-    @property
-    def beyond(self) -> str:
-        """The arm whose best checkpoint lies farther than the other arm went; "" where both went as far."""
-        return self.owner if self.best > self.kl * (1 + 1e-6) else ""
 
 
 @dataclass(frozen=True)
@@ -133,29 +130,80 @@ def decide(view: View, margin: float, cheaper: Sequence[str] = (), kl: float | N
 
 
 def gap_at(view: View, kl: float | None) -> Gap:
-    """Online minus offline at a KL, or where the best checkpoint of either arm lies, or as near as both went."""
+    """Online minus offline at a KL, or where the best checkpoint of either arm lies, or as near as both went.
+
+    That checkpoint is chosen on spent seeds or, where there are none, for each seed on the other seeds, so that no seed
+    is weighed at a KL that its own luck has picked. The KL is then the geometric mean of the seeds' own.
+    """
     a, b = view.online, view.offline
-    best, owner = (NAN, "") if kl is not None else best_kl(view)
-    asked = best if kl is None else kl
-    nothing = Gap(a, b, NAN, best, owner, Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
-    if kl is None:
-        low, high = common(view)
-        if not (math.isfinite(best) and low <= high):
-            found = view.contrast({a: 1.0, b: -1.0})
-            return replace(nothing, why=found.why or f"{a} and {b} reached no KL in common in every seed.")
-        asked = min(max(best, low), high)
-    found = view.at(asked).contrast({a: 1.0, b: -1.0})
-    if found.last is None:
-        return replace(nothing, why=found.why)
-    at: Budget = found.last
-    return Gap(a, b, asked, best, owner, at.mean, at.interval, at.equivalence[1], at.mean.n, spread_of(found.found))
+    weights = {a: 1.0, b: -1.0}
+    nothing = Gap(a, b, NAN, NAN, "", Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
+    if kl is not None:
+        found = view.at(kl).contrast(weights)
+        if found.last is None:
+            return replace(nothing, why=found.why)
+        return _gap(nothing, found.found, found.last, kl)
+    low, high = common(view)
+    picked = {s: best_kl(view, s) for s in judged_seeds(view)}
+    bests = {s: best for s, (best, _) in picked.items() if math.isfinite(best)}
+    if not (bests and len(bests) == len(picked) and low <= high):
+        found = view.contrast(weights)
+        return replace(nothing, why=found.why or f"{a} and {b} reached no KL in common in every seed.")
+    asked = {s: min(max(best, low), high) for s, best in bests.items()}
+    farther = {picked[s][1] for s, best in bests.items() if best > asked[s] * (1 + 1e-6)}
+    nothing = replace(nothing, best=_middle(bests.values()), beyond=b if b in farther else next(iter(farther), ""))
+    places = sorted(set(asked.values()))
+    whole = view.at(*places).contrast(weights).found
+    if whole.values is None or len(whole.judged) < len(places) or set(whole.seeds) != set(asked):
+        return replace(nothing, why=whole.why or f"{a} and {b} reached no KL in common in every seed.")
+    own = _each_at(whole.values, [places.index(asked[s]) for s in whole.seeds])
+    mean = mean_over_seeds(own)
+    at = replace(
+        whole.budgets[0], mean=Estimate(mean.value, mean.se, mean.n, "each seed at the KL that the others chose"),
+        kl=_middle(asked.values()), interval=mean.interval(), equivalence=mean.interval(EQUIVALENCE_LEVEL), p=mean.p(),
+        by_seed=tuple(float(v) for v in own.value[:, 0]),
+    )  # fmt: skip
+    return _gap(nothing, replace(whole, budgets=(at,), values=own), at, at.kl)
 
 
-def best_kl(view: View) -> tuple[float, str]:
-    """The KL (geometric mean over seeds) of the checkpoint with the highest mean win rate over seeds, and its arm."""
+def _gap(of: Gap, found: AtBudgets, at: Budget, kl: float) -> Gap:
+    """The gap with what was found at the one budget of a decision."""
+    spread = spread_of(found)
+    return replace(
+        of, kl=kl, value=at.mean, interval=at.interval, upper=at.equivalence[1], seeds=at.mean.n, spread=spread
+    )  # fmt: skip
+
+
+def _middle(kls: Iterable[float]) -> float:
+    """The geometric mean of KLs in nats."""
+    return float(np.exp(np.mean([math.log(x) for x in kls])))
+
+
+def _each_at(values: Seedwise, places: Sequence[int]) -> Seedwise:
+    """Each seed's number at a place of its own, as numbers at one place."""
+    rows, at = np.arange(len(places)), np.asarray(places)
+    picked = (values.value[rows, at], values.influence[rows, at], values.extra[rows, at])
+    value, influence, extra = (x[:, None] for x in picked)
+    return replace(values, value=value, influence=influence, extra=extra)
+
+
+def judged_seeds(view: View) -> tuple[int, ...]:
+    """The seeds that both arms have and that are not spent."""
+    by = [{c.seed for c in view.clouds().items if c.arm == arm} for arm in (view.online, view.offline)]
+    return tuple(sorted(set.intersection(*by) - set(view.spent)))
+
+
+def best_kl(view: View, seed: int) -> tuple[float, str]:
+    """The KL of the checkpoint with the highest mean win rate over the seeds that choose for `seed`, and its arm.
+
+    Those are the spent seeds, else all but this one; a single seed chooses for itself, and decides nothing. The KL is
+    the geometric mean over them.
+    """
+    choosing = set(view.spent) or ({*judged_seeds(view)} - {seed} or {seed})
     found: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
-    clouds = [c for c in view.clouds().items if c.arm in (view.online, view.offline) and c.seed not in view.spent]
-    for c in clouds:
+    for c in view.clouds().items:
+        if c.arm not in (view.online, view.offline) or c.seed not in choosing:
+            continue
         for run, step, x, win in zip(c.run, c.step, c.x, c.win, strict=True):
             if math.isfinite(win) and math.isfinite(x):
                 found.setdefault((c.arm, c.configs[run], int(step)), []).append((float(win), float(x)))
@@ -164,7 +212,7 @@ def best_kl(view: View) -> tuple[float, str]:
     if not whole:
         return NAN, ""
     owner, top = max(whole, key=lambda one: sum(win for win, _ in one[1]))
-    return float(np.exp(np.mean([math.log(x) for _, x in top]))), owner
+    return _middle(x for _, x in top), owner
 
 
 def common(view: View) -> tuple[float, float]:

@@ -24,8 +24,9 @@ from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
 from aligngap.hypotheses.rules import Rule
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from aligngap.hypotheses.view import View, base_of, variant_of
-from aligngap.stats.budgets import LEVEL, Budget, critical
+from aligngap.stats.budgets import Budget
 from aligngap.stats.estimate import NAN
+from aligngap.stats.seedwise import LEVEL, critical
 from aligngap.types import Estimate, Verdict
 
 TWIN = "twin"

@@ -22,7 +22,8 @@ from aligngap.hypotheses.verdicts import (
     one_seed,
 )
 from aligngap.hypotheses.view import View
-from aligngap.stats.budgets import ending_of, mean_over_seeds, peaks_of
+from aligngap.stats.peaks import ending_of, peaks_of
+from aligngap.stats.seedwise import mean_over_seeds
 from aligngap.types import Estimate, Verdict
 
 #: a fall smaller than this (two points of win rate) is no fall worth the name

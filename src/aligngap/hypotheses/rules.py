@@ -33,12 +33,13 @@ from aligngap.types import Estimate, Verdict
 #: two points of win rate: what two arms may differ by and still be called alike. The paper's own 95% half-width of one
 #: win rate is 2.1 points (n = 2,048), so it could not have told less; `opening` calls a smaller fall no fall.
 MARGIN = 0.02
-#: an explanation that accounts for more than half of the gap is called its cause, for less than half it is not
+#: whether an explanation accounts for more or for less than half of the gap; shares need not sum to one, so that two
+#: explanations may each account for more than half, and none is "the cause"
 HALF = 0.5
 
 AT_BUDGETS = (
-    "at the KL budgets that every seed reached, over the configurations that all these arms ran and in which all of "
-    "them reached the budget (t intervals over seeds, 95% for all budgets at once)"
+    "at the KL budgets that every seed reached, over the configurations in which all these arms reached the budget in "
+    "every seed (one fixed set a budget; t intervals over seeds, 95% for all budgets at once)"
 )
 
 

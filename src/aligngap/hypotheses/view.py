@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.verdicts import Ends, last_values
-from aligngap.stats.budgets import BUDGETS, AtBudgets, Budget, Mean, Seedwise, at_budgets, mean_over_seeds, peaks_of
+from aligngap.stats.budgets import BUDGETS, AtBudgets, Budget, at_budgets
 from aligngap.stats.clouds import SCORES, Clouds, column_clouds, make_clouds
 from aligngap.stats.compare import curves_for
 from aligngap.stats.estimate import NAN, FloatArray
 from aligngap.stats.frontier import ArmCurves
+from aligngap.stats.peaks import peaks_of
 from aligngap.stats.ratio import ratio
+from aligngap.stats.seedwise import Mean, Seedwise, mean_over_seeds
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PROBE_COLUMNS
 from aligngap.storage.records import empty
 from aligngap.types import Estimate

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from aligngap.stats.budgets import TINY_KL, shared_configs
+from aligngap.stats.budgets import shared_configs
 from aligngap.stats.clouds import Cloud, Clouds, make_clouds
+from aligngap.stats.seedwise import TINY_KL
 from aligngap.storage.columns import OPPONENTS
 from aligngap.storage.records import Tables
 from aligngap.types import AligngapError

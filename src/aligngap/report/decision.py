@@ -80,7 +80,7 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
         )
     if d.doubt == "reach":
         return (
-            f"Cannot tell yet: the best checkpoint, {gap.owner}'s, lies at {words.nats(gap.best)} and the other arm "
+            f"Cannot tell yet: the best checkpoint, {gap.beyond}'s, lies at {words.nats(gap.best)} and the other arm "
             f"ended at {words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); so "
             f"far {gap.a} gains {gain}."
         )
@@ -119,7 +119,8 @@ def details(d: Decision) -> list[str]:
         out.append(f"Such a study would see a difference of {d.need.difference:g} with 80% power.")
     if math.isfinite(d.gap.best):
         out.append(
-            f"No KL was given (--kl). The best checkpoint of either arm is {d.gap.owner}'s, at {words.nats(d.gap.best)}"
+            "No KL was given (--kl). The best checkpoint of either arm, chosen on spent seeds or for each seed on the "
+            f"others, lies at {words.nats(d.gap.best)}"
             + (
                 f"; the other arm ended before that, so {words.nats(d.gap.kl)} is where they are compared."
                 if d.gap.beyond

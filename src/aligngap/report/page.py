@@ -129,7 +129,7 @@ def budget_rows(analysis: Analysis) -> list[tuple[str, ...]]:
             words.span(b.interval) if b.judged else "not judged",
             words.span(b.equivalence) if b.judged else "–",
             ", ".join(words.number(v, 3, True) for v in b.by_seed),
-            str(len(found.configs)),
+            str(len(b.configs)) if b.judged else "–",
             ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) or "none",
         )
         for b in found.budgets

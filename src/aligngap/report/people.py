@@ -11,8 +11,9 @@ import pandas as pd
 from aligngap.report import words
 from aligngap.report.analysis import Analysis
 from aligngap.report.tables import Table
-from aligngap.stats.budgets import at_budgets, mean_over_seeds
+from aligngap.stats.budgets import at_budgets
 from aligngap.stats.ppi import Agreement, Corrected, agreement, correct
+from aligngap.stats.seedwise import mean_over_seeds
 from aligngap.types import Estimate
 
 #: rated pairs below which nothing is corrected

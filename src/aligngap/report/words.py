@@ -10,7 +10,9 @@ import pandas as pd
 
 from aligngap.hypotheses.verdicts import CONTRADICTED, SUPPORTED, decide_anywhere
 from aligngap.report.analysis import Analysis
-from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget, kl_to_reach, mean_over_seeds, peaks_of
+from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget
+from aligngap.stats.peaks import kl_to_reach, peaks_of
+from aligngap.stats.seedwise import mean_over_seeds
 from aligngap.storage.columns import OPPONENTS
 from aligngap.types import Estimate, Verdict
 

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from aligngap.stats.budgets import AtBudgets, Seedwise, critical
+from aligngap.stats.budgets import AtBudgets
 from aligngap.stats.estimate import NAN
+from aligngap.stats.seedwise import Seedwise, critical
 
 LEVEL, POWER, CAUTION = 0.95, 0.8, 0.8
 MAX_SEEDS = 200

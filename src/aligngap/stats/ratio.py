@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 
-from aligngap.stats.budgets import LEVEL, Seedwise, mean_over_seeds
 from aligngap.stats.estimate import NAN, FloatArray
+from aligngap.stats.seedwise import LEVEL, Seedwise, mean_over_seeds
 from aligngap.types import Estimate
 
 #: a share beyond this (a hundred times the denominator) is given as unbounded
