@@ -22,10 +22,11 @@ from aligngap.cli import main
 from aligngap.execute.worker import make, make_sound
 from aligngap.judges.answers import Answers
 from aligngap.pipeline.context import Context, Job
+from aligngap.pipeline.measure import whole as measured_part
 from aligngap.pipeline.plan import Plan, expand
 from aligngap.pipeline.training import is_whole, kept_at
 from aligngap.storage.audit import State, audit, look_at
-from aligngap.storage.checksums import seal
+from aligngap.storage.checksums import seal, write_sealed
 from aligngap.storage.store import Store
 from aligngap.study.load import validate
 from aligngap.types import AligngapError, Damaged
@@ -128,7 +129,7 @@ def test_damage_is_found_before_the_artifact_is_used(store: Store, kind: str, da
     assert {f.state for f in others} == {State.SOUND}
 
 
-@pytest.mark.parametrize("kind", ["manifest", "weights", "pairs"])
+@pytest.mark.parametrize("kind", FILES)
 def test_what_a_later_aligngap_has_written_is_one_line_and_stays(
     store: Store, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,7 +266,28 @@ PARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "removed"])
+def replace_part(file: Path) -> None:
+    """A file of another state, sealed as it should be where it is a list."""
+    if file.name == "checksums.json":
+        write_sealed(file, {"files": {"state.json": "0" * 32}})
+    elif file.name.startswith("kept-"):
+        write_sealed(file, {"of": "state-000001", "files": {}})
+    else:
+        replace(file)
+
+
+def from_the_future(file: Path) -> None:
+    """What a later version might write: a list of another form; other files say nothing of versions."""
+    if file.name == "checksums.json" or file.name.startswith("kept-"):
+        write_sealed(file, {"format": 99, "parts": []})
+    else:
+        replace(file)
+
+
+OF_PARTS = DAMAGES | {"replaced": replace_part, "from the future": from_the_future}
+
+
+@pytest.mark.parametrize("damage", OF_PARTS)
 @pytest.mark.parametrize("part", PARTS)
 def test_damaged_unfinished_work_is_not_gone_on_from(
     halted: tuple[Path, str], tmp_path: Path, part: str, damage: str
@@ -275,7 +297,7 @@ def test_damaged_unfinished_work_is_not_gone_on_from(
     (state,) = (tmp_path / name).glob("state-*")
     assert is_whole(state)
     assert kept_at(state).is_file()
-    DAMAGES[damage](sorted((tmp_path / name).glob(PARTS[part]))[0])
+    OF_PARTS[damage](sorted((tmp_path / name).glob(PARTS[part]))[0])
     assert not is_whole(state)
 
 
@@ -303,6 +325,26 @@ def test_a_manifest_torn_before_the_rename_is_none(halted: tuple[Path, str], tmp
         assert not (work / "manifest.json").exists()
 
 
+PART_OF = "measure-x step 8"
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "of another checkpoint", "from the future"])
+def test_a_damaged_part_of_a_measurement_is_measured_again(tmp_path: Path, damage: str) -> None:
+    part = tmp_path / "measured-000008.json"
+    tables = {"rows": [{"win_rate": 0.5}], "per_prompt": [], "samples": []}
+    write_sealed(part, {"of": PART_OF, **tables})
+    assert measured_part(part, PART_OF) == {"of": PART_OF, **tables}
+    if damage == "of another checkpoint":
+        write_sealed(part, {"of": "measure-x step 4", **tables})
+    elif damage == "from the future":
+        write_sealed(part, {"format": 99, "tables": tables})
+    elif damage == "replaced":
+        part.write_text('{"rows": []}')
+    else:
+        DAMAGES[damage](part)
+    assert measured_part(part, PART_OF) is None
+
+
 # ------------------------------------------------------------------------------------------------------ answers
 
 ANSWER = {"better": "first", "what": "ok", "tokens_in": 12, "tokens_out": 3}
@@ -318,6 +360,14 @@ def test_an_answer_that_is_not_what_was_written_is_asked_again(tmp_path: Path) -
     assert again.get("q") is None
     assert again.put("judge", "step", "q", ANSWER) == ANSWER
     assert again.get("q") == ANSWER
+
+
+def test_answers_that_were_removed_are_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    Answers(path).put("judge", "step", "q", ANSWER)
+    path.unlink()
+    assert Answers(path).get("q") is None
+    assert Answers(path).spent("judge", "step")["asked"] == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "replaced"])

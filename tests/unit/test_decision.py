@@ -252,3 +252,18 @@ def test_costs_are_means_over_an_arms_runs() -> None:
 def test_cheaper_arms_are_those_that_sync_less_often() -> None:
     arms = {"online": {"sync_every": 1}, "a": {"sync_every": 8}, "b": {"sync_every": 32}, "offline": {"behavior": "x"}}
     assert cheaper_arms(arms) == ["b", "a"]
+
+
+@pytest.mark.parametrize(("offline", "who"), [((1e-3, 0.04), "No arm moved"), ((0.2, 3.0), "online never moved")])
+def test_arms_that_did_not_move_are_told_so_with_what_to_try(offline: tuple[float, float], who: str) -> None:
+    arms = {"online": ArmTruth(kl_range=(1e-3, 0.04)), "offline": ArmTruth(kl_range=offline)}
+    records, per_prompt, _ = make(arms, (0, 1), prompts=20, checkpoints=4)
+    view = View(records, per_prompt, "sft", pipeline=judge(0.7))
+    for kl in (None, 2.0):
+        decision = decide(view, MARGIN, kl=kl)
+        assert (decision.outcome, decision.doubt) == (OPEN, "undefined")
+        said = sentence(decision, {})
+        assert f"{who} 0.1 nats from your model (largest KL: online 0.0" in said
+        assert "--set 'sweep=[]' --set recipe.optimization.learning_rate=" in said
+        assert "--set recipe.optimization.steps=" in said
+        assert "do not overlap" not in said

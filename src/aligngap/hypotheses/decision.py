@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from aligngap.hypotheses.view import View
+from aligngap.stats.axes import MIN_KL_NATS
 from aligngap.stats.budgets import EQUIVALENCE_LEVEL, AtBudgets, Budget
 from aligngap.stats.estimate import NAN
 from aligngap.stats.power import MAX_SEEDS, POWER, Spread, power, seeds_needed, spread_of
@@ -138,6 +139,8 @@ def gap_at(view: View, kl: float | None) -> Gap:
     a, b = view.online, view.offline
     weights = {a: 1.0, b: -1.0}
     nothing = Gap(a, b, NAN, NAN, "", Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
+    if still := stood_still(view):
+        return replace(nothing, why=still)
     if kl is not None:
         found = view.at(kl).contrast(weights)
         if found.last is None:
@@ -191,6 +194,32 @@ def judged_seeds(view: View) -> tuple[int, ...]:
     """The seeds that both arms have and that are not spent."""
     by = [{c.seed for c in view.clouds().items if c.arm == arm} for arm in (view.online, view.offline)]
     return tuple(sorted(set.intersection(*by) - set(view.spent)))
+
+
+def stood_still(view: View) -> str:
+    """What to say where an arm of the two never came to the KL from which arms are compared; "" where both did.
+
+    KL grows about as the square of the learning rate and of the number of steps, as long as it is small: the remedy
+    would bring the arm that went least to about 1 nat, by ten times as much at most.
+    """
+    records = view.records
+    if records.empty or not {"kl_nats", "learning_rate", "step"} <= set(records.columns):
+        return ""
+    went = {arm: float(records.loc[records["arm"] == arm, "kl_nats"].max()) for arm in (view.online, view.offline)}
+    still = [arm for arm, kl in went.items() if kl < MIN_KL_NATS]
+    if not still:
+        return ""
+    least = min(went[arm] for arm in still)
+    more = min(10.0, math.sqrt(1.0 / max(least, 1e-3)))
+    rate, steps = float(records["learning_rate"].max()), int(records["step"].max())
+    who = "No arm" if len(still) == len(went) else f"{still[0]} never"
+    ends = ", ".join(f"{arm} {kl:.2g}" for arm, kl in went.items())
+    faster = float(f"{rate * more:.1g}")
+    return (
+        f"{who} moved {MIN_KL_NATS:g} nats from your model (largest KL: {ends}): raise the learning rate, "
+        f"--set 'sweep=[]' --set recipe.optimization.learning_rate={faster:.1e}, or the steps, --set "
+        f"recipe.optimization.steps={round(steps * more)}."
+    )
 
 
 def best_kl(view: View, seed: int) -> tuple[float, str]:

@@ -294,11 +294,12 @@ class AskJudge(Step):
         for start in range(0, len(prompts), CHUNK):
             job.progress(start, len(prompts), f"prompt {start + 1}")
             part, chosen = job.work / f"measured-{start:06d}.json", slice(start, start + CHUNK)
-            answers = whole(part)
+            of = f"{self.name} prompt {start}"
+            answers = whole(part, of)
             if answers is None:
                 judged = ask(judge, prompts[chosen], left[chosen], right[chosen])
                 answers = {"forward": judged.forward.tolist(), "backward": judged.backward.tolist()}
-                write_sealed(part, answers)
+                write_sealed(part, {"of": of, **answers})
             rows += [
                 {"prompt_id": p.id, "forward": float(f), "backward": float(b)}
                 for p, f, b in zip(prompts[chosen], answers["forward"], answers["backward"], strict=True)

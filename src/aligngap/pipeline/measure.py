@@ -113,7 +113,8 @@ class Measure(Step):
         for number, step in enumerate(steps):
             job.progress(number, len(steps), f"step {step}")
             part = job.work / f"measured-{step:06d}.json"
-            tables = whole(part)
+            of = f"{self.name} step {step}"
+            tables = whole(part, of)
             if tables is None:
                 if self.run_ is not None and not self.run_.reached(ctx, step):
                     continue  # the run diverged before this step; its manifest says so
@@ -124,7 +125,8 @@ class Measure(Step):
                     reference_set=reference_set, seed=derive(self.seed, "measurement"), samples=m.samples,
                     batch=m.batch,
                 )  # fmt: skip
-                write_sealed(part, {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples})
+                found = {"rows": result.rows, "per_prompt": result.per_prompt, "samples": result.samples}
+                write_sealed(part, {"of": of, **found})
                 tables = unseal(part)
             parts[step] = tables
             job.track(measured(parts[step]["rows"]), step)
@@ -141,14 +143,15 @@ class Measure(Step):
         return checkpoints * (m.prompts * 13.0 + m.pairs + ratios)
 
 
-def whole(part: Path) -> dict[str, Any] | None:
-    """The tables of a checkpoint that an earlier attempt has measured; None if there are none that can be read."""
+def whole(part: Path, of: str) -> dict[str, Any] | None:
+    """The tables of a checkpoint that an earlier attempt has measured; None if the file holds none, or another's."""
     from aligngap.storage.checksums import unseal
 
     try:
-        return unseal(part)
+        found = unseal(part)
     except Damaged:
         return None
+    return found if found.get("of") == of else None
 
 
 def opponents_of(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligngap.fit import Objective, Stream, Trainer, Update, fit
 from aligngap.models.rollout import Following
-from aligngap.storage.checksums import check_files, checksums, difference, unseal, write_sealed
+from aligngap.storage.checksums import check_files, checksums, difference, listed_in, unseal, write_sealed
 from aligngap.storage.files import discard
 from aligngap.storage.pairs import pair_from_row, pair_to_row, read_rows, write_pair_rows, write_rows
 from aligngap.types import Damaged, JudgeFailed, Pair, Stopped
@@ -70,9 +70,9 @@ def is_whole(state: Path) -> bool:
     try:
         check_files(state)
         kept = unseal(kept_at(state))
+        return kept.get("of", state.name) == state.name and not difference(state.parent, listed_in(kept_at(state)))
     except (OSError, Damaged):
         return False
-    return not difference(state.parent, kept["files"])
 
 
 def kept_at(state: Path) -> Path:
@@ -121,7 +121,7 @@ def train(
         for old in job.work.glob(folder.name):
             discard(old)
         if world.rank == 0:
-            write_sealed(kept_at(folder), {"files": checksums(work, states_in(work))})
+            write_sealed(kept_at(folder), {"of": folder.name, "files": checksums(work, states_in(work))})
         trainer.save(folder, stream)
         job.log.note("saved", step=trainer.step)
         for old in states_in(job.work):

@@ -104,8 +104,19 @@ def list_files(folder: Path) -> None:
 
 def check_files(folder: Path) -> None:
     """Hold a folder against the list that `list_files` wrote. Damaged, which names the file, if it differs."""
-    if wrong := difference(folder, unseal(folder / LIST)["files"]):
+    listed = listed_in(folder / LIST)
+    if set(listed) != names_of(folder, [folder / LIST]):
+        raise Damaged(f"{folder / LIST}: is not that of this folder")
+    if wrong := difference(folder, listed):
         raise Damaged(f"{folder}: {wrong}")
+
+
+def listed_in(path: Path) -> dict[str, str]:
+    """The checksums that a sealed list holds. Damaged if it is none."""
+    found = unseal(path).get("files")
+    if not isinstance(found, dict):
+        raise Damaged(f"{path}: is no list of files")
+    return found
 
 
 def _checksum_of_json(value: Mapping[str, Any]) -> str:
