@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import COMMAND, COMMAND_ENV, WORDS, tiny_policy
+from conftest import WORDS, tiny_policy
 
 from aligngap.cli import main
 from aligngap.storage.records import read_folder
@@ -19,11 +20,12 @@ MEASURE = (
 )  # fmt: skip
 
 
-def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = COMMAND_ENV | {"ALIGNGAP_CACHE": str(folder / "cache")}
-    done = subprocess.run([COMMAND, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stderr
-    return done
+class Told(NamedTuple):
+    """The exit code of a command, and what it said."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +50,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path) -> None:
-    alone = command(folder, *MEASURE)
-    assert alone.returncode == 0, alone.stderr[-2000:]
-    assert "KL, nats" in alone.stdout
-    assert "with --judge adds win rates and a report" in alone.stdout
-    judged = command(folder, *MEASURE, "--judge", "my_rules:prefer")
-    assert judged.returncode == 0, judged.stderr[-2000:]
-    assert "measure online" not in judged.stderr  # nothing is sampled anew
-    assert "judge online seed=0@10" in judged.stderr
-    assert "report: out/measured/report.html" in judged.stdout
+@pytest.fixture
+def told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    """Runs the command in the folder: its exit code, and what it said on stdout and on stderr."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ALIGNGAP_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("aligngap.instrument.survey.SETTLED_SECONDS", 0.0)
+
+    def run(*words: str) -> Told:
+        code = main(words)
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return Told(code, said.out, said.err)
+
+    return run
+
+
+def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: Callable[..., Told]) -> None:
+    alone = told(*MEASURE)
+    assert alone.code == 0, alone.err
+    assert "KL, nats" in alone.out
+    assert "with --judge adds win rates and a report" in alone.out
+    judged = told(*MEASURE, "--judge", "my_rules:prefer")
+    assert judged.code == 0, judged.err
+    assert "measure online" not in judged.err  # nothing is sampled anew
+    assert "judge online seed=0@10" in judged.err
+    assert "report: out/measured/report.html" in judged.out
     tables = read_folder(folder / "out" / "measured")
     assert sorted(tables.records["run"].unique()) == ["offline seed=0", "online seed=0"]
     assert tables.records["win_rate"].notna().all()
     page = (folder / "out" / "measured" / "report.html").read_text(encoding="utf-8")
     assert "online" in page
     assert "offline" in page
-    planned = command(folder, *MEASURE, "--judge", "my_rules:prefer", "--plan")
-    assert planned.stdout.count("yes") == 4
-    chosen = command(folder, "pick", "out/measured", "--best", "--to", "deploy")
-    assert chosen.returncode == 0, chosen.stderr
-    assert "prompts that did not choose it" in chosen.stdout
+    assert told(*MEASURE, "--judge", "my_rules:prefer", "--plan").out.count("yes") == 4
+    chosen = told("pick", "out/measured", "--best", "--to", "deploy")
+    assert chosen.code == 0
+    assert "prompts that did not choose it" in chosen.out
     assert (folder / "deploy" / "model.safetensors").is_file()
 
 
@@ -84,12 +101,9 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path) -> Non
         (["--count", "1"], "--count: must be 2 or more"),
     ],
 )
-def test_bad_words_are_one_line_before_any_compute(
-    folder: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("ALIGNGAP_CACHE", str(folder / "cache"))
-    assert main([*MEASURE, *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+def test_bad_words_are_one_line_before_any_compute(told: Callable[..., Told], words: list[str], said: str) -> None:
+    done = told(*MEASURE, *words)
+    assert done.code == 2
+    (line,) = done.err.splitlines()
     assert line.startswith("aligngap: ")
     assert said in line

@@ -77,6 +77,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
     from aligngap.execute.console import stages
     from aligngap.execute.local import Local
     from aligngap.execute.watch import watch
+    from aligngap.instrument.survey import check_judges
     from aligngap.instrument.tables import collect, matches, write_matches
     from aligngap.pipeline.context import Context
     from aligngap.report import answer, build_report
@@ -87,6 +88,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
     store = Store(args.store or out.parent / "store")
     if args.plan:
         return show_plan(survey, store)
+    check_judges(survey, store)
     store.prepare()
     check_writable(out)
     device = pick_device(args.device)

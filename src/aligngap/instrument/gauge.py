@@ -157,7 +157,7 @@ def kl(policy: Any, reference: Any, prompts: str | Path | Sequence[Any], **setti
 
 
 def _reference(given: Any, tokenizer: Any, response_tokens: int, chat: bool | None, base: str | None) -> Policy:
-    from aligngap.models.checkpoint import is_model, open_reference, tokenizer_of, view
+    from aligngap.models.checkpoint import fetched, is_model, open_reference, tokenizer_of, view
     from aligngap.models.loading import quiet
     from aligngap.models.policy import Policy
 
@@ -172,7 +172,7 @@ def _reference(given: Any, tokenizer: Any, response_tokens: int, chat: bool | No
         policy = Policy(view(given), own, response_tokens=response_tokens, spec=spec)
         policy.check_head()
         return policy
-    path = str(given)
+    path = fetched(str(given))
     own = tokenizer_of(path, base)
     spec = ModelSpec(path=path, chat=bool(own.chat_template) if chat is None else chat)
     return open_reference(path, response_tokens=response_tokens, spec=spec, base=base)
@@ -190,12 +190,13 @@ def ready_tokenizer(tokenizer: Any) -> Any:
 
 
 def _policy(given: Any, reference: Policy, base: str | None) -> Policy:
-    from aligngap.models.checkpoint import as_reference, check_tokenizer, is_model, open_policy, view
+    from aligngap.models.checkpoint import as_reference, check_tokenizer, fetched, is_model, open_policy, view
     from aligngap.models.policy import Policy
 
     if isinstance(given, Policy):
         return given
     if is_model(given):
         return as_reference(view(given), reference, "policy")
-    check_tokenizer(Path(given), reference.tokenizer, reference.spec.path or "given")
-    return open_policy(str(given), reference, base=base)
+    path = fetched(str(given))
+    check_tokenizer(Path(path), reference.tokenizer, reference.spec.path or "given")
+    return open_policy(path, reference, base=base)

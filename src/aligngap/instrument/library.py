@@ -42,7 +42,7 @@ def measure(
     from aligngap.instrument.command import say
     from aligngap.instrument.folders import find_checkpoints
     from aligngap.instrument.judging import parse_judge
-    from aligngap.instrument.survey import Setting, plan_survey
+    from aligngap.instrument.survey import Setting, check_judges, plan_survey
     from aligngap.instrument.tables import collect, matches, write_matches
     from aligngap.pipeline.context import Context, Job
     from aligngap.report import build_report
@@ -62,6 +62,7 @@ def measure(
     setting = Setting(str(reference), str(asked), judges=specs, **settings)
     survey = plan_survey(place.name, setting, find_checkpoints(words_of(policies), say), say)
     kept = Store(Path(store) if store is not None else place.parent / "store")
+    check_judges(survey, kept)
     kept.prepare()
     ctx = Context(kept, pick_device(device))
     for step in survey.steps():

@@ -47,13 +47,13 @@ class Against:
 
 def rows_of(reading: Reading, prompts: Sequence[Prompt], against: Mapping[str, Against], samples: int = 8) -> Measured:
     """The rows of one checkpoint, one an opponent, with standard errors over prompts; and texts of a few prompts."""
-    from aligngap.measurement import Measured
+    from aligngap.measurement import Measured, quantities
 
-    own, tokens = reading, reading.tokens
+    own, tokens, ratios = reading, reading.tokens, reading.logp - reading.ref_logp
     common = dict.fromkeys((name for name in RECORD_COLUMNS if name not in OF_RUN), NAN)
     common |= {
         **_both("kl_nats", own.kl),
-        "kl_k1_nats": float(np.mean(own.logp - own.ref_logp)),
+        "kl_k1_nats": float(np.mean(ratios)),
         **_both("forward_kl_nats", own.forward),
         "prompts": len(prompts), "ties": 0, "accuracy_pairs": 0,
         "length_tokens": float(tokens.mean()),
@@ -70,8 +70,9 @@ def rows_of(reading: Reading, prompts: Sequence[Prompt], against: Mapping[str, A
             "ties": int((golden == 0.5).sum()), "opponent_length_tokens": float(lengths.mean()),
             "proxy_agreement": float(np.mean(golden == proxy)) if {"golden", "proxy"} <= set(other.wins) else NAN,
         })  # fmt: skip
+        if name == REFERENCE and "golden" in other.wins:  # the split at reach; the rest takes more of the reference
+            rows[-1] |= quantities(other.wins, float(own.kl.mean()), ratios, None, None)
         told = dict.fromkeys((n for n in PER_PROMPT_COLUMNS if n not in ("run", "arm", "seed", "step")), NAN)
-        ratios = own.logp - own.ref_logp
         for i, p in enumerate(prompts):
             row = told | {
                 "opponent": name, "prompt_id": p.id, "win": float(golden[i]), "proxy_win": float(proxy[i]),

@@ -23,6 +23,7 @@ from aligngap.pipeline.checkpoints import AskJudge, PromptSet, ReadPolicy, Weigh
 from aligngap.registry import source_of
 from aligngap.settings import JudgeSpec, Limits, ModelSpec
 from aligngap.storage.content import hash_of
+from aligngap.storage.store import Store
 from aligngap.study.build import build_judge
 from aligngap.types import AligngapError, RunFailed
 
@@ -90,8 +91,8 @@ def plan_survey(
 ) -> Survey:
     """The steps that measure these checkpoints; files are hashed and tokenizers compared, and no model is loaded.
 
-    Raises AligngapError for a reference, prompts or judges that cannot be used, for a checkpoint of another vocabulary,
-    and where no checkpoint is whole.
+    Raises AligngapError for a reference or prompts that cannot be used, for a checkpoint of another vocabulary, and
+    where no checkpoint is whole. Judges are asked by `check_judges`.
     """
     from aligngap.models.checkpoint import Unfinished, check_tokenizer, fetched, identity_of, tokenizer_of
     from aligngap.models.loading import quiet
@@ -137,7 +138,6 @@ def plan_survey(
         )
     if not readings:
         raise AligngapError("no checkpoint is whole yet; repeat the command when one is")
-    check_judges(setting, limits)
     verdicts = {
         (checkpoint, role): ask_step(judge, reading, start)
         for role, judge in zip(ROLES, setting.judges, strict=False)
@@ -181,17 +181,17 @@ def check_reference(place: str, base: str | None, setting: Setting, tokenizer: A
     return Limits(prompt_tokens=prompt, response_tokens=response)
 
 
-def check_judges(setting: Setting, limits: Limits) -> None:
-    """Ask each judge that can say so whether it can be used."""
-    from aligngap.storage.content import cache_folder
-
-    for spec in setting.judges:
+def check_judges(survey: Survey, store: Store) -> None:
+    """Ask each judge that can say so whether it can be used, unless everything is done."""
+    if all(store.has(step.name) for step in survey.steps()):
+        return
+    for spec in survey.setting.judges:
         kind = build_judge(spec)
         try:
             if isinstance(kind, LimitedKind):
-                kind.check_limits(limits)
+                kind.check_limits(survey.prompts.limits)
             if isinstance(kind, CheckedKind):
-                kind.check(cache_folder())
+                kind.check(store.root)
         except RunFailed as error:
             raise AligngapError(f"--judge {spec.kind}: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,12 @@ def collect(
     about: dict[str, Any] = {"command": command, "runs": runs, "pipeline": told(survey, ctx), "artifacts": {}}
     made_steps = [s.name for s in survey.steps() if ctx.store.has(s.name)]
     about["artifacts"] = {name: ctx.store.manifest(name)["provenance"] for name in made_steps}
+    asked: dict[str, Counter[str]] = {}
+    for name in made_steps:
+        for judge, counts in ctx.store.manifest(name)["result"].get("judges", {}).items():
+            asked.setdefault(judge, Counter()).update(counts)
+    if asked:
+        about["judges"] = asked
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return sum(len(run["checkpoints"]) for run in runs.values())
 
