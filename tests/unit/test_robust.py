@@ -300,4 +300,4 @@ def test_the_page_and_the_summary_hold_the_tables(folder: Path) -> None:
         in body[body.index("What it rests on") : body.index("How to read the chart")]
     )
     assert "length-controlled" in body
-    assert "best-of-n of the SFT policy" in page[page.index("<script>") :]
+    assert "best-of-n of the SFT policy" in page[page.index("<script type=") :]
