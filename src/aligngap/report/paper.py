@@ -126,6 +126,8 @@ def set_scale(axis: Any, x: Axis) -> None:
     """Set the scale of the horizontal axis, with plain numbers or the names of its places."""
     from matplotlib.ticker import LogLocator, NullLocator
 
+    if x.scale.startswith("log") and not axis.dataLim.x1 > 0:
+        return  # nothing is drawn, and a logarithm of nothing has no ticks
     if x.scale == "log":
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))

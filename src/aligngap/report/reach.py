@@ -63,6 +63,7 @@ def reach_chart(analysis: Analysis) -> Chart | None:
         return None
     c, by, styles = drawn_threshold(rows), evaluators(rows), arm_styles(analysis.arms)
     best, panels, dark = best_of_n(analysis), [], Style("#555555")
+    rated = any(rows[f"{who}efficiency"].notna().any() for who in by)
     for who in by:
         label, rate = BY[who]
         ceiling = curve(rows["kl_nats"], rows[f"{who}ceiling"])
@@ -72,13 +73,16 @@ def reach_chart(analysis: Analysis) -> Chart | None:
             "gain, ceiling, best-of-n": rows[rate] - 0.5,
             "efficiency": rows[f"{who}efficiency"],
         }
+        if not rated:  # no checkpoint lies where the samples carry a ceiling
+            del columns["efficiency"]
         more: dict[str, list[Series]] = {title: [] for title in columns}
-        _, _, gain, efficiency = more.values()
+        gain = more["gain, ceiling, best-of-n"]
         if len(ceiling):
             gain.append(join("ceiling", dark, ceiling))
         if not who and len(best):
             gain.append(join("best-of-n", NEUTRAL, best, "hollow"))
-            efficiency.append(join("best-of-n", NEUTRAL, efficiency_of(best, ceiling), "hollow"))
+        if not who and len(best) and rated:
+            more["efficiency"].append(join("best-of-n", NEUTRAL, efficiency_of(best, ceiling), "hollow"))
         for title, values in columns.items():
             series = []
             for arm in analysis.arms:
@@ -90,7 +94,7 @@ def reach_chart(analysis: Analysis) -> Chart | None:
             y = Axis(f"win rate − ½, {label}" if first else "")
             rules = [(0.0, ""), *([(1.0, "")] if title == "efficiency" and len(ceiling) else [])]
             panels.append(Panel(Axis("KL, nats (log axis)", "log2"), y, (*series, *more[title]), title, tuple(rules)))
-    return Chart(tuple(panels), numbers(rows, by, best), 4)
+    return Chart(tuple(panels), numbers(rows, by, best), 4 if rated else 3)
 
 
 def join(name: str, style: Style, at: FloatArray, points: Literal["", "hollow"] = "") -> Series:
