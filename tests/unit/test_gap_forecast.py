@@ -91,7 +91,7 @@ def test_what_the_command_says_and_writes(tmp_path: Path) -> None:
     text = write_forecast(tmp_path)
     assert "at 1 nat by the golden judge: law +0.071" in text
     assert "at 8 nats by the golden judge: law +0.200" in text
-    assert "(slopes read at 4 nats), twin: not reached by both" in text
+    assert "(slopes read at 4 nats), twin: – (a run ended below" in text
     assert "one seed" in text
     table = pd.read_csv(tmp_path / "forecast.csv")
     assert list(table["kl_nats"]) == [1.0, 8.0, 1.0, 8.0]

@@ -31,7 +31,7 @@ from aligngap.types import Estimate, Verdict
 
 TWIN = "twin"
 #: nats at which a slope may be read where runs end before the KL that is forecast
-LADDER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+LADDER = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 #: by each evaluator: words, the score of a win rate, and the column of the law's slope
 BY = {"golden judge": ("win", "slope"), "true preference": ("oracle_win", "oracle_slope")}
 #: a forecast of less than this is not asked for its sign

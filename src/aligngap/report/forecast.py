@@ -49,7 +49,7 @@ def line(f: Forecast) -> str:
     if math.isfinite(f.twin.value):
         parts.append(f"twin {shown(f.twin, f.twin_interval)}")
     else:
-        parts.append("twin: not reached by both")
+        parts.append("twin: – (a run ended below, or was first measured above)")
     return ", ".join(parts)
 
 
