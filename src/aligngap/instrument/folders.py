@@ -2,7 +2,7 @@
 
 A pattern names folders (`*`, `?` and `[…]` as in a shell), a trainer's output folder (its `checkpoint-*`), or a hub
 name (`OWNER/NAME`, with `@REVISION` if it is not the newest). The step is the number at the end of a checkpoint's name
-(`checkpoint-500`, `step-000080`, `global_step_20`), else what its `trainer_state.json` says; a run is the folder around
+(`checkpoint-500`, `step-000080`), else what its `trainer_state.json` says; a run is the folder around
 its checkpoints. The seed is the number after the word `seed` in the run's path, and where none has it, runs are
 numbered from 0 in natural order. What else differs between the names of a policy's runs is their configuration.
 """
@@ -97,7 +97,7 @@ def _of_folder(arm: str, folder: Path, tell: Callable[[str], None]) -> list[Foun
 
 
 def _holds_model(folder: Path) -> bool:
-    """Whether a folder looks like a checkpoint rather than a part of one, such as DeepSpeed's `global_step20`."""
+    """Whether a folder looks like a checkpoint, and not like a part of one that DeepSpeed puts there."""
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json")) or any(
         folder.glob("*.safetensors")
     )
