@@ -3,6 +3,7 @@
   "use strict";
   const { texts, charts, data } = JSON.parse(document.getElementById("charts").textContent);
   const study = document.body.dataset.study, hidden = {}, ruler = document.createElement("canvas").getContext("2d");
+  const family = getComputedStyle(document.body).fontFamily;
   const SCALES = { linear: (v) => v, log: Math.log10, log2: Math.log2, sqrt: (v) => Math.sqrt(Math.max(v, 0)) };
   const MARKS = {
     o: (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`,
@@ -65,14 +66,14 @@
     return [axis.scale === "sqrt" ? 0 : low - room, high + room];
   }
 
-  function draw(div) {
-    const name = div.dataset.chart, chart = charts[name], width = div.clientWidth, panels = chart.panels, tall = panels.length === 1;
+  function draw(div, width = div.clientWidth) {
+    const name = div.dataset.chart, chart = charts[name], panels = chart.panels, tall = panels.length === 1;
     div.dataset.drawn = width;
     if (!width) return;
     div.querySelectorAll("svg,.tip").forEach((old) => old.remove());
     const size = width < 520 ? 11.5 : 12.5, columns = tall ? 1 : Math.max(1, Math.min(chart.columns, panels.length, Math.floor(width / 250)));
     const w = (width - 14 * (columns - 1)) / columns, h = tall ? Math.min(460, Math.max(310, width * 0.56)) : Math.min(250, Math.max(190, w * 0.72));
-    ruler.font = `${size}px ${getComputedStyle(div).fontFamily}`;
+    ruler.font = `${size}px ${family}`;
     const svg = add(div, "svg", { width, "font-size": size, fill: "currentColor", role: "img", "aria-label": div.getAttribute("aria-label") || name });
     const top = legend(svg, div, name, chart, width);
     const rows = Math.ceil(panels.length / columns), places = [];
@@ -292,11 +293,12 @@
   const every = document.querySelectorAll("[data-chart]");
   const fit = (div) => { if (Math.abs((div.dataset.drawn || 0) - div.clientWidth) > 1) draw(div); };
   const resized = new ResizeObserver((seen) => seen.forEach((entry) => fit(entry.target)));  // also where a section opens
-  every.forEach((div) => { fit(div); resized.observe(div); });
+  const widths = [...every].map((div) => div.clientWidth);  // all before the first is drawn: else each is laid out anew
+  every.forEach((div, i) => { draw(div, widths[i]); resized.observe(div); });
   document.querySelectorAll("details").forEach((d) => d.addEventListener("toggle", () => d.querySelectorAll("[data-chart]").forEach(fit)));
   const sections = [...document.querySelectorAll("details.why")];
   let closed = [];
-  window.addEventListener("beforeprint", () => { closed = sections.filter((d) => !d.open); closed.forEach((d) => { d.open = true; }); every.forEach(draw); });
+  window.addEventListener("beforeprint", () => { closed = sections.filter((d) => !d.open); closed.forEach((d) => { d.open = true; }); every.forEach((div) => draw(div)); });
   window.addEventListener("afterprint", () => { closed.forEach((d) => { d.open = false; }); every.forEach(fit); });
   document.body.dataset.drawnIn = Math.round(performance.now());  // milliseconds since the page was asked for
 })();
