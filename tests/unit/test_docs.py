@@ -98,7 +98,7 @@ def test_python_blocks_run() -> None:
         for text in blocks(page, "python"):
             exec(compile(text, str(page), "exec"), names)
             count += 1
-    assert count == 6
+    assert count == 7
 
 
 @pytest.mark.usefixtures("extras")
