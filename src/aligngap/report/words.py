@@ -200,8 +200,8 @@ def caveats(analysis: Analysis) -> list[str]:
             "Hochberg), their outcomes are not."
         )
     out.append(
-        "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, labelled by the proxy; an "
-        "offline arm repeats a fixed set, labelled by the golden model."
+        "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, an offline arm repeats a "
+        "fixed set; and who labels may differ between them."
     )
     alike = "; the golden policy as opponent may resemble one arm more" if "golden_policy" in analysis.opponents else ""
     out.append(f"The golden judge stands in for people{alike}.")
