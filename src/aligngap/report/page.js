@@ -291,10 +291,11 @@
   });
 
   const every = document.querySelectorAll("[data-chart]");
-  const fit = (div) => { if (Math.abs((div.dataset.drawn || 0) - div.clientWidth) > 1) draw(div); };
-  const resized = new ResizeObserver((seen) => seen.forEach((entry) => fit(entry.target)));  // also where a section opens
+  const folded = (div) => div.closest("details:not([open])");  // drawn when it is opened
+  const fit = (div) => { if (!folded(div) && Math.abs((div.dataset.drawn || 0) - div.clientWidth) > 1) draw(div); };
+  const resized = new ResizeObserver((seen) => requestAnimationFrame(() => seen.forEach((entry) => fit(entry.target))));
   const widths = [...every].map((div) => div.clientWidth);  // all before the first is drawn: else each is laid out anew
-  every.forEach((div, i) => { draw(div, widths[i]); resized.observe(div); });
+  every.forEach((div, i) => { if (!folded(div)) draw(div, widths[i]); resized.observe(div); });
   document.querySelectorAll("details").forEach((d) => d.addEventListener("toggle", () => d.querySelectorAll("[data-chart]").forEach(fit)));
   const sections = [...document.querySelectorAll("details.why")];
   let closed = [];
