@@ -20,16 +20,18 @@ project_copyright = author
 root_doc = "README"
 #: modules of the reference: what people call who work from Python or add a part of their own
 MODULES = [
-    "types", "losses", "streams", "fit", "measure", "registry", "settings", "study.load", "study.build", "tasks.pairs",
-    "tasks.sandbox", "judges.function", "judges.preference_model", "judges.reward_model", "models.policy",
+    "instrument", "types", "losses", "corrections", "streams", "fit", "measurement", "registry", "settings",
+    "study.load", "study.build", "tasks.pairs", "tasks.sandbox",
+    "judges.function", "judges.preference_model", "judges.reward_model", "models.policy",
     "models.loading", "models.rollout", "pipeline.plan", "execute.collect", "storage.store", "storage.records",
     "stats.compare", "stats.frontier", "stats.power", "hypotheses.base", "report", "exchange.export", "exchange.hub",
+    "integrations.trl",
 ]  # fmt: skip
 #: what stands in the side bar, under its headings; other pages of docs/ stand under "More"
 PARTS = {
     "Use": [
-        "docs/install", "docs/compare", "docs/data", "docs/studies", "docs/models", "docs/judges", "docs/records",
-        "examples/decision",
+        "docs/install", "docs/measure", "docs/compare", "docs/trl", "docs/ratings", "docs/data",
+        "docs/studies", "docs/models", "docs/judges", "docs/records", "examples/decision",
     ],
     "Understand": [
         "Words <docs/index>", "docs/hypotheses", "docs/theory", "docs/paper", "results/README", "benchmarks/README",

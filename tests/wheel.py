@@ -8,6 +8,7 @@ metadata and, command by command, through the Dockerfile.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -49,6 +50,12 @@ def environment(**more: str) -> dict[str, str]:
     if links := os.environ.get("PIP_FIND_LINKS"):
         own["UV_FIND_LINKS"] = links
     return own | more
+
+
+def beside(wheel: Path, **more: str) -> dict[str, str]:
+    """The environment in which uv finds the wheel by its name; `--find-links` would take the place of other folders."""
+    own = environment(**more)
+    return own | {"UV_FIND_LINKS": ",".join(filter(None, (own.get("UV_FIND_LINKS"), str(wheel.parent))))}
 
 
 def call(*words: str | Path, cwd: Path, env: dict[str, str] | None = None, says: str = "") -> str:
@@ -131,10 +138,8 @@ def installed(folder: Path, wheel: Path) -> None:
 
 def by_uvx(folder: Path, wheel: Path) -> None:
     """`uvx aligngap`, where the wheel is to be found."""
-    call(
-        UV, "tool", "run", "--python", sys.executable, "--find-links", wheel.parent, "aligngap", "list", "losses",
-        cwd=folder, says="ipo",
-    )  # fmt: skip
+    words = ("tool", "run", "--python", sys.executable, "aligngap", "list", "losses")
+    call(UV, *words, cwd=folder, env=beside(wheel), says="ipo")
 
 
 def by_pipx(folder: Path, wheel: Path) -> None:
@@ -149,10 +154,14 @@ def by_script(folder: Path, wheel: Path) -> None:
     place = folder / "job"
     place.mkdir()
     (place / "tiny.yaml").write_text(TINY)
-    shutil.copy(ROOT / "examples" / "job.py", place)
-    run = (UV, "run", "--python", sys.executable, "--find-links", wheel.parent, "job.py", "tiny.yaml")
-    call(*run, "--", "--device", "cpu", cwd=place, says="report: out/tiny/report.html")
-    offline = environment(HF_HUB_OFFLINE="1", HF_TOKEN="hf_of_a_test")
+    pinned = [line for line in LIMITS.read_text().splitlines() if line and not line.startswith("#")]
+    text = (ROOT / "examples" / "job.py").read_text()
+    head, mark, rest = text.partition("\n# ///\n")  # uv takes a script's constraints from its own lines alone
+    limits = f"\n# [tool.uv]\n# constraint-dependencies = {json.dumps(pinned)}"
+    (place / "job.py").write_text(head + limits + mark + rest)
+    run = (UV, "run", "--python", sys.executable, "job.py", "tiny.yaml")
+    call(*run, "--", "--device", "cpu", cwd=place, env=beside(wheel), says="report: out/tiny/report.html")
+    offline = beside(wheel, HF_HUB_OFFLINE="1", HF_TOKEN="hf_of_a_test")
     done = subprocess.run(
         [str(w) for w in (*run, "--push", "me/x")], cwd=place, env=offline, capture_output=True, text=True, timeout=600
     )
