@@ -5,6 +5,7 @@ Other packages add theirs through the entry-point group `aligngap.<shelf>`, for 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -115,15 +116,46 @@ def source_of(shelf: str, name: str) -> str:
 
 
 def source_hash(modules: Iterable[str]) -> str:
-    """The hash of the source of some modules, each with all of the package it is in; "" if all are aligngap's own."""
+    """The hash of the source of some modules, each with all of the package it is in; "" if all are aligngap's own.
+
+    So is the source of what they import from beside them: modules and packages in the same folder, unless that is
+    where packages are installed.
+    """
     tops = {module.partition(".")[0] for module in modules} - {"aligngap", ""} - set(sys.stdlib_module_names)
     if not tops:
         return ""
-    found = hashlib.sha256()
+    found, seen = hashlib.sha256(), set[str]()
+    while more := tops - seen:
+        seen |= more
+        tops |= {name for top in more for name in _imported_from_beside(top)}
     for top in sorted(tops):
         for file, name in _source_files(top):
             found.update(f"{top}/{name}\n".encode() + file.read_bytes() + b"\n")
     return found.hexdigest()[:20]
+
+
+def _imported_from_beside(top: str) -> set[str]:
+    """The modules and packages that the source of one imports, and that lie in the folder in which it lies itself."""
+    files = _source_files(top)
+    if not files:
+        return set()
+    first, name = files[0]
+    folder = first.parent if first.name == f"{top}.py" else first.parents[len(Path(name).parts)]
+    if folder.name in ("site-packages", "dist-packages"):
+        return set()
+    named: set[str] = set()
+    for file, _ in files:
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # which importing it says better
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                named |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                named.add(node.module.partition(".")[0])
+    beside = {n for n in named if (folder / f"{n}.py").is_file() or (folder / n / "__init__.py").is_file()}
+    return beside - {"aligngap"}
 
 
 def _source_files(top: str) -> list[tuple[Path, str]]:

@@ -19,7 +19,8 @@ import yaml
 from test_survive import small
 
 from aligngap.cli import main
-from aligngap.execute.worker import make, make_sound
+from aligngap.execute.ray import work as ray_work
+from aligngap.execute.worker import make, make_or_set_aside, make_sound, work
 from aligngap.judges.answers import Answers
 from aligngap.pipeline.context import Context, Job
 from aligngap.pipeline.measure import whole as measured_part
@@ -29,7 +30,7 @@ from aligngap.storage.audit import State, audit, look_at
 from aligngap.storage.checksums import seal, write_sealed
 from aligngap.storage.store import Store
 from aligngap.study.load import validate
-from aligngap.types import AligngapError, Damaged
+from aligngap.types import AligngapError, Damaged, RunFailed
 
 #: an artifact's kind and a file of it, by the kind of file
 FILES = {
@@ -170,6 +171,20 @@ def test_what_a_step_stands_on_is_made_again_and_the_step_ends_the_same(
         for path in (whole / gone).rglob("*.*"):
             if path.is_file() and path.name != "manifest.json":
                 assert path.read_bytes() == (store.path(gone) / path.relative_to(whole / gone)).read_bytes(), path
+
+
+def test_processes_that_work_together_move_damage_aside_for_the_same_command(store: Store, plan: Plan) -> None:
+    """`--processes N`: one line, and what the repeated command finds is not there; a Ray task makes it as a worker."""
+    run = next(r for r in plan.runs if r.arm == "offline")
+    name = artifact(store, "sft", "policy/model.safetensors")
+    flip(store.path(name) / "policy" / "model.safetensors")
+    shutil.rmtree(store.path(run.align.name))
+    ctx = Context(store)
+    with pytest.raises(RunFailed, match=r"model\.safetensors.*moved aside, and the same command makes it again"):
+        make_or_set_aside(lambda: make(run.align, ctx), store)
+    assert not store.has(name)
+    assert (store.root / "damaged" / name).is_dir()
+    assert ray_work is work
 
 
 def test_a_checkpoint_that_is_gone_is_not_taken_for_one_that_was_never_reached(store: Store, plan: Plan) -> None:

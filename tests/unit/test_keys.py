@@ -204,6 +204,27 @@ def test_editing_the_source_of_a_loss_of_ones_own_moves_the_runs_that_use_it(
     assert align().name == builtin.name
 
 
+def test_the_source_that_a_module_of_ones_own_imports_from_beside_it_is_in_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss in one file, its formula in another, which imports a package: editing either moves the key."""
+    (tmp_path / "loss_alone.py").write_text("import json\nimport torch\nfrom formula_alone import SCALE\n")
+    formula, constant = tmp_path / "formula_alone.py", tmp_path / "constants_alone" / "numbers.py"
+    constant.parent.mkdir()
+    (constant.parent / "__init__.py").write_text("")
+    formula.write_text("from constants_alone.numbers import TWO\nSCALE = TWO\n")
+    constant.write_text("TWO = 2\n")
+    (tmp_path / "unused_alone.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = [registry.source_hash(["loss_alone"])]
+    for file in (formula, constant):
+        file.write_text(file.read_text() + "# an edit\n")
+        found.append(registry.source_hash(["loss_alone"]))
+    assert len(set(found)) == 3
+    (tmp_path / "unused_alone.py").write_text("# an edit\n")
+    assert registry.source_hash(["loss_alone"]) == found[-1]
+
+
 def test_the_source_of_judges_and_tasks_of_ones_own_is_in_their_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

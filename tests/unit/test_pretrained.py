@@ -128,7 +128,7 @@ def test_padding_with_eos_changes_nothing(instruct: Path) -> None:
 
 
 def test_a_gguf_file_gives_the_model_it_was_written_from(
-    tmp_path: Path, instruct: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, instruct: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALIGNGAP_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "tiny.gguf"
@@ -144,9 +144,20 @@ def test_a_gguf_file_gives_the_model_it_was_written_from(
     check_spec(ModelSpec(path=str(file), chat=True))
     [folder] = [f for f in (tmp_path / "cache").iterdir() if f.is_dir()]
     assert (folder / "model.safetensors").is_file()
+    convert = pretrained.convert
     monkeypatch.setattr(pretrained, "convert", lambda *_: pytest.fail("converted twice"))
     (tmp_path / "moved.gguf").write_bytes(file.read_bytes())
     assert pretrained.located(tmp_path / "moved.gguf") == str(folder)
+    weights = Path(folder) / "model.safetensors"
+    right = bytearray(weights.read_bytes())
+    right[-100] ^= 1
+    weights.write_bytes(right)
+    pretrained._known_whole.clear()  # another process
+    monkeypatch.setattr(pretrained, "convert", convert)
+    assert pretrained.located(file) == str(folder)
+    right[-100] ^= 1
+    assert weights.read_bytes() == bytes(right)
+    assert "converting" in capsys.readouterr().err
 
 
 def test_what_is_no_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

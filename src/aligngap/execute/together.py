@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligngap.execute.agenda import Agenda, Answer, Event, position, this_machine
 from aligngap.execute.local import importance
-from aligngap.execute.worker import attempt, leave_with, make, work_on
+from aligngap.execute.worker import attempt, leave_with, make, make_or_set_aside, work_on
 from aligngap.parallel.world import ALONE, Released, World
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.context import Context, Job, never
@@ -206,7 +206,7 @@ class Together:
     def _attempt(self, step: Step, making: Callable[[Step], bool]) -> Answer:
         """What became of a step; where all processes train it, an error nobody foresaw ends the command."""
         crash = None if trained_by(step) is None else self._crash
-        return attempt(step, partial(making, step), self.store, crash)
+        return attempt(step, lambda: make_or_set_aside(partial(making, step), self.store), self.store, crash)
 
     def _crash(self, line: str) -> None:
         """End this process, and with it the others that train the same model: they would wait for it for ever."""

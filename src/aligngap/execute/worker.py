@@ -55,6 +55,20 @@ def make_sound(step: Step, ctx: Context, job: Job, damaged: frozenset[str] = fro
             make_sound(need, ctx, replace(job, track=Track()), damaged)
 
 
+def make_or_set_aside(making: Callable[[], bool], store: Store) -> bool:
+    """Make a step where several processes work together, of which none can make its damaged inputs again by itself.
+
+    RunFailed, with the damaged artifact moved aside: the same command, repeated, makes it and goes on.
+    """
+    try:
+        return making()
+    except Damaged as error:
+        if not error.name:
+            raise
+        store.set_aside(error.name)
+        raise RunFailed(f"{error}; it is moved aside, and the same command makes it again") from error
+
+
 def work_on(step: Step, ctx: Context, job: Job) -> None:
     """Make one artifact in the job's folder, which this process holds the lock of."""
     store, world = ctx.store, job.world

@@ -12,14 +12,17 @@ import importlib
 import importlib.util
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
 
+from aligngap.storage.checksums import check_files, list_files
 from aligngap.storage.content import cache_folder, hash_of
+from aligngap.storage.files import discard
 from aligngap.storage.store import digest
-from aligngap.types import AligngapError, RunFailed, first_line
+from aligngap.types import AligngapError, Damaged, RunFailed, first_line
 
 PACKAGE = "package:"
 CONVERTED = 1  #: raised when conversion changes, so that old folders are not taken for new ones
@@ -108,22 +111,43 @@ def inside_package(path: str) -> Path:
 
 
 def converted(file: Path) -> Path:
-    """The Hugging Face folder of a GGUF file, made on first use; the same content is never converted twice."""
+    """The Hugging Face folder of a GGUF file, made on first use; the same content is never converted twice.
+
+    It is held against its checksums once a process; what is not what was written is converted again, and said.
+    """
     if not file.is_file():
         raise AligngapError(f"{file}: no such file; a GGUF file must be here, download it first")
     name = hash_of(file)[:20]
     folder = cache_folder() / f"gguf-{CONVERTED}-{name}"
-    if folder.is_dir():
+    if whole_conversion(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
+            if not whole_conversion(folder):
+                if folder.is_dir():
+                    print(f"aligngap: {folder}: is not what was written; converting {file} again", file=sys.stderr)
+                    discard(folder)
                 convert(file, folder)
+                _known_whole.add(folder)
     except OSError as error:
         what = f"cannot be written ({error.strerror or error}); name another folder in ALIGNGAP_CACHE"
         raise AligngapError(f"{folder.parent}: {what}") from error
     return folder
+
+
+_known_whole: set[Path] = set()  #: conversions that this process has held against their checksums
+
+
+def whole_conversion(folder: Path) -> bool:
+    """Whether a converted folder is there and is what was written."""
+    if folder not in _known_whole:
+        try:
+            check_files(folder)
+        except (OSError, Damaged):
+            return False
+        _known_whole.add(folder)
+    return True
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -153,6 +177,7 @@ def convert(file: Path, folder: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     plain.save_pretrained(str(beside))
     tokenizer.save_pretrained(str(beside))
+    list_files(beside)
     beside.replace(folder)
 
 
