@@ -1,4 +1,4 @@
-"""Not a test: a Ray cluster of this machine, as `ray start --head` starts it, that can be killed and started again."""
+"""Not a test: a Ray cluster of this machine, as `ray start --head` starts it, and the command that runs on it."""
 
 from __future__ import annotations
 
@@ -42,26 +42,6 @@ class Head:
             return psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
-
-    def workers(self) -> list[psutil.Process]:
-        """Those that make steps, or wait for one."""
-        found = []
-        for process in self.processes():
-            try:
-                if process.name().startswith("ray::"):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def kill(self) -> None:
-        """End all of it at once, as a machine that is taken away."""
-        for process in [*self.processes(), psutil.Process(self.process.pid)]:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
-        self.process.wait(60)
 
     def stop(self) -> None:
         """End it as `ray stop` does; what stays is killed."""

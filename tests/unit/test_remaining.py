@@ -202,6 +202,20 @@ def test_a_step_gone_on_with_tells_its_pace_but_no_duration() -> None:
     assert remaining.seconds() == 0.0
 
 
+def test_a_step_of_few_parts_that_began_here_tells_its_duration() -> None:
+    step, clock = Fake(kind="sft", guess=10, of="alone"), [0.0]
+    remaining = Remaining(
+        [step], {step.name: 10.0}, {step.name: 1.0}, Pace(), lambda: 1, MACHINE, now=lambda: clock[0], load=lambda: 0.0
+    )
+    remaining.start(step)
+    for second, fraction in ((9.0, 0.375), (11.0, 0.75), (12.0, 1.0)):
+        clock[0] = second
+        remaining.see(step, fraction)
+    found = remaining.end(step, made=True)
+    assert found is not None
+    assert 5.0 < found.seconds < 12.0  # without the time that opened its worker
+
+
 def test_what_cannot_be_made_is_not_waited_for() -> None:
     steps = opening(runs=2)
     guessed, clock = {s.name: s.guess for s in steps}, [0.0]

@@ -50,6 +50,13 @@ class Running:
         elif fraction > self.last[0]:
             self.last = fraction, self.alone
 
+    def resumed(self) -> bool:
+        """Whether it was further at first sight than the rest of it lets it have come since its start."""
+        if self.first is None or self.first[0] >= 1.0:
+            return False
+        whole = (self.alone - self.first[1]) / (1.0 - self.first[0])
+        return self.first[0] > 0.05 and self.first[1] < 0.5 * self.first[0] * whole
+
     def so_far(self, guessed: float) -> tuple[Duration, float] | None:
         """Its whole duration by its progress, and the variance of that pace; None before it has made any."""
         if self.first is None or self.last is None or self.last[0] <= self.first[0]:
@@ -106,7 +113,7 @@ class Remaining:
         self._pass()
         self.waiting.pop(step.name, None)
         ended, self.known = self.running.pop(step.name, None), None
-        if ended is None or not made or (ended.first and ended.first[0] > 0.05):
+        if ended is None or not made or ended.resumed():
             return None
         seconds = ended.alone
         if ended.opened:
@@ -148,7 +155,9 @@ class Remaining:
         told = {name: r.so_far(self.guessed[name]) for name, r in self.running.items()}
         self.pace.learn([*self.done, *(found[0] for found in told.values() if found and found[1] < ENOUGH)])
         left = {name: self._left(running, told[name]) for name, running in self.running.items()}
-        return self._through(left) + self.after * math.exp(self.pace.command.mean) * self.slower(1)
+        # What follows the last step is done here, wherever the steps were.
+        slower = max(1.0, (1.0 + self.others) / (os.cpu_count() or 1))
+        return self._through(left) + self.after * math.exp(self.pace.command.mean) * slower
 
     def _left(self, running: Running, told: tuple[Duration, float] | None) -> float:
         """Seconds that a running step still takes if it has the machine to itself."""

@@ -119,7 +119,8 @@ def watch(local: Executor, plan: Plan, on_made: Callable[[str], bool] = lambda n
                     say(f"[{len(outcome.made)}/{len(todo)}] {event}: {names[step.name]} (left: about {left})")
             for active, task in running.values():
                 fraction, note = local.position(active)
-                remaining.see(active, fraction)
+                if note:  # until it says anything it loads what it draws on
+                    remaining.see(active, fraction)
                 bar.update(task, completed=fraction, note=note)
             done = len(outcome.made) + len(outcome.failed) + outcome.lost
             bar.update(
