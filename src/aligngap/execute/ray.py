@@ -10,6 +10,7 @@ What this module leaves out: starting a cluster (`ray start`, docs/cluster.md), 
 from __future__ import annotations
 
 import math
+import logging
 import os
 import secrets
 import socket
@@ -41,7 +42,7 @@ def connect() -> Any:
             host, _, port = given.rpartition(":")
             if host and port.isdecimal():  # asked first: Ray ends the process where nobody answers
                 socket.create_connection((host, int(port)), timeout=10).close()
-            ray.init("auto", log_to_driver=False, logging_level="error")
+            ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             remedy = "start one with `ray start --head`, or set RAY_ADDRESS to HOST:PORT of its head"
             raise AligngapError(f"--executor ray: no Ray cluster at {given or 'this machine'}; {remedy}") from error
