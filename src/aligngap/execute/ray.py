@@ -9,8 +9,8 @@ What this module leaves out: starting a cluster (`ray start`, docs/cluster.md), 
 
 from __future__ import annotations
 
-import math
 import logging
+import math
 import os
 import secrets
 import socket
