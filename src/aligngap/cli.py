@@ -260,6 +260,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     """`aligngap compare`: the study of a user's own policy and pairs, and its recommendation."""
+    from aligngap.execute.checks import check_models
     from aligngap.execute.console import print_data, print_plan
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
@@ -271,15 +272,15 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
         study = forecast_study(study)
     out = args.out or Path("out") / study.name
-    for line in remarks(study, args.budget, args.sets):
-        print(f"aligngap: {line}", file=sys.stderr)
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
+    check_models(study)
+    for line in remarks(study, args.budget, args.sets):
+        print(f"aligngap: {line}", file=sys.stderr)
     if args.plan:
-        from aligngap.execute.checks import check_data, check_models
+        from aligngap.execute.checks import check_data
 
         print_data(check_data(made, store))
-        check_models(study)
         print_plan(made, store, out)
         return 0
     return carry_out(args, words, made, store, out, print_forecast if args.forecast else print_report)
