@@ -217,7 +217,7 @@ def smollm(size: Size, device: str, out: Path) -> None:
             tell(f"{title}: aligngap faster than TRL, {how}, by", other.seconds / mine.seconds, "times")
             if "offline" in title:
                 apart = max(abs(a - b) for a, b in zip(mine.losses, other.losses, strict=True))
-                tell(f"{title}: largest difference of a loss", apart / max(mine.losses), "of the largest loss")
+                tell(f"{title}: largest difference of a loss, {how}", apart / max(mine.losses), "of the largest loss")
 
 
 def real_weights(size: Size) -> str:

@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     weight.add_(size * way)
             policy.save(place / f"runs/{arm}-seed0/checkpoint-{step}")
     (place / "prompts.txt").write_text("\n".join(f"{a} {b}" for a, b in itertools.product(WORDS[:4], WORDS[8:12])))
-    (place / "my_rules.py").write_text(
+    (place / "stranger_rules.py").write_text(
         "def prefer(prompts, a, b):\n    return [(len(x) - len(y) + 99) / 198 for x, y in zip(a, b)]\n"
     )
     return place
@@ -71,7 +71,7 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: 
     assert alone.code == 0, alone.err
     assert "KL, nats" in alone.out
     assert "with --judge adds win rates and a report" in alone.out
-    judged = told(*MEASURE, "--judge", "my_rules:prefer")
+    judged = told(*MEASURE, "--judge", "stranger_rules:prefer")
     assert judged.code == 0, judged.err
     assert "measure online" not in judged.err  # nothing is sampled anew
     assert "judge online seed=0@10" in judged.err
@@ -82,7 +82,16 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: 
     page = (folder / "out" / "measured" / "report.html").read_text(encoding="utf-8")
     assert "online" in page
     assert "offline" in page
-    assert told(*MEASURE, "--judge", "my_rules:prefer", "--plan").out.count("yes") == 4
+    assert told(*MEASURE, "--judge", "stranger_rules:prefer", "--plan").out.count("yes") == 4
+    with open("prompts.txt", "a", encoding="utf-8") as stream:
+        stream.write("\n" + tables.samples["prompt"].iloc[0])
+    lone = [w for i, w in enumerate(MEASURE) if not (w == "--policy" or MEASURE[i - 1] == "--policy")]
+    one = told(
+        *lone, "--policy", MEASURE[MEASURE.index("--policy") + 1], "--judge", "stranger_rules:prefer", "--out", "lone"
+    )
+    assert one.code == 0, one.err
+    assert "so nothing is compared" in one.out
+    assert "left out: 1 " in one.err
     chosen = told("pick", "out/measured", "--best", "--to", "deploy")
     assert chosen.code == 0
     assert "prompts that did not choose it" in chosen.out
@@ -94,7 +103,7 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: 
     [
         (["--policy", "online=nothing-here*"], "names no folder"),
         (["--judge", "pairwise"], "has to be trained on labels first"),
-        (["--judge", "my_rules:absent"], "`my_rules:absent` cannot be imported"),
+        (["--judge", "stranger_rules:absent"], "`stranger_rules:absent` cannot be imported"),
         (["--prompts", "gone.txt"], "no such file of prompts"),
         (["--compare", "online", "ppo"], "no such policy"),
         (["--kl", "2", "1"], "must be increasing KLs"),

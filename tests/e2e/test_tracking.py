@@ -54,8 +54,9 @@ def test_tensorboard_is_told_every_step_once(tracked: Path, run: str) -> None:
     told, log = scalars(arm(tracked, run)[0]), arm(tracked, run)[1]
     assert {"loss", "learning_rate", "grad_norm", "accuracy", "margin"} <= set(told)
     for name, values in told.items():
-        assert [step for step, _ in values] == list(range(1, 9))
-        assert [value for _, value in values] == pytest.approx(log[name].tolist(), rel=1e-6)
+        known = log[name].dropna()  # what is not known is not told
+        assert [step for step, _ in values] == list(known.index)
+        assert [value for _, value in values] == pytest.approx(known.tolist(), rel=1e-6)
 
 
 @needs_tensorboard

@@ -236,7 +236,7 @@ def test_the_python_of_the_page_runs(
     for step in (100, 200, 300, 400):
         shutil.copytree(folders[1], f"runs/dpo/checkpoint-{step}")
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS[:6]))
-    Path("my_rules.py").write_text("def prefer(prompts, a, b):\n    return [0.75 for _ in prompts]\n")
+    Path("gauge_rules.py").write_text("def prefer(prompts, a, b):\n    return [0.75 for _ in prompts]\n")
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     for text in blocks:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from aligngap.pipeline.plan import expand
 from aligngap.study.load import load
@@ -45,6 +46,7 @@ def test_a_part_in_miniature(
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "0")
         monkeypatch.delenv(name)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have left one of its own
     parts.PARTS[part](parts.SMALL, "cpu", tmp_path)
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     values = {result["what"]: result["value"] for result in told}

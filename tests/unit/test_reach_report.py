@@ -54,6 +54,13 @@ def test_the_table_says_both_parts_by_judge_and_by_truth() -> None:
     assert any(note.startswith("The ceiling ends at") for note in table.notes)
 
 
+def test_a_lone_arm_is_shown_without_a_difference() -> None:
+    lone = planted()
+    lone.pairs = (("online", "online"),)
+    (table,) = reach_tables(lone)
+    assert [row[:2] for row in table.rows] == [(kl, "online") for kl in ("1", "2", "4")]
+
+
 def test_the_figure_has_a_row_of_panels_for_each_evaluator() -> None:
     for oracle, rows in ((True, 2), (False, 1)):
         chart = reach_chart(planted(oracle))

@@ -65,13 +65,19 @@ def _r1(view: View, rule: Rule, arm: str) -> Verdict:
     if interval[0] > 0:
         outcome = SUPPORTED
     elif not slope[1] < NO_FALL:
-        outcome = CENSORED
+        outcome = CENSORED if np.isfinite(rise.value) else INCONCLUSIVE
     elif interval[1] < NO_FALL:
         outcome = CONTRADICTED
+    config = f", {found.config}" if found.config else ""
+    change = f"{rise.value:+.3f} ({slope[0]:+.3f} to {slope[1]:+.3f})"
+    rose = (
+        f"over the last doubling of its KL the win rate changed by {change}."
+        if np.isfinite(rise.value)
+        else "whether it still rose there is not known, for its first checkpoint lies above half of that KL."
+    )
     text = (
-        f"At its end ({np.exp(np.mean(np.log(found.kl))):.2g} nats, {found.config}) {arm} is {abs(fall.value):.3f} "
-        f"{'below' if fall.value >= 0 else 'above'} its best checkpoint; over the last doubling of its KL the win rate "
-        f"changed by {rise.value:+.3f} ({slope[0]:+.3f} to {slope[1]:+.3f})."
+        f"At its end ({np.exp(np.mean(np.log(found.kl))):.2g} nats{config}) {arm} is {abs(fall.value):.3f} "
+        f"{'below' if fall.value >= 0 else 'above'} its best checkpoint; {rose}"
     )
     if outcome == CENSORED:
         text += " It may have been stopped while rising: whether it falls later was not seen."

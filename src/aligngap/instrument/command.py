@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from aligngap.instrument.survey import Setting, Survey
     from aligngap.pipeline.context import Context
     from aligngap.pipeline.plan import Plan
+    from aligngap.storage.store import Store
 
 CUT = 0.1  #: share of responses cut at the limit above which a line says so
 
@@ -106,6 +107,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
         outcome = watch(executor, cast("Plan", replace(survey, readings={}, verdicts={}, extra=more)))
         failed |= outcome.failed
         bad |= outcome.bad_input
+    say_dropped(survey, store)
     count = collect(survey, ctx, out, shlex.join(["aligngap", *words]), compared, budgets)
     write_failures(out, {name: one_line(message) for name, message in failed.items()})
     if count:
@@ -129,6 +131,16 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
     if failed:
         raise RunFailed(f"{len(failed)} steps failed; the same command tries them again, and nothing else is lost")
     return 0
+
+
+def say_dropped(survey: Survey, store: Store) -> None:
+    """Say how many rows of the file of prompts were left out, by reason."""
+    if not store.has(survey.prompts.name):
+        return
+    told = store.manifest(survey.prompts.name)["result"]
+    if told["dropped"]:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in told["dropped"].items())
+        say(f"{told['source']}: {told['prompts']} prompts of {told['rows']} rows; left out: {reasons}")
 
 
 def show_plan(survey: Survey, store: Any) -> int:

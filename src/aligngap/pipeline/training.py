@@ -136,10 +136,10 @@ def train(
             log.rows.append(log_row(step, stream, sampler))
             if spent is not None:
                 log.rows[-1] |= world.sum({"flops": spent()})
-            job.track(log.rows[-1], step.number)
             if record_pairs:
                 log.rows[-1] |= describe_pairs(step, stream)
                 recording.rows.extend(pair_to_row(p) for p in step.items)
+            job.track(log.rows[-1], step.number)
             job.log.step(step.number, loss=step.loss, grad_norm=step.grad_norm, learning_rate=step.learning_rate)
             if not step.finite:
                 outcome = f"diverged at step {step.number}: loss {step.loss}, gradient norm {step.grad_norm}"

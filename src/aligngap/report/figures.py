@@ -156,8 +156,9 @@ def differences(analysis: Analysis) -> Chart | None:
 
 def difference_limits(found: list[Comparison]) -> tuple[float, float]:
     """One range for the panels of all these comparisons: it holds every band and 0, and ends at -1 and 1."""
-    low = min((float(np.nanmin(c.lower)) for c in found), default=-0.1)
-    high = max((float(np.nanmax(c.upper)) for c in found), default=0.1)
+    ends = np.concatenate([end for c in found for end in (c.lower, c.upper)]) if found else np.empty(0)
+    known = ends[np.isfinite(ends)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (-0.1, 0.1)
     room = 0.05 * max(high - low, 1e-3)
     return max(min(low, 0.0) - room, -1.0), min(max(high, 0.0) + room, 1.0)
 

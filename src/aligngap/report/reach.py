@@ -168,9 +168,10 @@ def reach_tables(analysis: Analysis) -> list[Table]:
         if not all(len(found) for found in arms.values()):
             continue
         lines += [(words.kl(kl), arm, *(cell(found, n) for n in names)) for arm, found in arms.items()]
-        first, second = arms.values()
-        both = (first[list(names)] - second[list(names)]).dropna(how="all")
-        lines.append((words.kl(kl), "difference", *(cell(both, n, sign=True) for n in names)))
+        if len(arms) == 2:  # a lone policy is compared with none
+            first, second = arms.values()
+            both = (first[list(names)] - second[list(names)]).dropna(how="all")
+            lines.append((words.kl(kl), "difference", *(cell(both, n, sign=True) for n in names)))
     notes = (EXPLAINED, *ended(rows, by))
     return [Table("reach", title, notes, ("KL, nats", "arm", *names.values()), tuple(lines))]
 

@@ -80,6 +80,8 @@ def at(b: Budget, sign: float = 1.0) -> str:
 def claim(analysis: Analysis) -> str:
     """Which arm is ahead at equal KL, or why that is not said: a line of words, without its full stop."""
     (a, b), few = analysis.pairs[0], seeds(len(analysis.main.seeds)).capitalize()
+    if a == b:
+        return f"One policy was measured, {a}, so nothing is compared"
     give = "gives" if len(analysis.main.seeds) == 1 else "give"
     return {
         "ahead": f"At equal KL, {a} beats {b} in win rate",
@@ -93,6 +95,8 @@ def claim(analysis: Analysis) -> str:
 def numbers(analysis: Analysis) -> str:
     """The differences behind the claim, with how they were taken; what is missing, where there are none."""
     found, (a, b), state = analysis.main, analysis.pairs[0], verdict(analysis.main)
+    if a == b:
+        return "Its win rate stands against its KL in the chart."
     if state == "undefined":
         return found.why
     each = ", ".join(at(x, -1.0 if state == "behind" else 1.0) for x in found.judged)
