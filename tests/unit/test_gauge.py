@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,8 @@ def test_the_python_of_the_page_runs(
     for step in (100, 200, 300, 400):
         shutil.copytree(folders[1], f"runs/dpo/checkpoint-{step}")
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS[:6]))
-    Path("gauge_rules.py").write_text("def prefer(prompts, a, b):\n    return [0.75 for _ in prompts]\n")
+    monkeypatch.delitem(sys.modules, "my_rules", raising=False)  # another test's
+    Path("my_rules.py").write_text("def prefer(prompts, a, b):\n    return [0.75 for _ in prompts]\n")
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     for text in blocks:

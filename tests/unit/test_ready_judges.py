@@ -34,6 +34,7 @@ value = 3
 
 @pytest.fixture
 def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    sys.modules.pop("my_rules", None)  # another test's
     (tmp_path / "my_rules.py").write_text(RULES)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path / "my_rules.py"
