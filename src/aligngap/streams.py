@@ -268,7 +268,27 @@ class OnPolicy:
         self.dropped = (int(pairs), int(tokens))
 
 
-class Buffer:
+def dropped_by(stream: Any) -> tuple[int, int]:
+    """How many pairs a stream has discarded so far as too old, and how many tokens their responses have."""
+    found: tuple[int, int] = getattr(stream, "dropped", (0, 0))
+    return found
+
+
+class Around:
+    """What a stream around another one counts: what that one has sampled and dropped."""
+
+    source: PairStream
+
+    @property
+    def responses_sampled(self) -> int:
+        return self.source.responses_sampled
+
+    @property
+    def dropped(self) -> tuple[int, int]:
+        return dropped_by(self.source)
+
+
+class Buffer(Around):
     """The last `size` batches that another stream has served: each batch is drawn from them, no pair twice in it.
 
     A batch is asked for at the first draw and at every `every`-th after it, but not from the step `until` on, after
@@ -293,14 +313,6 @@ class Buffer:
         self.batches: list[list[Pair]] = []
         self.draws = 0
 
-    @property
-    def responses_sampled(self) -> int:
-        return self.source.responses_sampled
-
-    @property
-    def dropped(self) -> tuple[int, int]:
-        return dropped_by(self.source)
-
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         step = step_of(sampler.key) or 0
         due = self.draws % self.every == 0 and (self.until is None or step < self.until)
@@ -323,12 +335,14 @@ class Buffer:
         self.batches = [[pair_from_row(row) for row in batch] for batch in state["batches"]]
 
 
-class Retrained:
+class Retrained(Around):
     """An on-policy stream whose judge learns on: made anew every `every` draws, from golden labels of its own pairs.
 
     The golden judge labels the last `pairs` that were drawn since; `refit` makes a judge from all that it has labelled
     so far, always from the same start, so that after a kill the same judge is made again from the same labels.
     """
+
+    source: OnPolicy
 
     def __init__(
         self, source: OnPolicy, golden: Judge, refit: Callable[[Sequence[Pair]], Judge], *, every: int, pairs: int
@@ -339,14 +353,6 @@ class Retrained:
         self.recent: list[Pair] = []
         self.learned: list[Pair] = []
         self.draws = 0
-
-    @property
-    def responses_sampled(self) -> int:
-        return self.source.responses_sampled
-
-    @property
-    def dropped(self) -> tuple[int, int]:
-        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         if self.draws and self.draws % self.every == 0:
@@ -421,13 +427,7 @@ class Mixture:
         self.second.load_state_dict(state["second"])
 
 
-def dropped_by(stream: Any) -> tuple[int, int]:
-    """How many pairs a stream has discarded so far as too old, and how many tokens their responses have."""
-    found: tuple[int, int] = getattr(stream, "dropped", (0, 0))
-    return found
-
-
-class Stopwatch:
+class Stopwatch(Around):
     """Another stream, and the seconds that its draws took: what writing and labelling fresh pairs costs.
 
     The seconds are saved with the stream's state, so that a run that was killed still counts all of them; they change
@@ -436,14 +436,6 @@ class Stopwatch:
 
     def __init__(self, source: PairStream) -> None:
         self.source, self.seconds = source, 0.0
-
-    @property
-    def responses_sampled(self) -> int:
-        return self.source.responses_sampled
-
-    @property
-    def dropped(self) -> tuple[int, int]:
-        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         started = time.perf_counter()
@@ -459,7 +451,7 @@ class Stopwatch:
         self.seconds = float(state.get("draw_seconds", 0.0))
 
 
-class Relabelled:
+class Relabelled(Around):
     """Another stream's pairs, labelled anew by a judge as they are drawn; who wrote them stays what it was.
 
     Unlabelled pairs stay unlabelled.
@@ -467,14 +459,6 @@ class Relabelled:
 
     def __init__(self, source: PairStream, judge: Judge, *, soft_labels: bool = False) -> None:
         self.source, self.judge, self.soft_labels = source, judge, soft_labels
-
-    @property
-    def responses_sampled(self) -> int:
-        return self.source.responses_sampled
-
-    @property
-    def dropped(self) -> tuple[int, int]:
-        return dropped_by(self.source)
 
     def draw(self, n: int, sampler: Sampler) -> list[Pair]:
         given = self.source.draw(n, sampler)

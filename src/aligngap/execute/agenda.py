@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -50,6 +50,17 @@ def this_machine(device: str, threads: int, processes: int = 1) -> Machine:
     cores = float(os.cpu_count() or 1) if device == "cpu" else None
     several = f" {processes} processes" if processes > 1 else ""
     return Machine(f"{platform.node()} {device} x{threads}{several}", cores, threads * processes)
+
+
+def tell_found(store: Store, steps: Sequence[Step]) -> Generator[tuple[Event, Step, str], None, list[Step]]:
+    """Tell which steps are made already; returns the others, which are left to do."""
+    todo = []
+    for step in steps:
+        if store.has(step.name):
+            yield Event.FOUND, step, ""
+        else:
+            todo.append(step)
+    return todo
 
 
 class Executor(Protocol):

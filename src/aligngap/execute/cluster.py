@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from aligngap.execute.agenda import Agenda, Answer, Event, Machine, position
+from aligngap.execute.agenda import Agenda, Answer, Event, Machine, position, tell_found
 from aligngap.execute.local import importance
 from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
@@ -56,12 +56,7 @@ class Cluster(ABC, Generic[Task]):
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Event, Step, str]]:
         """Work through the steps as tasks until done or `stopped`; yields (event, step, message)."""
-        todo = []
-        for step in steps:
-            if self.store.has(step.name):
-                yield Event.FOUND, step, ""
-            else:
-                todo.append(step)
+        todo = yield from tell_found(self.store, steps)
         if not todo:
             return
         self.open()

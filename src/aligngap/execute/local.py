@@ -22,7 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from aligngap.execute.agenda import Agenda, Answer, Event, position, this_machine
+from aligngap.execute.agenda import Agenda, Answer, Event, position, tell_found, this_machine
 from aligngap.execute.worker import OUT_OF_MEMORY, WorkerSettings, leave_with, open_worker, work
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.measure import Measure
@@ -159,12 +159,7 @@ class Local:
         self, steps: Sequence[Step], stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Event, Step, str]]:
         """Work through the steps until done or `stopped`; yields (event, step, message)."""
-        todo = []
-        for step in steps:
-            if self.store.has(step.name):
-                yield Event.FOUND, step, ""
-            else:
-                todo.append(step)
+        todo = yield from tell_found(self.store, steps)
         agenda = Agenda(todo, importance(todo))
         running: dict[Future[Answer], tuple[Step, Slot]] = {}
         os.environ["OMP_NUM_THREADS"] = str(self.threads)

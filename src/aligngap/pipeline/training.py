@@ -19,6 +19,7 @@ from aligngap.models.rollout import Following
 from aligngap.storage.checksums import check_files, checksums, difference, listed_in, unseal, write_sealed
 from aligngap.storage.files import discard
 from aligngap.storage.pairs import pair_from_row, pair_to_row, read_rows, write_pair_rows, write_rows
+from aligngap.streams import dropped_by
 from aligngap.types import Damaged, JudgeFailed, Pair, Stopped
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def describe_pairs(step: Update, stream: Any) -> dict[str, Any]:
     pairs: Sequence[Pair] = step.items
     ages = [step.number - 1 - p.written_at for p in pairs if p.written_at is not None]
     lengths = [len(r.ids) for p in pairs for r in (p.chosen, p.rejected)]
-    known, (dropped, tokens) = step.metrics.get("writer_known", 0.0), getattr(stream, "dropped", (0, 0))
+    known, (dropped, tokens) = step.metrics.get("writer_known", 0.0), dropped_by(stream)
     return {
         "age": sum(ages) / len(ages) if ages else math.nan, "age_max": float(max(ages, default=math.nan)),
         "lag_kl_nats": step.metrics.get("lag_kl_nats", 0.0) / known if known else math.nan,
