@@ -5,7 +5,7 @@ A correction reads how far the policy has gone from the writer, log(policy / wri
 writer. All go by whole responses, as the losses do; the papers on token-wise losses clip tokens, so that their
 thresholds are not ours. Named by `recipe.correction`, the same for every arm.
 
-What this module leaves out: the losses (`losses.py`), and who stores the writer's log-probabilities (`streams.py`).
+What this module leaves out: the losses (`losses.py`), and who stores the writer's log-probabilities (`streams/`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A `Pipeline` is one seed's steps up to the arms; `expand` lays out every run of every arm, grid and variant. Equal steps
 have equal keys, so what arms share is there once. Leaves out: doing it (`execute/`), and what a study may say
-(`settings.py`, `study/`).
+(`settings/`, `study/`).
 """
 
 from __future__ import annotations

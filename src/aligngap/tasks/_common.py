@@ -25,13 +25,13 @@ from aligngap.tasks._layouts import (
     JOINED,
     Layout,
     Rated,
-    Raw,
     as_meant,
     compare_rated,
     find_layout,
     refuse_columns,
     refuse_row,
 )
+from aligngap.tasks._prompts import Raw
 from aligngap.tasks._rows import EMPTY, Row, Skip, is_missing, read_rows
 from aligngap.types import Comparison, TaskData
 

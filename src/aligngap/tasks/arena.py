@@ -16,7 +16,8 @@ from pydantic import Field
 from aligngap.tasks._dialogue import Context, Turn, parse_messages, squash
 from aligngap.tasks._files import fail
 from aligngap.tasks._hub import NamedTask
-from aligngap.tasks._layouts import GENERAL, NO_VOTE, PROMPTS_DIFFER, TIE, Layout, Raw, number_of
+from aligngap.tasks._layouts import GENERAL, NO_VOTE, TIE, Layout, number_of
+from aligngap.tasks._prompts import PROMPTS_DIFFER, Raw
 from aligngap.tasks._rows import EMPTY, Row, Skip, is_unicode, json_type, parse_cell
 
 BOTH_BAD = "tie (both bad)"

@@ -16,7 +16,8 @@ from typing import Any
 from aligngap.tasks._common import prompt_id
 from aligngap.tasks._dialogue import PREFILLED
 from aligngap.tasks._files import SUFFIXES, expand, fail, find_in_folder, is_folder
-from aligngap.tasks._layouts import PROMPTS, find_layout, prompt_column, read_context
+from aligngap.tasks._layouts import find_layout
+from aligngap.tasks._prompts import PROMPTS, prompt_column, read_context
 from aligngap.tasks._rows import EMPTY, Row, Skip, is_unicode, read_rows
 from aligngap.tasks.pairs import LAYOUTS
 from aligngap.types import AligngapError

@@ -14,7 +14,8 @@ from pydantic import Field
 from aligngap.tasks._common import FileSource, Sources, file_sources
 from aligngap.tasks._files import expand, fail, inside, is_folder
 from aligngap.tasks._hub import NamedTask, hub_sources
-from aligngap.tasks._layouts import GENERAL, Layout, Raw
+from aligngap.tasks._layouts import GENERAL, Layout
+from aligngap.tasks._prompts import Raw
 from aligngap.tasks._rows import Row, Skip, json_type
 
 NOT_REDDIT = "not a Reddit post"
