@@ -147,14 +147,14 @@ def test_a_gguf_file_gives_the_model_it_was_written_from(
     convert = pretrained.convert
     monkeypatch.setattr(pretrained, "convert", lambda *_: pytest.fail("converted twice"))
     (tmp_path / "moved.gguf").write_bytes(file.read_bytes())
-    assert pretrained.located(tmp_path / "moved.gguf") == str(folder)
+    assert pretrained.locate(tmp_path / "moved.gguf") == str(folder)
     weights = Path(folder) / "model.safetensors"
     right = bytearray(weights.read_bytes())
     right[-100] ^= 1
     weights.write_bytes(right)
     pretrained._known_whole.clear()  # another process
     monkeypatch.setattr(pretrained, "convert", convert)
-    assert pretrained.located(file) == str(folder)
+    assert pretrained.locate(file) == str(folder)
     right[-100] ^= 1
     assert weights.read_bytes() == bytes(right)
     assert "converting" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from synthetic_records import ArmTruth, make
 from aligngap.cli import main
 from aligngap.ratings.pairs import find_pairs
 from aligngap.ratings.sheet import read_choices, read_key
-from aligngap.report.people import people
+from aligngap.report.people import list_people
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import read_folder, read_ratings, write_table
 from aligngap.types import AligngapError
@@ -143,7 +143,7 @@ def test_what_people_say_corrects_the_gap_and_widens_its_interval(
     assert "People, by 90 rated pairs at 2 nats: online − offline" in told
     from aligngap.report import _analysis
 
-    [found] = people(_analysis(out))
+    [found] = list_people(_analysis(out))
     assert found.raters == 2
     assert found.gap.value > 0.08  # what was planted is 0.15
     assert abs(found.corrected.value) < 0.09  # people do not care
@@ -175,7 +175,7 @@ def test_a_rater_who_sees_what_the_judge_sees_agrees_with_it(out: Path, tmp_path
     assert main(["ratings", "import", str(out), str(tmp_path / "judge.csv")]) == 0
     from aligngap.report import _analysis
 
-    [found] = people(_analysis(out))
+    [found] = list_people(_analysis(out))
     assert found.agreement.share_decided == 1.0
     assert found.agreement.kappa > 0.9  # identical texts are ties to people, whatever the judge says
     assert found.corrected.weight > 0.3

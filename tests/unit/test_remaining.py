@@ -17,7 +17,7 @@ import pytest
 from pydantic import Field
 
 from aligngap.execute.agenda import Machine
-from aligngap.execute.pace import Duration, Pace, keep, kept
+from aligngap.execute.pace import Duration, Pace, read_durations, write_duration
 from aligngap.execute.remaining import MINUTE, Remaining
 from aligngap.pipeline.base import Step
 from aligngap.storage.store import Store
@@ -232,13 +232,13 @@ def test_what_cannot_be_made_is_not_waited_for() -> None:
 def test_durations_are_kept_by_place_and_a_torn_line_is_passed_over(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
-    keep(store, "here", Duration("sft", 10.0, 21.0))
-    keep(store, "elsewhere", Duration("sft", 10.0, 5.0))
+    write_duration(store, "here", Duration("sft", 10.0, 21.0))
+    write_duration(store, "elsewhere", Duration("sft", 10.0, 5.0))
     with (tmp_path / "partial" / "durations.jsonl").open("a") as out:
         out.write('{"place": "here", "kind": "sft", "gue\n')
-    keep(store, "here", Duration("judge", 10.0, 19.0))
-    assert kept(store, "here") == [Duration("sft", 10.0, 21.0), Duration("judge", 10.0, 19.0)]
-    assert kept(Store(tmp_path / "nothing"), "here") == []
+    write_duration(store, "here", Duration("judge", 10.0, 19.0))
+    assert read_durations(store, "here") == [Duration("sft", 10.0, 21.0), Duration("judge", 10.0, 19.0)]
+    assert read_durations(Store(tmp_path / "nothing"), "here") == []
 
 
 def test_what_many_steps_take_lies_between_its_bounds() -> None:

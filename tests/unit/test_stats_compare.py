@@ -14,7 +14,7 @@ from aligngap.hypotheses.verdicts import CENSORED, CONTRADICTED, INCONCLUSIVE, S
 from aligngap.hypotheses.view import View
 from aligngap.stats.axes import KL
 from aligngap.stats.clouds import make_clouds
-from aligngap.stats.compare import Comparison, compare, curves_for, matched, protocol_bias, ranges
+from aligngap.stats.compare import Comparison, compare, curves_for, match_configurations, protocol_bias, ranges
 from aligngap.stats.frontier import arm_curves
 from aligngap.types import Verdict
 
@@ -116,7 +116,7 @@ def test_matched_frontiers_hold_what_both_arms_ran_and_the_protocols_bias_is_its
         np.random.default_rng(8), {"online": 0.0, "offline": 0.0}, {"online": 1, "offline": 6}, 3, 200, spread=-0.06
     )
     curves = curves_for(clouds, 60)
-    alike = matched(clouds, curves, "online", "offline")
+    alike = match_configurations(clouds, curves, "online", "offline")
     assert (alike["online"].configs, alike["offline"].configs) == (1, 1)
     assert abs(compare(alike, "online", "offline").average.value) < 0.03
     assert compare(curves, "online", "offline").average.value < -0.03

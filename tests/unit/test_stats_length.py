@@ -9,7 +9,7 @@ from synthetic_records import make
 
 from aligngap.stats.clouds import make_clouds
 from aligngap.stats.compare import compare, curves_for
-from aligngap.stats.length import length_controlled, pseudo_values
+from aligngap.stats.length import control_length, pseudo_values
 
 #: what a policy wins at equal length
 QUALITY = 0.4
@@ -108,7 +108,7 @@ def test_arms_are_compared_at_equal_kl_and_equal_length() -> None:
     per_prompt["win"] = (rng.random(len(gap)) < 1 / (1 + np.exp(-2.0 * np.tanh(gap / 4)))).astype(float)
     clouds = make_clouds(records, per_prompt, "sft")
     plain = compare(curves_for(clouds, 100), "online", "offline", "sft")
-    fair = compare(curves_for(length_controlled(clouds), 100), "online", "offline", "sft")
+    fair = compare(curves_for(control_length(clouds), 100), "online", "offline", "sft")
     assert plain.average_interval[0] > 0.15
     assert fair.average.value == pytest.approx(0.0, abs=0.05)
     assert fair.average_interval[0] < 0 < fair.average_interval[1]
@@ -116,8 +116,8 @@ def test_arms_are_compared_at_equal_kl_and_equal_length() -> None:
 
 def test_without_lengths_it_is_said() -> None:
     records, per_prompt, _ = make(prompts=60, seeds=(0,), opponents=("sft",))
-    assert length_controlled(make_clouds(records, per_prompt.iloc[:0], "sft")).items == ()
+    assert control_length(make_clouds(records, per_prompt.iloc[:0], "sft")).items == ()
     per_prompt.loc[per_prompt["step"] >= 700, "length_tokens"] = 200
-    found = length_controlled(make_clouds(records, per_prompt, "sft"))
+    found = control_length(make_clouds(records, per_prompt, "sft"))
     assert len(found.items) == 2
     assert "no length-controlled win rate" in found.warnings[0]

@@ -35,7 +35,7 @@ class Hub:
 
     def push(self, kind: str, folder: Path, what: str) -> str:
         """Send a folder as the repository's next commit; its address. `kind` is model, dataset or space."""
-        with told(self.repo):
+        with explain_refusals(self.repo):
             sdk = "static" if kind == "space" else None
             url = self.api.create_repo(
                 self.repo, repo_type=kind, private=not self.public, exist_ok=True, space_sdk=sdk
@@ -57,13 +57,13 @@ def find_hub(repo: str, public: bool = False) -> Hub:
     if "/" not in repo:
         raise AligngapError(f"--push {repo}: whose? Write OWNER/{repo}")
     api = HfApi(library_name="aligngap", library_version=__version__)
-    with told(repo):
+    with explain_refusals(repo):
         api.whoami()
     return Hub(api, repo, public)
 
 
 @contextmanager
-def told(repo: str) -> Iterator[None]:
+def explain_refusals(repo: str) -> Iterator[None]:
     """What the hub or the way to it complains of, in one line with its remedy."""
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.errors import HTTPError as Unsent  # type: ignore[attr-defined]

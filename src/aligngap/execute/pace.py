@@ -57,14 +57,14 @@ def file_of(store: Store) -> Path:
     return store.root / "partial" / "durations.jsonl"
 
 
-def keep(store: Store, place: str, found: Duration) -> None:
+def write_duration(store: Store, place: str, found: Duration) -> None:
     """Add a duration to those of the store; a disk that refuses costs a guess and nothing else."""
     row = {"place": place, "aligngap": __version__} | asdict(found)
     with suppress(OSError), file_of(store).open("a", encoding="utf-8") as out:
         out.write(json.dumps(row) + "\n")
 
 
-def kept(store: Store, place: str) -> list[Duration]:
+def read_durations(store: Store, place: str) -> list[Duration]:
     """The durations that the store keeps of this place, oldest first; a line that a kill has torn is passed over.
 
     Those of another version of aligngap were held against other guesses and are left out.

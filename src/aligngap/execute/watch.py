@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aligngap.execute.agenda import Event, Executor, Machine
 from aligngap.execute.local import Outcome, importance
-from aligngap.execute.pace import Pace, keep, kept
+from aligngap.execute.pace import Pace, read_durations, write_duration
 from aligngap.execute.remaining import Remaining
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def left_of(todo: Sequence[Step], store: Store, slots: Callable[[], int], machine: Machine) -> Remaining:
     """What is left of a command that has these steps to do, as the durations kept in the store let it be foreseen."""
-    known, rank = Pace(kept(store, machine.place)), importance(todo)
+    known, rank = Pace(read_durations(store, machine.place)), importance(todo)
     return Remaining(todo, guess(todo, store), rank, known, slots, machine, after=REPORT_SECONDS if todo else 0.0)
 
 
@@ -103,7 +103,7 @@ def watch(local: Executor, plan: Plan, on_made: Callable[[str], bool] = lambda n
                 if step.name in running:
                     bar.remove_task(running.pop(step.name)[1])
                 if (took := remaining.end(step, made=event == Event.MADE)) is not None:
-                    keep(local.store, local.machine.place, took)
+                    write_duration(local.store, local.machine.place, took)
                 if event == Event.MADE:
                     outcome.made.append(step.name)
                     if step.kind == "data":

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from aligngap.hypotheses.base import COMMON, Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import AT_BUDGETS, Rule, told
+from aligngap.hypotheses.rules import AT_BUDGETS, Rule, say_differences
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -75,7 +75,7 @@ def proxy_first(view: View, rule: Rule) -> Verdict:
     policy = view.last("offline", "accuracy")
     found = arms_difference(judge, policy)
     if found is None:
-        return rule.unknown("The proxy's accuracy is not in the provenance of these records.")
+        return rule.leave_undefined("The proxy's accuracy is not in the provenance of these records.")
     a, b = (float(np.mean([v for v, _ in e.values()])) for e in (judge, policy))
     bounds = found.interval()
     effect = found.estimate("proxy - offline policy, accuracy, as independent samples of pairs")
@@ -88,13 +88,16 @@ def explains(view: View, rule: Rule) -> Verdict:
     weights = {"online": 1.0, "offline": -1.0}
     wins, accuracy = view.contrast(weights), view.contrast(weights, "accuracy")
     if not (wins.defined and accuracy.defined):
-        return rule.unknown(wins.why or accuracy.why)
+        return rule.leave_undefined(wins.why or accuracy.why)
     sides = [{SUPPORTED: 1, CONTRADICTED: -1}.get(decide_anywhere(c.found)[0], 0) for c in (wins, accuracy)]
     product = sides[0] * sides[1]
     outcome = SUPPORTED if product > 0 else CONTRADICTED if product < 0 else INCONCLUSIVE
-    reason = f"{told('Online − offline in win rate', wins.found)} {told('In accuracy it', accuracy.found)}"
+    said = (
+        say_differences("Online − offline in win rate", wins.found),
+        say_differences("In accuracy it", accuracy.found),
+    )
     p = max(wins.found.p, accuracy.found.p)
-    return rule.found(outcome, accuracy.effect, accuracy.interval, reason + one_seed(len(wins.seeds)), p=p)
+    return rule.found(outcome, accuracy.effect, accuracy.interval, " ".join(said) + one_seed(len(wins.seeds)), p=p)
 
 
 def ranks_correlate(x: FloatArray, y: FloatArray) -> float:
@@ -118,7 +121,9 @@ def correlation(view: View, rule: Rule) -> Verdict:
         if np.isfinite(each).any():
             by_seed.append(float(np.nanmean(each)))
     if not by_seed:
-        return rule.unknown(f"At no KL budget did {LEAST} configurations of offline have an accuracy and a win rate.")
+        return rule.leave_undefined(
+            f"At no KL budget did {LEAST} configurations of offline have an accuracy and a win rate."
+        )
     found = Estimate.mean(by_seed, "rank correlation over configurations at equal KL, mean over budgets and seeds")
     low, high = interval(found)
     outcome = decide((WEAK - high, WEAK - low))
@@ -140,7 +145,7 @@ def along(view: View, rule: Rule) -> Verdict:
     found = {arm: arms_difference(proxy, along_run(view, "final", arm)) for arm in COMMON}
     both = [f for f in found.values() if f is not None]
     if len(both) < len(COMMON):
-        return rule.unknown(NO_PROBE)
+        return rule.leave_undefined(NO_PROBE)
     outcomes = [decide(f.interval()) for f in both]
     outcome = CONTRADICTED if CONTRADICTED in outcomes else SUPPORTED if set(outcomes) == {SUPPORTED} else INCONCLUSIVE
     reason = ", ".join(f"the proxy is {f.value[0]:+.3f} above {arm}" for arm, f in zip(found, both, strict=True))
@@ -154,7 +159,7 @@ def decay(view: View, rule: Rule) -> Verdict:
     """How much of its accuracy the proxy loses from the run's first checkpoint to its last."""
     at = positions(view, "proxy")
     if not at:
-        return rule.unknown(NO_PROBE)
+        return rule.leave_undefined(NO_PROBE)
     found = arms_difference({s: p[min(p)] for s, p in at.items()}, {s: p[max(p)] for s, p in at.items()})
     assert found is not None
     reason = f"From the first checkpoint to the last the proxy loses {found.value[0]:+.3f} of accuracy."
@@ -167,7 +172,7 @@ def itself(view: View, rule: Rule) -> Verdict:
     """R13: how well the online policy classifies the pairs that it writes."""
     ends = along_run(view, "writer")
     if not ends:
-        return rule.unknown(NO_PROBE)
+        return rule.leave_undefined(NO_PROBE)
     found = over_seeds(ends)
     low, high = found.interval()
     reason = f"On its own pairs the online policy classifies {found.value[0]:.3f}."

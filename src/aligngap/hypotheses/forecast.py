@@ -170,7 +170,7 @@ def calibrated(kl: float, evaluator: str, by: str) -> Rule:
     def judge(view: View, rule: Rule) -> Verdict:
         found = fit(cells(view, kl, evaluator, by))
         if found is None:
-            return rule.unknown(f"Fewer than three cells reach {kl:g} nats.")
+            return rule.leave_undefined(f"Fewer than three cells reach {kl:g} nats.")
         low, high = found.interval
         outcome = INCONCLUSIVE
         if math.isfinite(low):

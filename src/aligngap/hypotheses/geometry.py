@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
-from aligngap.hypotheses.rules import AT_BUDGETS, Rule, contrast, signed
+from aligngap.hypotheses.rules import AT_BUDGETS, Rule, contrast, judge_sign
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
     SUPPORTED,
@@ -55,7 +55,7 @@ def knob(view: View, rule: Rule) -> Verdict:
     """What best-of-n gains per nat with the reward's peak inside what SFT writes, minus with it outside."""
     found = arms_difference(*(gain_per_nat(view.best_of_n, variant=w) for w in (IN, OUT)))
     if found is None:
-        return rule.unknown("Best-of-n was not made against the SFT policy in both worlds.")
+        return rule.leave_undefined("Best-of-n was not made against the SFT policy in both worlds.")
     reason = (
         f"With the peak inside, best-of-n gains {found.value[0]:+.3f} more of win rate per nat than with it outside."
     )
@@ -69,17 +69,19 @@ def predicts(view: View, rule: Rule) -> Verdict:
     gains = [gain_per_nat(view.best_of_n, variant=w) for w in WORLDS]
     seeds = [s for s in view.seeds if all(s in g for g in gains)]
     if not seeds:
-        return rule.unknown("No seed has best-of-n against the SFT policy in every world.")
+        return rule.leave_undefined("No seed has best-of-n against the SFT policy in every world.")
     p = heterogeneity([[g[s] for g in gains] for s in seeds])
     if p > DIFFER:
-        return rule.unknown(f"Best-of-n gains alike in every world (p = {p:.2f}): nothing to predict the gap from.")
+        return rule.leave_undefined(
+            f"Best-of-n gains alike in every world (p = {p:.2f}): nothing to predict the gap from."
+        )
     by_seed = {s: 0.1 * slope_weights([g[s][0] for g in gains]) for s in seeds}
     weights = {
         under(arm, world): {s: sign * float(by_seed[s][i]) for s in seeds}
         for i, world in enumerate(WORLDS)
         for arm, sign in (("online", 1.0), ("offline", -1.0))
     }
-    found = signed(view, rule, view.contrast(weights), "What ten points more of win rate per nat go with")
+    found = judge_sign(view, rule, view.contrast(weights), "What ten points more of win rate per nat go with")
     turned = {SUPPORTED: CONTRADICTED, CONTRADICTED: SUPPORTED}
     return replace(found, outcome=turned.get(found.outcome, found.outcome))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
-from aligngap.hypotheses.rules import AT_BUDGETS, SIGN, Rule, ahead, signed
+from aligngap.hypotheses.rules import AT_BUDGETS, SIGN, Rule, ahead, judge_sign
 from aligngap.hypotheses.view import Contrast, View, Weights, by_evaluator, under
 from aligngap.stats.budgets import at_budgets
 from aligngap.stats.clouds import column_clouds
@@ -57,15 +57,17 @@ def between(view: View, weights: Weights, column: str, less: str) -> Contrast:
 def excess(view: View, rule: Rule) -> Verdict:
     """How much more of a lead the judge that labelled sees than there is."""
     weights = {a: w for v in SOURCES.values() for a, w in lead(v, 1 / len(SOURCES)).items()}
-    return signed(view, rule, between(view, weights, "win_rate", TRUTH), "The lead by the judge less that by the truth")
+    return judge_sign(
+        view, rule, between(view, weights, "win_rate", TRUTH), "The lead by the judge less that by the truth"
+    )
 
 
 def stranger(view: View, rule: Rule) -> Verdict:
     """What is lost of the weakest judge's lead before a judge that did not teach it."""
     if WEAKEST not in view.evaluators or STRONGEST not in view.evaluators:
-        return rule.unknown(NOT_CROSSED)
+        return rule.leave_undefined(NOT_CROSSED)
     found = between(view, lead(SOURCES[WEAKEST]), by_evaluator(WEAKEST), by_evaluator(STRONGEST))
-    return signed(view, rule, found, "What the judge that labelled sees beyond the strongest judge")
+    return judge_sign(view, rule, found, "What the judge that labelled sees beyond the strongest judge")
 
 
 def accuracy(view: View, evaluator: str) -> dict[int, float]:
@@ -78,14 +80,14 @@ def slope(view: View, rule: Rule) -> Verdict:
     known = [accuracy(view, e) for e in SOURCES]
     seeds = [s for s in view.seeds if all(s in a for a in known)]
     if not seeds:
-        return rule.unknown("The golden judges' accuracies are not in the provenance of these records.")
+        return rule.leave_undefined("The golden judges' accuracies are not in the provenance of these records.")
     by_seed = {s: -0.1 * slope_weights([a[s] for a in known]) for s in seeds}
     weights = {
         arm: {s: float(sign * by_seed[s][i]) for s in seeds}
         for i, variant in enumerate(SOURCES.values())
         for arm, sign in lead(variant).items()
     }
-    return signed(view, rule, view.contrast(weights), "What ten points of the judge's accuracy take from the lead")
+    return judge_sign(view, rule, view.contrast(weights), "What ten points of the judge's accuracy take from the lead")
 
 
 def leads(view: View) -> Dial | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from aligngap.hypotheses.base import Hypothesis
-from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, nats, signed, told
+from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, judge_sign, nats, say_differences
 from aligngap.hypotheses.verdicts import (
     CENSORED,
     CONTRADICTED,
@@ -58,7 +58,7 @@ CLAIMS: Mapping[str, str] = {
 def _r1(view: View, rule: Rule, arm: str) -> Verdict:
     found = ending_of(view.clouds(), arm, view.spent)
     if isinstance(found, str):
-        return rule.unknown(found)
+        return rule.leave_undefined(found)
     fall, rise = mean_over_seeds(found.fall), mean_over_seeds(found.rise)
     interval, slope = fall.interval(), rise.interval()
     outcome = INCONCLUSIVE
@@ -87,7 +87,7 @@ def _r1(view: View, rule: Rule, arm: str) -> Verdict:
 
 def _r2(view: View, rule: Rule, score: str) -> Verdict:
     weights = {view.online: 1.0, view.offline: -1.0}
-    found = signed(view, rule, view.contrast(weights, score), f"{view.online} − {view.offline}")
+    found = judge_sign(view, rule, view.contrast(weights, score), f"{view.online} − {view.offline}")
     best = peaks_of(view.clouds(score), tuple(weights), spent=view.spent)
     if isinstance(best, str) or not np.isfinite(found.effect.value):
         return found
@@ -99,7 +99,7 @@ def _r2(view: View, rule: Rule, score: str) -> Verdict:
 
 def _r7(view: View, rule: Rule) -> Verdict:
     found = view.contrast({view.offline: 1.0, view.online: -1.0}, "accuracy")
-    return signed(view, rule, found, f"Accuracy of {view.offline} − {view.online}")
+    return judge_sign(view, rule, found, f"Accuracy of {view.offline} − {view.online}")
 
 
 def _r8(view: View, rule: Rule) -> Verdict:
@@ -107,7 +107,7 @@ def _r8(view: View, rule: Rule) -> Verdict:
     column = "chosen_log_ratio"
     apart = view.contrast({online: 1.0, offline: -1.0}, column)
     if not apart.defined:
-        return rule.unknown(apart.why)
+        return rule.leave_undefined(apart.why)
     each = {arm: view.contrast({arm: 1.0, other: 0.0}, column) for arm, other in ((online, offline), (offline, online))}
     rises = any(b.interval[0] > 0 for c in each.values() for b in c.found.judged)
     falls = all(b.interval[1] < 0 for c in each.values() for b in c.found.judged)
@@ -119,7 +119,8 @@ def _r8(view: View, rule: Rule) -> Verdict:
     elif falls and order == SUPPORTED:
         outcome = SUPPORTED
     means = ", ".join(f"{c.effect.value:+.1f} nats in {arm}" for arm, c in each.items())
-    text = f"At {nats(apart.kl)} of KL the winners' log-ratio is {means}. {told(f'{online} − {offline}', apart.found)}"
+    text = f"At {nats(apart.kl)} of KL the winners' log-ratio is {means}. "
+    text += say_differences(f"{online} − {offline}", apart.found)
     return rule.found(outcome, at.mean, at.interval, text + one_seed(len(apart.seeds)), p=apart.found.p)
 
 

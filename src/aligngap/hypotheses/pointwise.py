@@ -31,7 +31,7 @@ def as_well(variant: str) -> Callable[[View, Rule], Verdict]:
     def decided(view: View, rule: Rule) -> Verdict:
         found = arms_difference(along_run(view, "judge", variant), along_run(view, "proxy"))
         if found is None:
-            return rule.unknown("The proxies were not held along the online run: `probe` is 0.")
+            return rule.leave_undefined("The proxies were not held along the online run: `probe` is 0.")
         reason = f"Along the online run it classifies {found.value[0]:+.3f} against the pairwise proxy."
         effect = found.estimate("accuracy along the online run, minus the pairwise proxy's")
         outcome = alike(found.interval(), CHANCE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Hypothesis, Point
-from aligngap.hypotheses.rules import AT_BUDGETS, SIGN, Rule, ahead, signed
+from aligngap.hypotheses.rules import AT_BUDGETS, SIGN, Rule, ahead, judge_sign
 from aligngap.hypotheses.view import View, under
 from aligngap.stats.ratio import slope_weights
 from aligngap.types import Verdict
@@ -33,10 +33,10 @@ def slope(view: View, rule: Rule) -> Verdict:
     found = [accuracy(view, v) for v in VARIANTS]
     seeds = [s for s in view.seeds if all(s in a for a in found)]
     if not seeds:
-        return rule.unknown("The proxies' accuracies are not in the provenance of these records.")
+        return rule.leave_undefined("The proxies' accuracies are not in the provenance of these records.")
     by_seed = {s: 0.1 * slope_weights([a[s] for a in found]) for s in seeds}
     weights = {arm: {s: float(by_seed[s][i]) for s in seeds} for i, arm in enumerate(ARMS)}
-    return signed(view, rule, view.contrast(weights), "What ten points of the proxy's accuracy are worth online")
+    return judge_sign(view, rule, view.contrast(weights), "What ten points of the proxy's accuracy are worth online")
 
 
 def gaps(view: View) -> Dial | None:

@@ -31,7 +31,7 @@ def improves(view: View, rule: Rule) -> Verdict:
     """The best checkpoint from the final online policy on, minus the best of the run that wrote the pairs."""
     found = view.peak({FINAL: 1.0, "online": -1.0})
     if isinstance(found, str):
-        return rule.unknown(found)
+        return rule.leave_undefined(found)
     mean, seeds = found
     reason = f"From its writer on, the best checkpoint is {mean.value:+.3f} above online's best."
     effect = Estimate(mean.value, mean.se, mean.n, "difference of best checkpoints, chosen on other seeds")

@@ -81,7 +81,7 @@ class Rule:
         value, bounds = share or (None, (NAN, NAN))
         return Verdict(self.name, outcome, self.text, effect, interval, minus(reason), self.claim, value, bounds, p)
 
-    def unknown(self, why: str) -> Verdict:
+    def leave_undefined(self, why: str) -> Verdict:
         return undefined(self.name, self.text, why)
 
 
@@ -91,7 +91,7 @@ def ahead(name: str, a: str, b: str, claim: str = "", *, score: str = "win") -> 
     weights = {a: 1.0, b: -1.0}
 
     def judge(view: View, rule: Rule) -> Verdict:
-        return signed(view, rule, view.contrast(weights, score), f"{a} − {b}", weights if score == "win" else None)
+        return judge_sign(view, rule, view.contrast(weights, score), f"{a} − {b}", weights if score == "win" else None)
 
     return Rule(name, claim, text, (a, b), judge, "" if score == "win" else "oracle_win_rate")
 
@@ -115,14 +115,14 @@ def same(name: str, a: str, b: str, claim: str = "") -> Rule:
     def judge(view: View, rule: Rule) -> Verdict:
         found = view.contrast(weights)
         if not found.defined:
-            return rule.unknown(found.why)
+            return rule.leave_undefined(found.why)
         judged = found.found.judged
         far = [x for x in judged if x.interval[0] > MARGIN or x.interval[1] < -MARGIN]
         near = all(x.equivalence[0] > -MARGIN and x.equivalence[1] < MARGIN for x in judged)
         outcome = CONTRADICTED if far else SUPPORTED if near else INCONCLUSIVE
         at = max(judged, key=lambda x: abs(x.mean.value))
         said = f" The 90% interval at {nats(at.kl)} is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
-        reason = told(f"{a} − {b}", found.found) + said + one_seed(len(found.seeds))
+        reason = say_differences(f"{a} − {b}", found.found) + said + one_seed(len(found.seeds))
         p = NAN if outcome == CONTRADICTED else p_equivalence(found.found, MARGIN)  # which tests the other direction
         return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
 
@@ -140,13 +140,13 @@ def no_better(name: str, a: str, b: str, claim: str = "") -> Rule:
     def judge(view: View, rule: Rule) -> Verdict:
         found = view.contrast(weights)
         if not found.defined:
-            return rule.unknown(found.why)
+            return rule.leave_undefined(found.why)
         judged = found.found.judged
         better = any(x.interval[0] > 0 for x in judged)
         below = all(x.equivalence[1] < MARGIN for x in judged)
         outcome = CONTRADICTED if better else SUPPORTED if below else INCONCLUSIVE
         at = max(judged, key=lambda x: x.mean.value)
-        reason = told(f"{a} − {b}", found.found) + one_seed(len(found.seeds))
+        reason = say_differences(f"{a} − {b}", found.found) + one_seed(len(found.seeds))
         p = found.found.p if outcome == CONTRADICTED else NAN  # of no difference, which is not what was supported
         return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
 
@@ -174,9 +174,9 @@ def share(
         weights = {a: 1.0, b: -1.0}
         contrast = view.contrast(weights)
         if not contrast.defined:
-            return rule.unknown(contrast.why)
+            return rule.leave_undefined(contrast.why)
         value, interval, why = view.share(weights, {gap[0]: 1.0, gap[1]: -1.0} if of else None)
-        reason = told(f"{a} − {b}", contrast.found)
+        reason = say_differences(f"{a} − {b}", contrast.found)
         if why:
             return rule.found(INCONCLUSIVE, contrast.effect, contrast.interval, f"{reason} {why}", (value, interval))
         outcome = decide(interval, HALF, HALF)
@@ -195,18 +195,18 @@ def contrast(name: str, weights: Mapping[str, float], what: str, claim: str = ""
     text = f"{what[0].upper()}{what[1:]}, {AT_BUDGETS}. {SIGN}"
 
     def judged(view: View, rule: Rule) -> Verdict:
-        return signed(view, rule, view.contrast(weights), "It", weights)
+        return judge_sign(view, rule, view.contrast(weights), "It", weights)
 
     return Rule(name, claim, text, tuple(weights), judged)
 
 
-def signed(view: View, rule: Rule, found: Contrast, what: str, weights: Weights | None = None) -> Verdict:
+def judge_sign(view: View, rule: Rule, found: Contrast, what: str, weights: Weights | None = None) -> Verdict:
     """A verdict on the sign of a contrast, with its share of the opening gap beside it where `weights` ask for one."""
     if not found.defined:
-        return rule.unknown(found.why)
+        return rule.leave_undefined(found.why)
     outcome, at = decide_anywhere(found.found)
     assert at is not None
-    reason = told(what, found.found) + one_seed(len(found.seeds))
+    reason = say_differences(what, found.found) + one_seed(len(found.seeds))
     return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), found.found.p)
 
 
@@ -217,7 +217,7 @@ def _share(view: View, weights: Weights | None) -> tuple[Estimate, tuple[float, 
     return value, interval
 
 
-def told(what: str, found: AtBudgets) -> str:
+def say_differences(what: str, found: AtBudgets) -> str:
     """The differences at every budget as a sentence, and what was not reached."""
     judged = ", ".join(at(b) for b in found.judged)
     out = f"{what} is {judged}."

@@ -82,7 +82,7 @@ def judge_slope(view: View, rule: Rule, arm: str, minus: str = "") -> Verdict:
     """How an arm's ratio to online changes per doubling of the policy, beyond that of another arm if one is named."""
     found = slope(view, arm, minus)
     if isinstance(found, str):
-        return rule.unknown(found)
+        return rule.leave_undefined(found)
     what = f"{arm}'s ratio to online" + (f" beyond {minus}'s" if minus else "")
     reason = f"Per doubling of the policy {what} changes by {found.value[0]:+.3f}."
     interval = found.interval()
@@ -94,7 +94,7 @@ def peak(view: View, rule: Rule) -> Verdict:
     """R11: online's best checkpoint at the largest policy minus that at the smallest."""
     found = view.peak({under("online", LARGE): 1.0, under("online", SMALL): -1.0})
     if isinstance(found, str):
-        return rule.unknown(found)
+        return rule.leave_undefined(found)
     mean, seeds = found
     reason = f"Online's best checkpoint gains {mean.value:+.3f} from the smallest to the largest policy."
     effect = Estimate(mean.value, mean.se, mean.n, "difference of best checkpoints, chosen on other seeds")
@@ -105,7 +105,7 @@ def fix(view: View, rule: Rule) -> Verdict:
     """The share of online's best that offline reaches at the largest policy."""
     seeds, point, reps = ratio_to_online(view, "offline", LARGE)
     if not seeds:
-        return rule.unknown("Wins prompt by prompt are not recorded for the largest policy.")
+        return rule.leave_undefined("Wins prompt by prompt are not recorded for the largest policy.")
     found = two_level(point, reps)
     low, high = found.interval()
     reason = f"At the largest size offline reaches {found.value[0]:.2f} of online's best ({low:.2f} to {high:.2f})."

@@ -70,7 +70,7 @@ def too_old(view: View, rule: Rule) -> Verdict:
     """From which age on pairs cost win rate at equal KL, in a sentence for a team with an asynchronous trainer."""
     found = {age: c for age, c in by_age(view).items() if c.defined}
     if not found:
-        return rule.unknown("No age can be compared with online at equal KL.")
+        return rule.leave_undefined("No age can be compared with online at equal KL.")
     old: list[int] = []
     for age in sorted(found, reverse=True):
         if not falls(found[age]):
@@ -170,7 +170,9 @@ def sooner(name: str, arm: str, system: System, claim: str) -> Rule:
         ends = clocked(view, arm, system)
         found = arms_difference(*ends)
         if found is None:
-            return rule.unknown(no_values("win rate at that time", dict(zip((arm, "online"), ends, strict=True))))
+            return rule.leave_undefined(
+                no_values("win rate at that time", dict(zip((arm, "online"), ends, strict=True)))
+            )
         means = [float(np.mean([v for v, _ in e.values()])) for e in ends]
         reason = f"{arm} ends at {means[0]:.3f}; online is then at {means[1]:.3f}." + one_seed(found.n)
         interval = found.interval()

@@ -54,7 +54,7 @@ def slower(view: View, rule: Rule) -> Verdict:
     ends = {"online": view.last("online", "kl_nats", arm), arm: view.last(arm, "kl_nats", "online")}
     found = arms_difference(ends["online"], ends[arm])
     if found is None:
-        return rule.unknown(no_values("KL", ends))
+        return rule.leave_undefined(no_values("KL", ends))
     means = {name: sum(v for v, _ in e.values()) / len(e) for name, e in ends.items()}
     text = f"At the end online has moved {means['online']:.2f} nats and {arm} {means[arm]:.2f}."
     interval = found.interval()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from aligngap.hypotheses.base import Hypothesis
-from aligngap.hypotheses.rules import BY, SIGN, Rule, signed
+from aligngap.hypotheses.rules import BY, SIGN, Rule, judge_sign
 from aligngap.hypotheses.view import Contrast, View
 from aligngap.stats.budgets import at_budgets
 from aligngap.stats.clouds import Clouds, split_by_setting
@@ -28,7 +28,7 @@ def _judge(view: View, rule: Rule, score: str, rates: Mapping[str, float]) -> Ve
     """The lead of online at the `large` rate and at the `small` one, each with its weight."""
     by_rate = list(split_by_setting(view.clouds(score), SETTING).items())
     if len(by_rate) < 2:
-        return rule.unknown("The arms ran fewer than two learning rates.")
+        return rule.leave_undefined("The arms ran fewer than two learning rates.")
     ends = {"large": by_rate[-1], "small": by_rate[0]}
     items, weights, said = [], {}, []
     for end, sign in rates.items():
@@ -41,7 +41,7 @@ def _judge(view: View, rule: Rule, score: str, rates: Mapping[str, float]) -> Ve
     found = at_budgets(Clouds(tuple(items)), weights, view.budgets, spent=view.spent)
     lead = f"{view.online} − {view.offline}"
     what = f"{lead} at {said[0]}" + (f", minus that at {said[1]}," if len(said) > 1 else "")
-    return signed(view, rule, Contrast(found), what)
+    return judge_sign(view, rule, Contrast(found), what)
 
 
 def _has_rates(view: View) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aligngap.judges.headed import HeadedJudge, ScoringHead
-from aligngap.judges.pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.judges.pointwise import Labelled, Read, Scores, encode_labelled, judge_by
 from aligngap.models.batch import Ids, collate
 from aligngap.types import Judgement, Pair, Prompt, Response, chunks
 
@@ -50,7 +50,7 @@ class BradleyTerryModel(HeadedJudge):
         return out
 
     def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Labelled]:
-        return labelled(self, pairs)
+        return encode_labelled(self, pairs)
 
     def objective(self, items: Sequence[Labelled]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logistic loss of the labels on the difference of rewards, [B] unreduced; ties are labels of one half."""

@@ -195,9 +195,9 @@ class EndpointJudge:
                 with asked.create(
                     model=how.served_model, messages=messages, extra_body={**form, **how.parameters}
                 ) as answer:
-                    text = received(answer.iter_bytes(), limit)
+                    text = receive(answer.iter_bytes(), limit)
                 if text is not None:
-                    return read(parsed(text))
+                    return read(parse(text))
         except (o.RateLimitError, o.InternalServerError) as error:
             raise RunFailed(f"{where}: {self._said(error)}, after {how.retries} retries; repeat the command") from None
         except o.APIStatusError as error:
@@ -261,7 +261,7 @@ def punctual(openai: Any, seconds: float) -> Any:
     return Punctual()
 
 
-def received(pieces: Iterator[bytes], limit: float) -> bytes | None:
+def receive(pieces: Iterator[bytes], limit: float) -> bytes | None:
     """The whole answer, or nothing of one that is too long; None if it was not whole by `limit` (monotonic clock)."""
     whole = b""
     for piece in pieces:
@@ -273,7 +273,7 @@ def received(pieces: Iterator[bytes], limit: float) -> bytes | None:
     return whole
 
 
-def parsed(text: bytes) -> Any:
+def parse(text: bytes) -> Any:
     """The completion that JSON text holds, its keys as attributes; None if it is none."""
     try:
         return json.loads(text, object_hook=lambda keys: SimpleNamespace(**keys))

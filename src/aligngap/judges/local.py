@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.judges.pointwise import Labelled, Read, Scores, judge_by, labelled
+from aligngap.judges.pointwise import Labelled, Read, Scores, encode_labelled, judge_by
 from aligngap.losses import DPO, PairLogps
 from aligngap.models.batch import Ids, collate
 from aligngap.models.loading import PLAIN, load_model, load_tokenizer
@@ -74,7 +74,7 @@ class LocalReward:
         return cls(*models, load_tokenizer(path), key=key, beta=beta, batch=batch, spec=spec)
 
     def items(self, pairs: Sequence[Pair], rng: np.random.Generator) -> list[Labelled]:
-        return labelled(self.policy, pairs)
+        return encode_labelled(self.policy, pairs)
 
     def objective(self, items: Sequence[Labelled]) -> tuple[Tensor, dict[str, Tensor]]:
         """The DPO loss of the labels, [B] unreduced."""

@@ -56,17 +56,17 @@ class SandboxOracle:
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[Response], b: Sequence[Response]) -> Judgement:
         """p(a beats b) [B], from the text of the responses and whether they ended."""
-        p = self.world.preference(_texts(prompts), _texts(a), _texts(b), _ended(a), _ended(b))
+        p = self.world.preference(_texts(prompts), _texts(a), _texts(b), _have_ended(a), _have_ended(b))
         return Judgement(forward=p, backward=1 - p)
 
     def reward(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> NDArray[np.float64]:
         """True reward [B]."""
-        return self.world.reward(_texts(prompts), _texts(responses), _ended(responses))
+        return self.world.reward(_texts(prompts), _texts(responses), _have_ended(responses))
 
 
 def _texts(items: Sequence[Prompt] | Sequence[Response]) -> list[str]:
     return [item.text for item in items]
 
 
-def _ended(responses: Sequence[Response]) -> NDArray[np.bool_]:
+def _have_ended(responses: Sequence[Response]) -> NDArray[np.bool_]:
     return np.array([y.ended for y in responses], dtype=bool)

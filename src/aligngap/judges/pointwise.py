@@ -28,7 +28,7 @@ class Labelled(NamedTuple):
     p_first: float
 
 
-def labelled(encoder: Backbone, pairs: Sequence[Pair]) -> list[Labelled]:
+def encode_labelled(encoder: Backbone, pairs: Sequence[Pair]) -> list[Labelled]:
     """What a point-wise judge learns from: each pair once, since its loss is the same in both orders."""
     return [
         Labelled(

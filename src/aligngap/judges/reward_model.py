@@ -23,7 +23,7 @@ from aligngap.models import chat
 from aligngap.models.batch import pad
 from aligngap.models.encoding import Encoding, special_tokens
 from aligngap.models.loading import LOADING, load_tokenizer, window
-from aligngap.models.pretrained import located, refusal
+from aligngap.models.pretrained import locate, refusal
 from aligngap.settings import Limits, ModelSpec
 from aligngap.types import AligngapError, Judgement, Prompt, Response, chunks, first_line
 
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 def check_path(path: str, max_tokens: int | None, limits: Limits | None = None) -> None:
     """Refuse what is no reward model, or what cannot read texts of the study's lengths, before anything is computed."""
     try:
-        config = AutoConfig.from_pretrained(located(path), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(locate(path), trust_remote_code=False)
     except AligngapError:
         raise
     except Exception as error:
@@ -76,7 +76,7 @@ class RewardModelJudge:
         self.cut = 0
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(path, ends=False)
         try:
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(located(path), **LOADING)
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(locate(path), **LOADING)
         except Exception as error:
             raise AligngapError(f"reward model {path}: cannot be loaded ({first_line(error)})") from error
         most = window(model.config) or max_tokens or LONGEST

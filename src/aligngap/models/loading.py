@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from aligngap.models import chat
-from aligngap.models.pretrained import located, refusal
+from aligngap.models.pretrained import locate, refusal
 from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, first_line
 
@@ -65,7 +65,7 @@ def quiet() -> None:
 
 def load_tokenizer(path: str | Path, ends: bool = True) -> PreTrainedTokenizerBase:
     """A tokenizer from wherever a study's `path` may name; with `ends` it must have an EOS token."""
-    place = located(path)
+    place = locate(path)
     try:
         about = Path(place) / "tokenizer_config.json"
         own = json.loads(about.read_text()).get("tokenizer_class") if about.is_file() else None
@@ -106,7 +106,7 @@ def load_model(path: str | Path, spec: ModelSpec = PLAIN) -> PreTrainedModel:
 
     `spec` says how it is run; which model it is, `path` says.
     """
-    place = located(path)
+    place = locate(path)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         set_dropout(config, spec.dropout)
@@ -135,7 +135,7 @@ def as_told(model: PreTrainedModel, spec: ModelSpec) -> PreTrainedModel:
 
 def config_of(spec: ModelSpec, **settings: Any) -> Any:
     """The transformers configuration a specification names, with its settings; a wrong one is refused in one line."""
-    place = located(spec.path) if spec.path else None
+    place = locate(spec.path) if spec.path else None
     try:
         config = (
             AutoConfig.from_pretrained(place, trust_remote_code=False)

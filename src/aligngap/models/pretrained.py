@@ -28,13 +28,13 @@ PACKAGE = "package:"
 CONVERTED = 1  #: raised when conversion changes, so that old folders are not taken for new ones
 
 
-def located(path: str | Path) -> str:
+def locate(path: str | Path) -> str:
     """What transformers can load for a `path` of a study: a folder, or a hub name as it is."""
     found = str(path)
     if found.startswith(PACKAGE):
         found = str(inside_package(found))
     if found.endswith(".gguf"):
-        return str(converted(Path(found)))
+        return str(convert_once(Path(found)))
     local = Path(found)
     if not local.exists() and (local.is_absolute() or found.startswith((".", "~")) or len(local.parts) > 2):
         raise AligngapError(
@@ -110,7 +110,7 @@ def inside_package(path: str) -> Path:
     return file
 
 
-def converted(file: Path) -> Path:
+def convert_once(file: Path) -> Path:
     """The Hugging Face folder of a GGUF file, made on first use; the same content is never converted twice.
 
     It is held against its checksums once a process; what is not what was written is converted again, and said.
@@ -119,12 +119,12 @@ def converted(file: Path) -> Path:
         raise AligngapError(f"{file}: no such file; a GGUF file must be here, download it first")
     name = hash_of(file)[:20]
     folder = cache_folder() / f"gguf-{CONVERTED}-{name}"
-    if whole_conversion(folder):
+    if is_whole(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not whole_conversion(folder):
+            if not is_whole(folder):
                 if folder.is_dir():
                     print(f"aligngap: {folder}: is not what was written; converting {file} again", file=sys.stderr)
                     discard(folder)
@@ -139,7 +139,7 @@ def converted(file: Path) -> Path:
 _known_whole: set[Path] = set()  #: conversions that this process has held against their checksums
 
 
-def whole_conversion(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether a converted folder is there and is what was written."""
     if folder not in _known_whole:
         try:

@@ -79,10 +79,10 @@ class Step(Settings):
 
 def configuration_of(step: Step) -> dict[str, Any]:
     """The settings of a step that are not at their defaults, as JSON values; each step it needs as that step's name."""
-    return {name: _described(value) for name, value in _given(step).items()}
+    return {name: _described(value) for name, value in _list_given(step).items()}
 
 
-def _given(model: BaseModel) -> dict[str, Any]:
+def _list_given(model: BaseModel) -> dict[str, Any]:
     """The fields of a settings object that are not at their defaults."""
     fields = type(model).model_fields
     values = {name: getattr(model, name) for name in fields}
@@ -95,7 +95,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, Step):
         return value.name
     if isinstance(value, BaseModel):
-        return {k: _described(v) for k, v in _given(value).items()}
+        return {k: _described(v) for k, v in _list_given(value).items()}
     if isinstance(value, dict):
         return {str(k): _described(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -110,7 +110,7 @@ def _needed(value: Any, place: str) -> Iterator[tuple[str, Step]]:
         return
     parts: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, BaseModel):
-        parts = _given(value).items()
+        parts = _list_given(value).items()
     elif isinstance(value, dict):
         parts = value.items()
     elif isinstance(value, list | tuple):

@@ -70,11 +70,11 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
 
 def _analysis(folder: Path) -> Analysis:
     """The analysis of a folder's tables; made once for the page and the terminal, anew when a table has changed."""
-    return _analysed(folder, stamps_of(folder))
+    return _analyse(folder, stamps_of(folder))
 
 
 @lru_cache(maxsize=1)
-def _analysed(folder: Path, stamps: Stamps) -> Analysis:
+def _analyse(folder: Path, stamps: Stamps) -> Analysis:
     from aligngap.report.analysis import Background, Question, analyse
     from aligngap.report.decision import cheaper_arms
 
@@ -98,9 +98,9 @@ def headline(out_dir: Path) -> str:
 
 def people_say(out_dir: Path) -> list[str]:
     """What people said of pairs of a folder, a sentence a comparison."""
-    from aligngap.report.people import sentences
+    from aligngap.report.people import say_people
 
-    return sentences(_analysis(Path(out_dir)))
+    return say_people(_analysis(Path(out_dir)))
 
 
 def answer(out_dir: Path) -> str:

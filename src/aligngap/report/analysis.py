@@ -21,7 +21,7 @@ from aligngap.hypotheses.view import View, under, world_of
 from aligngap.report.robust import Robust, make_robust
 from aligngap.stats.budgets import BUDGETS, AtBudgets, at_budgets
 from aligngap.stats.clouds import Clouds, IntArray, make_clouds
-from aligngap.stats.compare import EFFORT, Comparison, compare, curves_for, matched, protocol_bias
+from aligngap.stats.compare import EFFORT, Comparison, compare, curves_for, match_configurations, protocol_bias
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.power import spread_of
 from aligngap.stats.reference import reference_table
@@ -122,7 +122,10 @@ class Analysis:
     def compared(self) -> tuple[Comparison, ...]:
         """The curve of each pair's difference against the main opponent, over the configurations that both ran."""
         clouds, curves = self.clouds[self.opponent], self.curves[self.opponent]
-        return tuple(compare(matched(clouds, curves, a, b, self.rng_seed), a, b, self.opponent) for a, b in self.pairs)
+        return tuple(
+            compare(match_configurations(clouds, curves, a, b, self.rng_seed), a, b, self.opponent)
+            for a, b in self.pairs
+        )
 
     @cached_property
     def comparisons(self) -> Mapping[str, tuple[Comparison, ...]]:

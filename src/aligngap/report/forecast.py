@@ -43,17 +43,17 @@ def write_forecast(folder: Path) -> str:
 
 def line(f: Forecast) -> str:
     """One KL by one evaluator in a line."""
-    parts = [f"at {words.nats(f.kl)} by the {f.evaluator}: law {shown(f.law, f.law_interval)}"]
+    parts = [f"at {words.nats(f.kl)} by the {f.evaluator}: law {say_estimate(f.law, f.law_interval)}"]
     if f.slope_at < f.kl:
         parts[0] += f" (slopes read at {words.nats(f.slope_at)})"
     if math.isfinite(f.twin.value):
-        parts.append(f"twin {shown(f.twin, f.twin_interval)}")
+        parts.append(f"twin {say_estimate(f.twin, f.twin_interval)}")
     else:
         parts.append("twin: – (a run ended below, or was first measured above)")
     return ", ".join(parts)
 
 
-def shown(e: Estimate, interval: tuple[float, float]) -> str:
+def say_estimate(e: Estimate, interval: tuple[float, float]) -> str:
     """An estimate with its 95% interval; a dash where there is none."""
     return f"{words.number(e.value, 3, True)} ({words.span(interval)})" if math.isfinite(e.value) else "–"
 

@@ -14,7 +14,7 @@ from aligngap.report import decision, sections, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.chart import Chart, Payload
 from aligngap.report.figures import FIGURES, pictures_of
-from aligngap.report.people import ratings, sentences
+from aligngap.report.people import say_people, table_ratings
 from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
 from aligngap.report.style import arm_styles
@@ -61,7 +61,7 @@ def write_page(
         budget_header=BUDGET_HEADER,
         budget_rows=budget_rows(analysis),
         pair=analysis.pairs[0],
-        robust=[*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)],
+        robust=[*tables(analysis), *reach_tables(analysis), *table_ratings(analysis), *judge_answers(analysis)],
         best_of_n_drawn=len(analysis.reference) > 0,
         claims_header=sections.CLAIMS_HEADER,
         claims=sections.list_claims(analysis),
@@ -99,7 +99,7 @@ def opening(analysis: Analysis) -> dict[str, Any]:
     found: dict[str, Any] = {
         "answer": f"{words.claim(analysis)}.", "state": words.verdict(analysis.main),
         "missing": " ".join(words.say_missing(analysis)),
-        "tiles": tiles(analysis), "change": change_of_mind(analysis), "people": sentences(analysis),
+        "tiles": tiles(analysis), "change": change_of_mind(analysis), "people": say_people(analysis),
         "details": [words.numbers(analysis), *doubts],
         "option_rows": [], "option_header": (), "option_notes": [],
     }  # fmt: skip

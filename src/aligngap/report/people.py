@@ -51,7 +51,7 @@ class People:
         return self.pairs >= LEAST_PAIRS
 
 
-def people(analysis: Analysis) -> list[People]:
+def list_people(analysis: Analysis) -> list[People]:
     """Every comparison that people rated."""
     if not len(analysis.ratings):
         return []
@@ -96,23 +96,23 @@ def _between(asked: pd.DataFrame) -> Agreement:
     return agreement(one, other)
 
 
-def sentences(analysis: Analysis) -> list[str]:
+def say_people(analysis: Analysis) -> list[str]:
     """What the first screen says of people."""
-    return [sentence(p) for p in people(analysis)]
+    return [say_person(p) for p in list_people(analysis)]
 
 
-def sentence(p: People) -> str:
+def say_person(p: People) -> str:
     """The corrected gap beside the judge's, and how far both agree."""
     pairs = f"{p.pairs} rated pair{'s' if p.pairs > 1 else ''}"
     head = f"People, by {pairs} at {words.nats(p.kl)}: {p.first} − {p.second} "
     if not p.enough:
-        return f"{head}is not corrected below {LEAST_PAIRS} rated pairs. {agreed(p.agreement)}"
+        return f"{head}is not corrected below {LEAST_PAIRS} rated pairs. {say_agreement(p.agreement)}"
     judge = f"judge alone {words.number(p.gap.value, 3, True)}, {words.span(p.gap_interval)}"
     corrected = f"{words.number(p.corrected.value, 3, True)} ({words.span(p.corrected.interval)}; {judge})"
-    return f"{head}{corrected}. {agreed(p.agreement)}"
+    return f"{head}{corrected}. {say_agreement(p.agreement)}"
 
 
-def agreed(a: Agreement) -> str:
+def say_agreement(a: Agreement) -> str:
     """How far judge and people agree, in a sentence."""
     kappa = f", kappa {words.number(a.kappa, 2)}" if np.isfinite(a.kappa) else ""
     both = f"; of the {a.decided} that both decide, {a.share_decided:.0%}" if a.decided else ""
@@ -135,9 +135,9 @@ HEADER = (
 )
 
 
-def ratings(analysis: Analysis) -> list[Table]:
+def table_ratings(analysis: Analysis) -> list[Table]:
     """The table of what people said, where they said anything."""
-    rows = tuple(row(p) for p in people(analysis))
+    rows = tuple(row(p) for p in list_people(analysis))
     return [Table("people", "What people say, and the judge corrected by it", NOTES, HEADER, rows)] if rows else []
 
 

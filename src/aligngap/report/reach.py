@@ -172,11 +172,11 @@ def reach_tables(analysis: Analysis) -> list[Table]:
             first, second = arms.values()
             both = (first[list(names)] - second[list(names)]).dropna(how="all")
             lines.append((words.kl(kl), "difference", *(cell(both, n, sign=True) for n in names)))
-    notes = (EXPLAINED, *ended(rows, by))
+    notes = (EXPLAINED, *say_ended(rows, by))
     return [Table("reach", title, notes, ("KL, nats", "arm", *names.values()), tuple(lines))]
 
 
-def ended(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
+def say_ended(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
     """What is missing of ceiling and law, in a sentence each."""
     found = []
     top = rows["kl_nats"][rows["ceiling"].notna()].max()

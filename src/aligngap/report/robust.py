@@ -18,7 +18,7 @@ from aligngap.stats.axes import AXES, KL, PAIRS, STEPS
 from aligngap.stats.clouds import Clouds, on_axis
 from aligngap.stats.compare import Comparison, compare, curves_for, peak_of
 from aligngap.stats.frontier import ArmCurves
-from aligngap.stats.length import length_controlled
+from aligngap.stats.length import control_length
 from aligngap.stats.power import Spread
 from aligngap.stats.reference import against_best_of_n, gain_per_nat
 from aligngap.types import Estimate
@@ -67,7 +67,7 @@ def make_robust(
     controlled: dict[str, ArmCurves] = {}
     warnings: list[str] = []
     for o, some in few.items():
-        scored = length_controlled(some)
+        scored = control_length(some)
         warnings += [f"Against {o}: {w}" for w in scored.warnings]
         found = curves_for(scored, REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
         length[o] = tuple(compare(found, a, b, o, band=False) for a, b in pairs)

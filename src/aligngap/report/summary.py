@@ -8,7 +8,7 @@ from pathlib import Path
 from aligngap.report import decision, sections, words
 from aligngap.report.analysis import Analysis
 from aligngap.report.folder import MADE_BY
-from aligngap.report.people import ratings, sentences
+from aligngap.report.people import say_people, table_ratings
 from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
 from aligngap.report.tables import judge_answers, say_unbeaten, tables
@@ -60,7 +60,7 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     lines += ["## What the paper claims, and what was found", ""]
     lines += [*_table(sections.CLAIMS_HEADER, sections.list_claims(analysis)), ""]
     lines += ["## Comparisons at equal KL", "", *_table(HEADER, rows(analysis))]
-    for table in [*tables(analysis), *reach_tables(analysis), *ratings(analysis), *judge_answers(analysis)]:
+    for table in [*tables(analysis), *reach_tables(analysis), *table_ratings(analysis), *judge_answers(analysis)]:
         lines += ["", f"## {table.title}", "", *[f"{_escape(note)}\n" for note in table.notes if note]]
         lines += _table(table.header, table.rows) if table.rows else []
     lines += hypotheses(analysis)
@@ -77,7 +77,7 @@ def first_screen(analysis: Analysis) -> list[str]:
         *words.say_missing(analysis),
         *words.details(analysis),
         *say_unbeaten(analysis),
-        *sentences(analysis),
+        *say_people(analysis),
         *change,
     ]
 
@@ -119,17 +119,17 @@ def terminal(analysis: Analysis) -> str:
             *[f"  {s}" for s in decision.details(analysis.decision)],
             "",
         ]
-        out += [*_aligned([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
+        out += [*_align([decision.HEADER, *decision.rows(analysis.decision, costs)]), ""]
     out += [words.answer(analysis), ""]
     out += [f"  {s}" for s in first_screen(analysis)]
-    out += ["", *_aligned([HEADER, *rows(analysis)]), ""]
+    out += ["", *_align([HEADER, *rows(analysis)]), ""]
     for v in analysis.verdicts:
         out.append(f"{v.name:<12} {v.outcome:<14} {sections.effect(v)}  {v.reason}")
     out += ["", *[f"! {s}" for s in words.caveats(analysis)]]
     return "\n".join(out)
 
 
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
+def _align(table: Sequence[tuple[str, ...]]) -> list[str]:
     width = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
     return ["  ".join(x.ljust(w) for x, w in zip(r, width, strict=True)).rstrip() for r in table]
 

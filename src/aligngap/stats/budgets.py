@@ -127,9 +127,9 @@ def at_budgets(
         judged: Mask = np.asarray(np.isfinite(values.value).all(axis=0))
         sets = [configs for _ in places]
     else:
-        reached = _reached(table, arms, seeds, configs, len(places))
+        reached = _find_reached(table, arms, seeds, configs, len(places))
         fixed: Mask = np.asarray(reached.all(axis=0))  # [C, M]
-        values = _matched(table, weights, seeds, configs, np.where(fixed.any(axis=0), fixed, reached))
+        values = _match(table, weights, seeds, configs, np.where(fixed.any(axis=0), fixed, reached))
         judged = np.asarray(fixed.any(axis=0))
         sets = [tuple(c for c, there in zip(configs, fixed[:, k], strict=True) if there) for k in range(len(places))]
     together = int(judged.sum())
@@ -154,7 +154,7 @@ def at_budgets(
                 configs=sets[k] if sure else (),
             )
         )
-    why = "" if together else _unreached(out, len(seeds))
+    why = "" if together else _say_unreached(out, len(seeds))
     return AtBudgets(tuple(out), seeds, configs, values, why)
 
 
@@ -165,7 +165,7 @@ def shared_configs(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> t
     return tuple(c for c in first if all(c in other for other in ran))
 
 
-def _reached(table: Table, arms: Sequence[str], seeds: Sequence[int], configs: Sequence[str], m: int) -> Mask:
+def _find_reached(table: Table, arms: Sequence[str], seeds: Sequence[int], configs: Sequence[str], m: int) -> Mask:
     """Whether [S, C, M] every arm's run of a seed and configuration can be read at a place."""
     nowhere = np.zeros(m, bool)
     each = [
@@ -175,7 +175,7 @@ def _reached(table: Table, arms: Sequence[str], seeds: Sequence[int], configs: S
     return np.asarray(np.array(each).all(axis=2))
 
 
-def _matched(
+def _match(
     table: Table,
     weights: Mapping[str, float | Mapping[int, float]],
     seeds: tuple[int, ...],
@@ -270,7 +270,7 @@ def all_ties(clouds: Clouds, arms: Sequence[str]) -> bool:
     return bool(mine) and all(bool((w[np.isfinite(w)] == 0.5).all()) for w in wins)
 
 
-def _unreached(found: Sequence[Budget], seeds: int) -> str:
+def _say_unreached(found: Sequence[Budget], seeds: int) -> str:
     least = found[0]
     reached = sum(np.isfinite(v) for v in least.by_seed)
     return (

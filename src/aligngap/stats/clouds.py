@@ -82,7 +82,7 @@ def make_clouds(
     rows.index = pd.Index(place)
     rows = rows.drop_duplicates(["run", "step"], keep="last")
     warnings: list[str] = []
-    warnings += dropped(rows, column, opponent)
+    warnings += list_dropped(rows, column, opponent)
     known = np.isfinite(rows["kl_nats"]) & rows[column].notna()
     rows = rows[known & (rows["kl_nats"] > min_kl)]
     if not len(rows):
@@ -173,7 +173,7 @@ def column_clouds(records: pd.DataFrame, column: str) -> Clouds:
     return Clouds(tuple(items))
 
 
-def dropped(rows: pd.DataFrame, column: str, opponent: str) -> list[str]:
+def list_dropped(rows: pd.DataFrame, column: str, opponent: str) -> list[str]:
     """Sentences that count what has no place: a KL or a score that is undefined, and runs that are lost with it."""
     kl, score = ~np.isfinite(rows["kl_nats"]), rows[column].isna()
     if score.all() or not (kl | score).any():
@@ -228,7 +228,7 @@ def keep(cloud: Cloud, mask: np.ndarray) -> Cloud:
     )
 
 
-def restricted(cloud: Cloud, configs: Collection[str]) -> Cloud:
+def restrict(cloud: Cloud, configs: Collection[str]) -> Cloud:
     """A cloud of the runs of these configurations."""
     wanted = np.array([c in configs for c in cloud.configs])
     mine = np.flatnonzero(wanted)
@@ -248,7 +248,7 @@ def split_by_setting(clouds: Clouds, setting: str) -> dict[float, Clouds]:
     for cloud in clouds.items:
         named = {c: re.search(rf"(?:^| ){re.escape(setting)}=(\S+)", c) for c in cloud.configs}
         for value in {float(m[1]) for m in named.values() if m}:
-            part = restricted(cloud, [c for c, m in named.items() if m and float(m[1]) == value])
+            part = restrict(cloud, [c for c, m in named.items() if m and float(m[1]) == value])
             rest = tuple(c.replace(m[0], "").strip() for c in part.configs if (m := named[c]))
             out.setdefault(value, []).append(replace(part, configs=rest))
     return {value: Clouds(tuple(out[value])) for value in sorted(out)}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from aligngap.stats.axes import KL, Axis
-from aligngap.stats.clouds import Cloud, Clouds, restricted
+from aligngap.stats.clouds import Cloud, Clouds, restrict
 from aligngap.stats.estimate import NAN, FloatArray, simultaneous_factor, two_level
 from aligngap.stats.frontier import ArmCurves, arm_curves
 from aligngap.types import Estimate
@@ -109,14 +109,16 @@ def curves_for(
     return arm_curves(items, grid, count, rng_seed)
 
 
-def matched(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: str, rng_seed: int = 0) -> dict[str, ArmCurves]:
+def match_configurations(
+    clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: str, rng_seed: int = 0
+) -> dict[str, ArmCurves]:
     """The frontiers of two arms over the configurations that both ran; {} where they share none."""
     ran = {arm: {c for cloud in clouds.items if cloud.arm == arm for c in cloud.configs} for arm in (a, b)}
     shared = ran[a] & ran[b]
     if not shared or a not in curves or b not in curves:
         return {}
     out = {arm: curves[arm] for arm in (a, b) if ran[arm] == shared}
-    rest = [restricted(c, shared) for c in clouds.items if c.arm in (a, b) and c.arm not in out]
+    rest = [restrict(c, shared) for c in clouds.items if c.arm in (a, b) and c.arm not in out]
     found = Clouds(tuple(c for c in rest if len(c.x)))
     return out | curves_for(found, rng_seed=rng_seed, grid=curves[a].grid)
 
@@ -129,7 +131,7 @@ def protocol_bias(clouds: Clouds, curves: Mapping[str, ArmCurves], a: str, b: st
     if b not in curves or not shared or shared == ran[b]:
         return None
     name = f"{b}, {a}'s configurations"
-    few = Clouds(tuple(replace(restricted(c, shared), arm=name) for c in clouds.items if c.arm == b))
+    few = Clouds(tuple(replace(restrict(c, shared), arm=name) for c in clouds.items if c.arm == b))
     return compare({**curves, **curves_for(few, grid=curves[b].grid)}, name, b, band=False)
 
 
@@ -161,7 +163,7 @@ def compare(
         said = f"No usable checkpoint of {' or '.join(missing)} against {opponent}."
         if axis != KL:
             said = f"{axis.name}: nothing recorded for {' and '.join(missing)}."
-        return _undefined(a, b, opponent, axis, (), [said])
+        return _leave_undefined(a, b, opponent, axis, (), [said])
     ca, cb = curves[a], curves[b]
     seeds = tuple(s for s in ca.seeds if s in cb.seeds)
     warnings: list[str] = []
@@ -170,13 +172,13 @@ def compare(
         warnings.append(f"Seed(s) {', '.join(map(str, left_out))} exist in only one of the two arms and are left out.")
     if not seeds:
         said = f"{a} and {b} share no seed, so nothing can be paired."
-        return _undefined(a, b, opponent, axis, (), [*warnings, said])
+        return _leave_undefined(a, b, opponent, axis, (), [*warnings, said])
     ia, ib = [ca.seeds.index(s) for s in seeds], [cb.seeds.index(s) for s in seeds]
     point = ca.frontier[ia] - cb.frontier[ib]
     both = np.asarray(np.isfinite(point))
     usable = np.asarray(both.any(axis=1))
     if not usable.any():
-        return _undefined(a, b, opponent, axis, seeds, [*warnings, _no_overlap(ca, cb)], _peaks(ca, cb, ia, ib))
+        return _leave_undefined(a, b, opponent, axis, seeds, [*warnings, _no_overlap(ca, cb)], _peaks(ca, cb, ia, ib))
     if not usable.all():
         dropped = [str(s) for s, u in zip(seeds, usable, strict=True) if not u]
         warnings.append(f"The arms' {axis.name} ranges do not overlap in seed(s) {', '.join(dropped)}: left out.")
@@ -191,7 +193,7 @@ def compare(
         if not inside.any():
             text = f"No {what} was reached by both arms in every seed"
         said = f"{text}, so the arms are not compared at equal {what}."
-        return _undefined(a, b, opponent, axis, seeds, [*warnings, said], _peaks(ca, cb, ia, ib))
+        return _leave_undefined(a, b, opponent, axis, seeds, [*warnings, said], _peaks(ca, cb, ia, ib))
     point = point[:, inside]
     draws = min(ca.frontier_reps.shape[1], cb.frontier_reps.shape[1])
     reps = ca.frontier_reps[ia, :draws][:, :, inside] - cb.frontier_reps[ib, :draws][:, :, inside]
@@ -328,7 +330,7 @@ def _no_overlap(ca: ArmCurves, cb: ArmCurves) -> str:
     )
 
 
-def _undefined(
+def _leave_undefined(
     a: str,
     b: str,
     opponent: str,

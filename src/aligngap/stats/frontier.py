@@ -134,20 +134,20 @@ def replicate_means(
         wins = np.where(holes, np.float32(0), wins)
     by_fold = np.empty((FOLDS, rows, wins.shape[1]))
     for split, f, mine, block in draws.blocks:
-        by_fold[f, split::SPLITS] = _weighted(wins[mine], block, None if there is None else there[mine])
+        by_fold[f, split::SPLITS] = _weigh(wins[mine], block, None if there is None else there[mine])
     if np.isnan(by_fold).any():  # very few prompts: a fold may be empty
-        by_fold = np.where(np.isnan(by_fold), _weighted(wins, draws.weights, there), by_fold)
+        by_fold = np.where(np.isnan(by_fold), _weigh(wins, draws.weights, there), by_fold)
     if cloud.x_by_prompt is not None:
         x = cloud.x_by_prompt[:, columns].T
         known = ~np.isnan(x)
         whole = bool(known.all())
         u = axis.u(
-            _weighted(np.where(known, x, np.float32(0)), draws.weights, None if whole else known.astype(np.float32))
+            _weigh(np.where(known, x, np.float32(0)), draws.weights, None if whole else known.astype(np.float32))
         )
     return u, by_fold
 
 
-def _weighted(values: Matrix, weights: Matrix, there: Matrix | None) -> FloatArray:
+def _weigh(values: Matrix, weights: Matrix, there: Matrix | None) -> FloatArray:
     """Weighted means [rows, C] of values [P, C] under weights [rows, P]; `there` is 0 where a value (0) is missing."""
     total = weights.sum(axis=1, keepdims=True) if there is None else weights @ there
     with np.errstate(divide="ignore", invalid="ignore"):

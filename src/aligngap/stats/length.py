@@ -92,7 +92,7 @@ def expit(x: FloatArray) -> FloatArray:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -40, 40))))
 
 
-def length_controlled(clouds: Clouds) -> Clouds:
+def control_length(clouds: Clouds) -> Clouds:
     """The same checkpoints by length-controlled win rate; those where it is undefined are dropped, and counted."""
     items: list[Cloud] = []
     lost = total = 0

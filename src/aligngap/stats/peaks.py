@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aligngap.stats.budgets import all_ties
-from aligngap.stats.clouds import Cloud, Clouds, restricted
+from aligngap.stats.clouds import Cloud, Clouds, restrict
 from aligngap.stats.estimate import FloatArray
-from aligngap.stats.seedwise import Places, Seedwise, centred, read_run, scaled
+from aligngap.stats.seedwise import Places, Seedwise, centre, read_run, scale
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _at_checkpoints(rows: Sequence[tuple[Cloud, int]], seeds: tuple[int, ...], i
         if cloud.win_by_prompt is None:
             extra[row, 0] = cloud.win_se[at] ** 2
         else:
-            influence[row, 0, index(cloud.prompt_ids)] = scaled(centred(cloud.win_by_prompt[[at]]))[0]
+            influence[row, 0, index(cloud.prompt_ids)] = scale(centre(cloud.win_by_prompt[[at]]))[0]
     return Seedwise(seeds, tuple(index.place), value, influence, extra)
 
 
@@ -136,7 +136,7 @@ def ending_of(clouds: Clouds, arm: str, spent: Collection[int] = ()) -> Ending |
     if mine and not whole:
         return f"No configuration of {arm} was run in every seed."
     config = max(whole, key=lambda c: whole[c]) if whole else ""
-    items = tuple(restricted(c, (config,)) for c in clouds.items if c.arm == arm)
+    items = tuple(restrict(c, (config,)) for c in clouds.items if c.arm == arm)
     found = peaks_of(Clouds(items), (arm,), spent=spent)
     if isinstance(found, str):
         return found

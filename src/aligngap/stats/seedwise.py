@@ -152,14 +152,14 @@ def read_run(cloud: Cloud, run: int, places: FloatArray) -> Reading:
         return Reading(value, (), nothing, se, short, passed)
     influence = np.zeros((m, len(cloud.prompt_ids)))
     for at, weight in ((before, 1 - share), (after, share)):
-        influence += weight[:, None] * centred(cloud.win_by_prompt[mine[at]])
+        influence += weight[:, None] * centre(cloud.win_by_prompt[mine[at]])
         if cloud.x_by_prompt is not None:
-            moved = centred(cloud.x_by_prompt[mine[at]]) / cloud.x[mine[at], None]
+            moved = centre(cloud.x_by_prompt[mine[at]]) / cloud.x[mine[at], None]
             influence -= (weight * slope)[:, None] * moved
-    return Reading(value, cloud.prompt_ids, scaled(influence), np.zeros(m), short, passed)
+    return Reading(value, cloud.prompt_ids, scale(influence), np.zeros(m), short, passed)
 
 
-def centred(values: np.ndarray) -> FloatArray:
+def centre(values: np.ndarray) -> FloatArray:
     """Values [M, P] less their mean; 0 where one is missing, which leaves the mean where it is."""
     v = np.asarray(values, dtype=np.float64)
     known = np.isfinite(v)
@@ -168,7 +168,7 @@ def centred(values: np.ndarray) -> FloatArray:
     return np.asarray(np.where(known, v - mean, 0.0) * (v.shape[1] / count))
 
 
-def scaled(influence: FloatArray) -> FloatArray:
+def scale(influence: FloatArray) -> FloatArray:
     """Influences whose squares sum to the variance of the mean (with the n - 1 of a sample variance)."""
     n = influence.shape[1]
     return np.asarray(influence / np.sqrt(max(n * (n - 1), 1)))

@@ -227,7 +227,7 @@ def read_vote(row: Row) -> list[Raw]:
         strength = number_of(row.values[label])
         better = None if strength is None else sign(strength)
     else:
-        better = _voted(row, label, (first, second), (endings[0], endings[1]))
+        better = _read_vote(row, label, (first, second), (endings[0], endings[1]))
     if better is None:
         raise Skip(NO_VOTE)
     if better == 0:
@@ -241,7 +241,7 @@ def sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
 
-def _voted(row: Row, label: str, names: tuple[str, str], endings: tuple[str, str]) -> int | None:
+def _read_vote(row: Row, label: str, names: tuple[str, str], endings: tuple[str, str]) -> int | None:
     """-1 if the label says the first response, 1 if the second, 0 for a tie, None where it says nothing."""
     value = row.values[label]
     number = number_of(value)

@@ -84,9 +84,11 @@ class Votes:
         if winner is None:
             raise fail(row.where, f"unknown winner '{said[:40]}'", f"use {', '.join(WINNERS)}")
         both = [_messages(row, field) for field in ("conversation_a", "conversation_b")]
-        if _said(both[0], "user") != _said(both[1], "user") or _said(both[0], "system") != _said(both[1], "system"):
+        if _join_said(both[0], "user") != _join_said(both[1], "user") or _join_said(both[0], "system") != _join_said(
+            both[1], "system"
+        ):
             raise Skip(PROMPTS_DIFFER)
-        asked = len(_said(both[0], "user"))
+        asked = len(_join_said(both[0], "user"))
         if asked > 1 and self.multi_turn == "drop" and number_of(row.values.get("turn")) != 1:
             raise Skip(MULTI_TURN)
         if any("assistant" not in [role for role, _ in turns] for turns in both):
@@ -130,7 +132,7 @@ def _messages(row: Row, field: str) -> list[Turn]:
     return parse_messages(row, field, value)
 
 
-def _said(messages: list[Turn], role: str) -> list[str]:
+def _join_said(messages: list[Turn], role: str) -> list[str]:
     return [squash(content) for who, content in messages if who == role]
 
 

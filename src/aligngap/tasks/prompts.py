@@ -38,21 +38,21 @@ class Prompts:
 
 def read_prompts(path: str | Path, column: str | None = None) -> Prompts:
     """The distinct prompts of a file; AligngapError, one line, where it has none or cannot be read as one."""
-    place = _found(str(path))
+    place = _find(str(path))
     if place.suffix.lower() == ".txt":
         if column is not None:
             raise AligngapError(f"{place}: a text file has no columns; leave --prompt-column out")
-        return _collected(_lines(place), place.name)
-    return _collected((_prompt_of(row, column) for row in read_rows(place)), place.name)
+        return _collect(_lines(place), place.name)
+    return _collect((_prompt_of(row, column) for row in read_rows(place)), place.name)
 
 
 def given_prompts(prompts: Sequence[Any]) -> Prompts:
     """The distinct prompts of a list of texts or of lists of messages (`{role, content}`)."""
     rows = (Row(f"prompt {i}", {"prompt": prompt}) for i, prompt in enumerate(prompts))
-    return _collected((_prompt_of(row, "prompt") for row in rows), "the prompts given")
+    return _collect((_prompt_of(row, "prompt") for row in rows), "the prompts given")
 
 
-def _found(path: str) -> Path:
+def _find(path: str) -> Path:
     """The file that a path names: itself, or a folder's `test.*` or `train.*`."""
     place = expand(path)
     if is_folder(place):
@@ -115,7 +115,7 @@ def _read(row: Row, column: str | None) -> str:
     return text
 
 
-def _collected(found: Iterator[str | Skip], source: str) -> Prompts:
+def _collect(found: Iterator[str | Skip], source: str) -> Prompts:
     texts: dict[str, str] = {}
     dropped: Counter[str] = Counter()
     rows = 0
