@@ -285,6 +285,18 @@ def test_a_chart_on_the_page_holds_what_the_figure_for_papers_shows(made: Path) 
     assert panel["x"]["scale"] == "log"
 
 
+@pytest.mark.parametrize(("kl_range", "drawn"), [((0.02, 3.0), True), ((1e-3, 0.04), True), ((0.2, 3.0), False)])
+def test_the_least_kl_that_is_compared_is_a_line_where_the_axis_goes_below_it(
+    tmp_path: Path, kl_range: tuple[float, float], drawn: bool
+) -> None:
+    arms = {"online": ArmTruth(kl_range=kl_range), "offline": ArmTruth(kl_range=kl_range)}
+    page = build_report(save(tmp_path, make(arms, (0, 1), prompts=20, checkpoints=4, opponents=("sft",)))).read_text()
+    [panel] = charts_of(page)["charts"]["opening"]["panels"]
+    assert panel["xrules"] == ([[0.1, "compared from 0.1 nats on"]] if drawn else [])
+    [compared] = charts_of(page)["charts"].get("difference", {"panels": [{"xrules": []}]})["panels"]
+    assert compared["xrules"] == []
+
+
 def test_equal_series_and_texts_stand_once_on_the_page(made: Path) -> None:
     found = charts_of((made / "report.html").read_text())
     charts = found["charts"].values()

@@ -53,13 +53,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes with its series, and horizontal rules, each with a label or ""."""
+    """One pair of axes with its series, and horizontal and vertical rules, each with a label or ""."""
 
     x: Axis
     y: Axis
     series: tuple[Series, ...]
     title: str = ""
     rules: tuple[tuple[float, str], ...] = ()
+    x_rules: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Payload:
             "x": _axis(panel.x),
             "y": _axis(panel.y),
             "rules": [[round_numbers([at])[0], label] for at, label in panel.rules],
+            "xrules": [[round_numbers([at])[0], label] for at, label in panel.x_rules],
             "series": [self._series(s) for s in panel.series],
         }
 

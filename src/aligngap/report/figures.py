@@ -6,7 +6,7 @@ for papers and on the page, in a section of its own, and its numbers are written
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ import pandas as pd
 from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import words
 from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, thin
-from aligngap.report.chart import KL_AXIS, Axis, Chart, Panel, Series
+from aligngap.report.chart import KL_AXIS, Axis, Chart, Panel, Series, as_numbers
 from aligngap.report.reach import reach_chart
 from aligngap.report.style import NEUTRAL, Style, arm_styles
+from aligngap.stats.axes import MIN_KL_NATS
 from aligngap.stats.compare import Comparison, peak_of
 from aligngap.stats.scaling_law import better_form
 
@@ -105,8 +106,14 @@ def frontiers(analysis: Analysis, arms: tuple[str, ...]) -> Chart | None:
         rules = [(level, "SFT policy")]
         numbers.append(pd.DataFrame([{"arm": "sft", "win_rate": level, "what": "sft level"}]))
     y_axis = Axis(f"win rate against {words.opponent(analysis.opponent)}")
-    panel = Panel(KL_AXIS, y_axis, tuple(series), rules=tuple(rules))
+    panel = Panel(KL_AXIS, y_axis, tuple(series), rules=tuple(rules), x_rules=least_kl(series))
     return Chart((panel,), pd.concat(numbers, ignore_index=True)) if numbers else None
+
+
+def least_kl(series: Sequence[Series]) -> tuple[tuple[float, str], ...]:
+    """The vertical rule at the least KL that is compared, where some of the series lies to the left of it."""
+    left = any((as_numbers(s.x) < MIN_KL_NATS).any() for s in series)
+    return ((MIN_KL_NATS, f"compared from {MIN_KL_NATS:g} nats on"),) if left else ()
 
 
 def describe_checkpoint(row: Mapping[Any, Any], texts: Mapping[tuple[str, int], list[tuple[str, str]]]) -> str:

@@ -115,7 +115,7 @@
 
   function drawPanel(svg, name, panel, box, size, common) {
     const shown = visible(name, panel), sx = SCALES[panel.x.scale], sy = SCALES[panel.y.scale];
-    const [x0, x1] = extent(shown, panel.x, "x", []), [y0, y1] = common || extent(shown, panel.y, "y", panel.rules.map((r) => r[0]));
+    const [x0, x1] = extent(shown, panel.x, "x", panel.xrules.map((r) => r[0])), [y0, y1] = common || extent(shown, panel.y, "y", panel.rules.map((r) => r[0]));
     const yTicks = ticks(panel.y, y0, y1, Math.max(3, Math.floor(box.h / 46)));
     const left = box.left + Math.max(...yTicks.map(([, t]) => ruler.measureText(t).width), 8) + 8 + (panel.y.label ? size + 4 : 0);
     const slanted = panel.x.names.length > 0, up = panel.title ? 20 : 6;
@@ -140,6 +140,10 @@
     for (const [v, label] of panel.rules) {
       add(svg, "path", { d: `M${at.left},${py(v)}H${at.right}`, stroke: "currentColor", "stroke-opacity": 0.55, "stroke-dasharray": label ? "5 4" : "" });
       if (label) add(svg, "text", { x: at.right - 2, y: py(v) - 4, "text-anchor": "end", "fill-opacity": 0.75, "font-size": size - 1.5 }, label);
+    }
+    for (const [v, label] of panel.xrules) {
+      add(svg, "path", { d: `M${px(v)},${at.top}V${at.bottom}`, stroke: "currentColor", "stroke-opacity": 0.55, "stroke-dasharray": "5 4" });
+      add(svg, "text", { transform: `translate(${px(v) - 4},${at.top + 4}) rotate(-90)`, "text-anchor": "end", "fill-opacity": 0.75, "font-size": size - 1.5 }, label);
     }
     const marks = add(svg, "g", { class: "marks", "clip-path": `url(#${clip})` }), points = [], lines = [];
     const path = (xs, ys) => { let open = false; return xs.map((x, i) => { const ok = known(ys[i]) && isFinite(sx(x)); const step = ok ? `${open ? "L" : "M"}${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}` : ""; open = ok; return step; }).join(""); };

@@ -20,6 +20,7 @@ from aligngap.report.reach import reach_tables
 from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.report.tables import judge_answers, say_unbeaten, tables
+from aligngap.stats.axes import MIN_KL_NATS
 from aligngap.stats.scaling_law import GaoFit, better_form
 from aligngap.storage.files import write_text
 
@@ -54,6 +55,7 @@ def write_page(
         drawn=set(charts),
         own_figures={f.name for f in FIGURES if not f.heading},
         opponent=words.opponent(analysis.opponent),
+        least_kl=MIN_KL_NATS,
         arms=[{"name": a, "colour": styles[a].colour, "what": what(analysis, a)} for a in analysis.arms],
         further=[f for f in FIGURES if f.heading and f.name in charts],
         comparison_header=HEADER,

@@ -89,6 +89,10 @@ def draw_panel(axis: Any, panel: Panel) -> None:
         if label:
             where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
             axis.annotate(label, (1, at), ha="right", color="#555555", fontsize=8, **where)
+    for at, label in panel.x_rules:
+        axis.axvline(at, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        beside: Any = {"xycoords": ("data", "axes fraction"), "xytext": (-3, -3), "textcoords": "offset points"}
+        axis.annotate(label, (at, 1), ha="right", va="top", rotation=90, color="#555555", fontsize=8, **beside)
     axis.set_title(panel.title)
     axis.set_xlabel(panel.x.label)
     axis.set_ylabel(panel.y.label)
