@@ -141,7 +141,7 @@ def test_where_one_arm_ended_before_the_best_checkpoint_offline_is_not_called_en
     d = decide(other, MARGIN)
     assert (d.outcome, d.doubt) == (OPEN, "reach")
     assert d.gap.best > d.gap.kl
-    assert "needs longer runs of it" in sentence(d, {})
+    assert "longer, or name the KL that you will deploy (--kl)" in sentence(d, {})
     assert decide(other, MARGIN, kl=d.gap.kl).outcome == OFFLINE
 
 

@@ -79,10 +79,11 @@ def sentence(d: Decision, costs: Mapping[str, Cost]) -> str:
             f"(--seeds 3); so far {gap.a} gains {gain}."
         )
     if d.doubt == "reach":
+        short = gap.b if gap.beyond == gap.a else gap.a
         return (
-            f"Cannot tell yet: the best checkpoint, {gap.beyond}'s, lies at {words.nats(gap.best)} and the other arm "
-            f"ended at {words.nats(gap.kl)}: needs longer runs of it, or the KL that you will deploy (--kl); so "
-            f"far {gap.a} gains {gain}."
+            f"Cannot tell yet: the best checkpoint is {gap.beyond}'s, at {words.nats(gap.best)}, and {short} ended at "
+            f"{words.nats(gap.kl)}: train {short} longer, or name the KL that you will deploy (--kl); so far {gap.a} "
+            f"gains {gain}."
         )
     return f"Cannot tell yet: needs {more(d)}; so far {gap.a} gains {gain}, and the margin is {d.margin:g}."
 
