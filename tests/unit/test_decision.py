@@ -155,7 +155,7 @@ def test_online_is_not_recommended_where_offline_went_on_to_the_best_checkpoint(
     assert d.gap.interval[0] > 0
     assert d.gap.beyond == "offline"
     assert (d.outcome, d.doubt) == (OPEN, "reach")
-    assert "offline's, lies at" in sentence(d, {})
+    assert "offline's, at 15 nats, and online ended at" in sentence(d, {})
     assert decide(other, MARGIN, kl=d.gap.kl).outcome == ONLINE
 
 
