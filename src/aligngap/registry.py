@@ -11,8 +11,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,15 @@ def names(shelf: str) -> dict[str, str]:
     if shelf not in SHELVES:
         raise AligngapError(f"no shelf `{shelf}`{did_you_mean(shelf, SHELVES)}")
     found = dict(SHELVES[shelf])
-    for entry in entry_points(group=f"aligngap.{shelf}"):
-        found.setdefault(entry.name, entry.value)
+    for name, value in _declared(f"aligngap.{shelf}", entry_points, tuple(sys.path)):
+        found.setdefault(name, value)
     return found
+
+
+@cache
+def _declared(group: str, find: Callable[..., EntryPoints], path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """What installed packages declare under a group, looked up once a process: it reads every package on the path."""
+    return tuple((entry.name, entry.value) for entry in find(group=group))
 
 
 def get(shelf: str, name: str) -> Any:
