@@ -199,6 +199,15 @@ def finish(words: list[str], folder: Path) -> str:
     return done.stderr
 
 
+def complaint(said: str) -> str:
+    """The one line in which a command refuses, after the line with which it began."""
+    begun, *rest = said.splitlines()
+    if not begun.endswith(" …"):  # its arguments were refused
+        rest = [begun, *rest]
+    assert len(rest) == 1, said
+    return rest[0]
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the installed command has run the tiny study undisturbed, with two workers."""

@@ -10,16 +10,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from aligngap import __version__
-from aligngap.exact.arguments import add_arguments as add_exact
-from aligngap.instrument.arguments import add_measure, add_pick
-from aligngap.ratings.arguments import add_arguments as add_ratings
-from aligngap.types import AligngapError, RunFailed, one_line
-
-if TYPE_CHECKING:
-    pass
 from aligngap.commands import (
     check_store,
     compare,
@@ -38,9 +31,34 @@ from aligngap.commands import (
     run,
     show,
 )
+from aligngap.exact.arguments import add_arguments as add_exact
+from aligngap.instrument.arguments import add_measure, add_pick
+from aligngap.ratings.arguments import add_arguments as add_ratings
+from aligngap.types import AligngapError, RunFailed, one_line
 
 #: What a command does with its arguments and its own words; the exit code.
 Action = Callable[[argparse.Namespace, Sequence[str]], int]
+
+STUDY, RECORDS = "{study}: reading the study and its data", "{out}: reading its records"
+#: What each command says first, with its arguments' values, before anything heavy is imported.
+BEGINS = {
+    "run": STUDY,
+    "compare": "{policy}, {task}: reading the model and the pairs",
+    "forecast": STUDY,
+    "measure": "{reference}: reading the models and the prompts",
+    "pick": RECORDS,
+    "plan": STUDY,
+    "inspect": "{file}: reading its rows",
+    "report": RECORDS,
+    "show": RECORDS,
+    "diff": STUDY,
+    "import-t5x": "{checkpoint}: reading its arrays",
+    "export": "{out}: looking for {run}",
+    "ratings": RECORDS,
+    "check": "{store}: reading every file",
+    "exact": "{world}: making the world",
+    "list": "{shelf}: looking them up",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -222,19 +240,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         args = parser().parse_args(words)
+        say(one_line(BEGINS[args.command].format(**vars(args))) + " …")
         return int(args.act(args, words))
     except AligngapError as error:
         if debug:
             raise
-        complain(one_line(error))
+        say(one_line(error))
         return 2
     except RunFailed as error:
         if debug:
             raise
-        complain(one_line(error))
+        say(one_line(error))
         return 1
     except KeyboardInterrupt:
-        complain("stopped; go on with the same command")
+        say("stopped; go on with the same command")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -244,13 +263,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         from aligngap.storage.files import disk_line
 
-        complain(one_line(disk_line(error, "writing")))
+        say(one_line(disk_line(error, "writing")))
         return 1
 
 
-def complain(line: str) -> None:
+def say(line: str) -> None:
     """Say a line on stderr; of several processes that know it, the first one says it."""
-    from aligngap.execute.together import in_world
+    from aligngap.parallel.world import in_world
 
     if not in_world() or os.environ["RANK"] == "0":
         print(f"aligngap: {line}", file=sys.stderr)

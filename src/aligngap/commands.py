@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,6 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     """`aligngap compare`: the study of a user's own policy and pairs, and its recommendation."""
-    from aligngap.execute.checks import check_models
     from aligngap.execute.console import print_data, print_plan
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
@@ -51,16 +51,17 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     out = args.out or Path("out") / study.name
     check_pairs(study)
     made, store = expand(study), Store(args.store or out.parent / "store")
-    check_models(study)
-    for line in remarks(study, args.budget, args.sets):
-        print(f"aligngap: {line}", file=sys.stderr)
+    known = remarks(study, args.budget, args.sets)
     if args.plan:
-        from aligngap.execute.checks import check_data
+        from aligngap.execute.checks import check_data, check_models
 
+        check_models(study)
+        print_remarks(known)
         print_data(check_data(made, store))
         print_plan(made, store, out)
         return 0
-    return carry_out(args, words, made, store, out, print_forecast if args.forecast else print_report)
+    tell = print_forecast if args.forecast else partial(print_decision, words=words)
+    return carry_out(args, words, made, store, out, tell, known)
 
 
 def forecast(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -86,6 +87,20 @@ def print_report(out: Path) -> None:
     print(f"report: {page}")
 
 
+def print_decision(out: Path, words: Sequence[str]) -> None:
+    """Make the report of `compare`, say its numbers, and last the command to run next."""
+    from aligngap.report import next_command
+
+    print_report(out)
+    print(next_command(out, ["aligngap", *words]))
+
+
+def print_remarks(known: Sequence[str]) -> None:
+    """Say on stderr what is known of a study's models, a line each."""
+    for line in known:
+        print(f"aligngap: {line}", file=sys.stderr)
+
+
 def print_forecast(out: Path) -> None:
     """Say what the records of a forecast's runs expect of online."""
     from aligngap.report.forecast import write_forecast
@@ -100,16 +115,21 @@ def carry_out(
     store: Any,
     out: Path,
     tell: Callable[[Path], None] = print_report,
+    known: Sequence[str] = (),
 ) -> int:
-    """Run a plan to its end, collect its records and tell what they say: by default, make their report."""
+    """Run a plan to its end, collect its records and tell what they say: by default, make their report.
+
+    `known` are lines to say of its models, once they have been found usable.
+    """
     from aligngap.execute import checks
 
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
     from aligngap.execute.refresh import Refresher
-    from aligngap.execute.together import Together, in_world, launch
+    from aligngap.execute.together import Together, launch
     from aligngap.execute.watch import follow, watch
+    from aligngap.parallel.world import in_world
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
 
@@ -121,6 +141,7 @@ def carry_out(
         follow(executor, made)
         return 0
     checks.check_models(made.study)
+    print_remarks(known)
     checks.check_judges(made, store)
     store.prepare()
     check_writable(out)

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY_STUDY, tiny_policy
+from conftest import TINY_STUDY, complaint, tiny_policy
 
-from aligngap.cli import main
+from aligngap.cli import BEGINS, main
 from aligngap.execute.worker import make
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.plan import expand
@@ -59,15 +59,14 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         code = main(words)
         out, err = capfd.readouterr()
         assert code == 2, err
-        lines = err.splitlines()
-        assert len(lines) == 1, err
-        assert lines[0].startswith("aligngap: ")
+        line = complaint(err)
+        assert line.startswith("aligngap: ")
         assert "Traceback" not in err
         for name in names:
-            assert name in lines[0]
+            assert name in line
         assert "report:" not in out
         assert everything(tmp_path) == before
-        return lines[0]
+        return line
 
     return check
 
@@ -83,17 +82,16 @@ def refused_by_the_data(
         code = main(words)
         out, err = capfd.readouterr()
         assert code == 2, err
-        lines = err.splitlines()
-        assert len(lines) == 1, err
-        assert lines[0].startswith("aligngap: ")
+        line = complaint(err)
+        assert line.startswith("aligngap: ")
         for name in names:
-            assert name in lines[0]
+            assert name in line
         assert "report:" not in out
         assert (
             {p.name for p in (tmp_path / "store").iterdir()} <= {"partial"} if (tmp_path / "store").exists() else True
         )
         assert not (tmp_path / "out" / "report.html").exists()
-        return lines[0]
+        return line
 
     return check
 
@@ -353,9 +351,46 @@ def test_seen_from_outside(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = outside(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+    complaint(done.stderr)
     assert "Traceback" not in done.stderr
     assert everything(tmp_path) == set()
+
+
+FIRST = """
+import os, sys
+from aligngap.cli import main
+
+class Screen:
+    def write(self, text):
+        print(text.rstrip(), *sys.modules, sep="\\n")
+        sys.stdout.flush()
+        os._exit(0)
+
+sys.stderr = Screen()
+main(sys.argv[1:])
+"""
+COMMANDS = [
+    ["run", "study.yaml"], ["plan", "study.yaml"], ["forecast", "study.yaml"], ["diff", "study.yaml", "a", "b"],
+    ["compare", "--policy", "sft", "--task", "pairs.jsonl"], ["inspect", "pairs.jsonl"], ["check", "store"],
+    ["measure", "--reference", "sft", "--policy", "a=b", "--prompts", "prompts.txt"], ["pick", "out", "--best"],
+    ["report", "out"], ["show", "out"], ["export", "out", "online", "--to", "folder"], ["import-t5x", "c", "--to", "d"],
+    ["ratings", "export", "out", "--kl", "1", "--to", "d"], ["exact", "skewed", "--out", "d"], ["list", "losses"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_every_command_says_something_before_it_loads_anything_heavy(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST, *words], capture_output=True, text=True, env=ENV, timeout=120)
+    said, *loaded = done.stdout.splitlines()
+    assert said.startswith("aligngap: ")
+    assert said.endswith(" …")
+    heavy = {"torch", "transformers", "ray", "matplotlib", "scipy", "pandas", "pyarrow", "pydantic", "yaml", "rich"}
+    assert "aligngap.cli" in loaded
+    assert not heavy & set(loaded)
+
+
+def test_no_command_is_without_its_first_words() -> None:
+    assert {words[0] for words in COMMANDS} == set(BEGINS)
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

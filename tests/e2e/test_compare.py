@@ -74,11 +74,15 @@ def test_the_recommendation_comes_first_everywhere(
     assert first.startswith(("Offline is enough: ", "Train ", "Cannot tell yet: "))
     summary = (folder / "out" / "summary.md").read_text()
     assert summary.splitlines()[2] == f"**{first}**"
+    assert said.splitlines()[-1].startswith("next, for ")
+    assert "aligngap " in said.splitlines()[-1]
     page = folder / "out" / "report.html"
     assert first.split(":")[0] in page.read_text().split("<h1")[1].split("</h1>")[0]
     page.unlink()
     assert main(["report", str(folder / "out")]) == 0
-    assert 'id="options"' in page.read_text()
+    text = page.read_text()
+    assert 'id="options"' in text
+    assert text.index('<details class="paper">') < text.index('id="claims"') < text.index('id="why"')
     capsys.readouterr()
     assert main(["show", str(folder / "out")]) == 0
     assert first in capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import complaint
 from fake_hub import TOKEN, FakeHub, fake_hub
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, constants
 
@@ -80,8 +81,7 @@ def test_records_and_page_arrive(hub: FakeHub, small: Path, capsys: pytest.Captu
 def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of a command that is refused."""
     assert main(words) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    return line
+    return complaint(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

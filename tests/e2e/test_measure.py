@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import WORDS, tiny_policy
+from conftest import WORDS, complaint, tiny_policy
 
 from aligngap.cli import main
 from aligngap.storage.records import read_folder
@@ -113,6 +113,6 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: 
 def test_bad_words_are_one_line_before_any_compute(told: Callable[..., Told], words: list[str], said: str) -> None:
     done = told(*MEASURE, *words)
     assert done.code == 2
-    (line,) = done.err.splitlines()
+    line = complaint(done.err)
     assert line.startswith("aligngap: ")
     assert said in line

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY_STUDY, holder_of
+from conftest import TINY_STUDY, complaint, holder_of
 
 from aligngap.cli import main
 from aligngap.execute.agenda import Event
@@ -98,6 +98,4 @@ def test_what_cannot_be_had_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY_STUDY)
     assert main(["run", "tiny.yaml", "--out", "out", *words]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"aligngap: {line}")
+    assert complaint(capsys.readouterr().err).startswith(f"aligngap: {line}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any, Literal
 
+from conftest import complaint
 from pydantic import Field
 
 from aligngap.execute.agenda import Agenda, Event
@@ -96,6 +97,4 @@ def test_ray_that_is_not_installed_is_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, "unused"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [
-        "aligngap: --executor ray: Ray is not installed; pip install 'aligngap[ray]'"
-    ]
+    assert complaint(done.stderr) == "aligngap: --executor ray: Ray is not installed; pip install 'aligngap[ray]'"

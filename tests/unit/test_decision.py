@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from synthetic_records import ArmTruth, hump, make, planted_clouds
 
 from aligngap.hypotheses.decision import OFFLINE, ONLINE, OPEN, SEMI, Decision, best_kl, decide, gap_at, prompts_needed
 from aligngap.hypotheses.view import View
-from aligngap.report.decision import cheaper_arms, costs_of, details, rows, sentence
+from aligngap.report.decision import cheaper_arms, costs_of, details, next_command, rows, sentence
+from aligngap.report.options import options_chart
 from aligngap.stats.clouds import Clouds, keep
 from aligngap.stats.power import Spread, power
 
@@ -267,3 +269,66 @@ def test_arms_that_did_not_move_are_told_so_with_what_to_try(offline: tuple[floa
         assert "--set 'sweep=[]' --set recipe.optimization.learning_rate=" in said
         assert "--set recipe.optimization.steps=" in said
         assert "do not overlap" not in said
+
+
+def words_of(decision: Decision, **settings: Any) -> tuple[str, list[str]]:
+    """What is said to come next, without the command that it begins with."""
+    study = {"recipe": {"optimization": {"steps": 128}}, "golden": {"optimization": {"steps": 300}}} | settings
+    why, found = next_command(decision, ["aligngap", "compare", "--policy", "p"], "out/compare", study)
+    start = ["aligngap", "pick", "out/compare"] if decision.choose else ["aligngap", "compare", "--policy", "p"]
+    assert found[: len(start)] == start
+    return why, found[len(start) :]
+
+
+def test_a_recommended_arm_is_picked_from_next() -> None:
+    decision = decided({"online": 0.15, "offline": 0.0}, kl=2.0)
+    assert words_of(decision)[1] == ["--kl", "2", "--policy", "online"]
+
+
+def test_what_a_decision_lacked_is_in_the_command_that_comes_next() -> None:
+    arms = {"online": 0.04, "offline": 0.0}
+    one = decided(arms, seeds=1)
+    assert one.doubt == "one seed"
+    assert words_of(one)[1] == ["--set", "seeds=3"]
+    noise = decided(arms, seeds=2, prompts=40, seed_sd=0.05)
+    assert noise.doubt == "noise"
+    assert noise.need is not None
+    assert noise.need.seeds is not None
+    why, more = words_of(noise)
+    assert why == f"{noise.need.seeds} more seeds"
+    assert more == ["--set", f"seeds={2 + noise.need.seeds}"]
+    few = replace(noise, need=replace(noise.need, seeds=None, prompts=500))
+    assert words_of(few)[1] == ["--set", f"measurement.prompts={noise.gap.spread.prompts + 500}"]  # type: ignore[union-attr]
+    assert words_of(decided(arms, right=0.5))[1] == ["--set", "golden.optimization.steps=600"]
+    assert words_of(replace(noise, doubt="reach", need=None))[1] == ["--set", "recipe.optimization.steps=256"]
+    still = ("sweep=[]", "recipe.optimization.learning_rate=1.0e-04")
+    unmoved = replace(noise, doubt="undefined", need=None, gap=replace(noise.gap, remedy=still))
+    assert words_of(unmoved)[1] == ["--set", still[0], "--set", still[1]]
+
+
+def test_the_options_are_a_forest_and_a_gain_against_each_cost() -> None:
+    decision = decided({"online": 0.15, "semi": 0.10, "offline": 0.0}, cheaper=["semi"])
+    costs = {
+        arm: {"arm": arm, "responses": n, "tokens": 1000 * n, "seconds": seconds}
+        for arm, n, seconds in (("online", 30, 9.0), ("semi", 30, None), ("offline", 0, None))
+    }
+    told: Any = SimpleNamespace(decision=decision, costs=costs, arms=("online", "semi", "offline"))
+    chart = options_chart(told)
+    assert chart is not None
+    forest, tokens = chart.panels  # seconds are known of one arm only, and one point shows nothing
+    assert list((forest.y.names or {}).values()) == ["semi", "offline"]
+    [semi] = [s for s in forest.series if s.name == "semi"]
+    [behind] = decision.options
+    assert (semi.x, semi.x_bars) == ([behind.behind.value], ([behind.interval[0]], [behind.interval[1]]))
+    assert [at for at, _ in forest.x_rules] == [0.0, MARGIN]
+    points = {s.name: (s.x, s.y) for s in tokens.series}
+    assert tokens.x.label == "tokens generated, thousands"
+    assert points == {
+        "online": ([30.0], [decision.gap.value.value]),
+        "semi": ([30.0], [behind.gain.value]),
+        "offline": ([0.0], [0.0]),
+    }
+    assert behind.gain.value == pytest.approx(decision.gap.value.value - behind.behind.value, abs=0.01)
+    assert set(chart.numbers["what"]) == {"online − it", "gain over offline"}
+    told.decision = replace(decision, gap=replace(decision.gap, value=replace(decision.gap.value, value=math.nan)))
+    assert options_chart(told) is None

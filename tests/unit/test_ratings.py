@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import complaint
 from synthetic_records import ArmTruth, make
 
 from aligngap.cli import main
@@ -184,9 +185,7 @@ def test_a_rater_who_sees_what_the_judge_sees_agrees_with_it(out: Path, tmp_path
 def test_bad_input_is_one_line(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*words: str) -> str:
         assert main(["ratings", *words]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        return said
+        return complaint(capsys.readouterr().err)
 
     base = ["export", str(out), "--to", str(tmp_path / "x"), "--kl"]
     assert "no such arm; there are online, offline" in refused(*base, "2", "--arms", "online", "none")

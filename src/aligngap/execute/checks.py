@@ -52,7 +52,8 @@ def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:
 
 def pick_processes(args: argparse.Namespace, made: Plan) -> int:
     """How many processes train a model together, refused before any work where they cannot be had."""
-    from aligngap.execute.together import check_batches, in_world
+    from aligngap.execute.together import check_batches
+    from aligngap.parallel.world import in_world
     from aligngap.pipeline.align import Align
 
     found = int(os.environ["WORLD_SIZE"]) if in_world() else 1
@@ -99,7 +100,8 @@ def pick_executor(args: argparse.Namespace, store: Store, tracking: Tracking) ->
 
         return Slurm(store, options=args.slurm, **how)
     from aligngap.execute.local import Local
-    from aligngap.execute.together import Together, in_world
+    from aligngap.execute.together import Together
+    from aligngap.parallel.world import in_world
 
     if args.gpus is not None:
         raise AligngapError(

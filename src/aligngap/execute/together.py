@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     from aligngap.settings import Optimization
 
 
-def in_world() -> bool:
-    """Whether a launcher has started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def trained_by(step: Step) -> Optimization | None:
     """How a step trains a model; None where it does not."""
     return step.training if step.training is not None and step.training.steps else None

@@ -10,6 +10,7 @@ labels, prefers what the user prefers beyond how often they agree.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -62,6 +63,7 @@ class Gap:
     seeds: int
     spread: Spread | None
     why: str = ""  # what is missing, where it is undefined
+    remedy: tuple[str, ...] = ()  # settings, as key=value, with which it would be defined
 
     @property
     def defined(self) -> bool:
@@ -79,6 +81,8 @@ class Option:
     kept_interval: tuple[float, float]
     why: str  # where the share is undefined
     enough: bool
+    gain: Estimate  # arm - offline at the decision's KL
+    gain_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,9 @@ def gap_at(view: View, kl: float | None) -> Gap:
     a, b = view.online, view.offline
     weights = {a: 1.0, b: -1.0}
     nothing = Gap(a, b, NAN, NAN, "", Estimate(NAN, NAN, 0, "undefined"), (NAN, NAN), NAN, 0, None)
-    if still := stood_still(view):
-        return replace(nothing, why=still)
+    still, remedy = stood_still(view)
+    if still:
+        return replace(nothing, why=still, remedy=remedy)
     if kl is not None:
         found = view.at(kl).contrast(weights)
         if found.last is None:
@@ -196,30 +201,32 @@ def judged_seeds(view: View) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*by) - set(view.spent)))
 
 
-def stood_still(view: View) -> str:
-    """What to say where an arm of the two never came to the KL from which arms are compared; "" where both did.
+def stood_still(view: View) -> tuple[str, tuple[str, ...]]:
+    """What to say where an arm of the two never came to the KL from which arms are compared, and settings to try.
 
+    The text is "" where both came there.
     KL grows about as the square of the learning rate and of the number of steps, as long as it is small: the remedy
     would bring the arm that went least to about 1 nat, by ten times as much at most.
     """
     records = view.records
     if records.empty or not {"kl_nats", "learning_rate", "step"} <= set(records.columns):
-        return ""
+        return "", ()
     went = {arm: float(records.loc[records["arm"] == arm, "kl_nats"].max()) for arm in (view.online, view.offline)}
     still = [arm for arm, kl in went.items() if kl < MIN_KL_NATS]
     if not still:
-        return ""
+        return "", ()
     least = min(went[arm] for arm in still)
     more = min(10.0, math.sqrt(1.0 / max(least, 1e-3)))
     rate, steps = float(records["learning_rate"].max()), int(records["step"].max())
     who = "No arm" if len(still) == len(went) else f"{still[0]} never"
     ends = ", ".join(f"{arm} {kl:.2g}" for arm, kl in went.items())
     faster = float(f"{rate * more:.1g}")
+    remedy = ("sweep=[]", f"recipe.optimization.learning_rate={faster:.1e}")
     return (
         f"{who} moved {MIN_KL_NATS:g} nats from your model (largest KL: {ends}): raise the learning rate, "
-        f"--set 'sweep=[]' --set recipe.optimization.learning_rate={faster:.1e}, or the steps, --set "
+        f"{' '.join(f'--set {shlex.quote(word)}' for word in remedy)}, or the steps, --set "
         f"recipe.optimization.steps={round(steps * more)}."
-    )
+    ), remedy
 
 
 def best_kl(view: View, seed: int) -> tuple[float, str]:
@@ -270,7 +277,11 @@ def option(view: View, arm: str, margin: float) -> Option:
     behind = view.contrast({view.online: 1.0, arm: -1.0})
     kept, interval, why = view.share({arm: 1.0, view.offline: -1.0})
     near = behind.last is not None and behind.last.mean.n >= LEAST_SEEDS and behind.last.equivalence[1] < margin
-    return Option(arm, behind.effect, behind.interval, kept, interval, behind.why or why, near and kept.value > 0.5)
+    gain = view.contrast({arm: 1.0, view.offline: -1.0})
+    return Option(
+        arm, behind.effect, behind.interval, kept, interval, behind.why or why, near and kept.value > 0.5,
+        gain.effect, gain.interval,
+    )  # fmt: skip
 
 
 def judge_agreement(view: View) -> tuple[Estimate, tuple[float, float]]:

@@ -26,6 +26,11 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 
+def in_world() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 class Released(BaseException):
     """Training is over, and the rest of the step is the first process's work."""
 

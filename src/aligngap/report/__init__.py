@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +31,7 @@ from aligngap.types import Progress, silent
 if TYPE_CHECKING:
     from aligngap.report.analysis import Analysis
 
-__all__ = ["answer", "build_report", "headline", "people_say", "planned_power"]
+__all__ = ["answer", "build_report", "headline", "next_command", "people_say", "planned_power"]
 
 
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
@@ -94,6 +96,20 @@ def headline(out_dir: Path) -> str:
     from aligngap.report.summary import terminal
 
     return terminal(_analysis(Path(out_dir)))
+
+
+def next_command(out_dir: Path, command: Sequence[str]) -> str:
+    """A line with the command to run after the decision that a folder's records make; "" where they make none.
+
+    `command` is that of the decision itself.
+    """
+    from aligngap.report import decision
+
+    folder, found = Path(out_dir), _analysis(Path(out_dir)).decision
+    if found is None:
+        return ""
+    why, words = decision.next_command(found, command, str(out_dir), read_study(folder))
+    return f"next, for {why}: {shlex.join(words)}"
 
 
 def people_say(out_dir: Path) -> list[str]:

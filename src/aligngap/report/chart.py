@@ -77,6 +77,15 @@ class Chart:
         return len({p.y.label for p in self.panels}) == 1 and bool(self.panels[0].y.label)
 
 
+def limits_of(ends: npt.ArrayLike) -> tuple[float, float]:
+    """A range that holds 0 and these differences of win rates, with some room, and ends at -1 and 1."""
+    values = as_numbers(ends)
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (-0.1, 0.1)
+    room = 0.05 * max(high - low, 1e-3)
+    return max(min(low, 0.0) - room, -1.0), min(max(high, 0.0) + room, 1.0)
+
+
 #: the axis of most figures
 KL_AXIS = Axis("KL(policy ‖ SFT), nats (log axis)", "log")
 

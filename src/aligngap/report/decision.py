@@ -102,6 +102,44 @@ def more(d: Decision) -> str:
     return " or ".join(ways)
 
 
+def next_command(d: Decision, command: Sequence[str], out: str, study: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What to run after a decision: what it is for, and its words.
+
+    Where an arm is recommended, that is `pick`, which names the checkpoint; else it is `command`, that of the decision,
+    with what it lacked. `study` is the study as resolved, of which numbers of steps are taken.
+    """
+    if d.choose:
+        pick = ["aligngap", "pick", out, "--kl", f"{d.gap.kl:.3g}", "--policy", d.choose]
+        return f"the checkpoint of {d.choose} to deploy at {words.nats(d.gap.kl)}", pick
+    need, judges = d.need, [name for name in ("golden", "proxy") if read_at(study, f"{name}.optimization.steps")]
+    why, sets = "runs twice as long", [double(study, "recipe.optimization.steps")]
+    if d.doubt == "judge" and judges:
+        why, sets = "judges that learn twice as long", [double(study, f"{name}.optimization.steps") for name in judges]
+    elif d.gap.remedy:
+        why, sets = "arms that move", list(d.gap.remedy)
+    elif d.doubt == "one seed":
+        why, sets = "training noise, which takes seeds", ["seeds=3"]
+    elif need is not None and need.seeds is not None:
+        why, sets = f"{need.seeds} more seeds", [f"seeds={d.gap.seeds + need.seeds}"]
+    elif need is not None and need.prompts is not None and d.gap.spread is not None:
+        prompts = d.gap.spread.prompts + need.prompts
+        why, sets = "more prompts to measure on, if your file has them", [f"measurement.prompts={prompts}"]
+    return why, [*command, *(word for setting in sets for word in ("--set", setting))]
+
+
+def read_at(study: Mapping[str, Any], key: str) -> Any:
+    """The value that a resolved study has at a dotted key; None where it has none."""
+    value: Any = study
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def double(study: Mapping[str, Any], key: str) -> str:
+    """`key=value` with twice the value that a resolved study has at a dotted key."""
+    return f"{key}={2 * int(read_at(study, key))}"
+
+
 def details(d: Decision) -> list[str]:
     """What stands under the sentence: what golden is worth, and what power the number of prompts or seeds is for."""
     out = []
@@ -194,4 +232,6 @@ def state(d: Decision) -> str:
     return STATES.get(d.outcome, "undefined")
 
 
-__all__: Sequence[str] = ["HEADER", "Cost", "cheaper_arms", "costs_of", "details", "notes", "rows", "sentence", "state"]
+__all__: Sequence[str] = [
+    "HEADER", "Cost", "cheaper_arms", "costs_of", "details", "next_command", "notes", "rows", "sentence", "state",
+]  # fmt: skip

@@ -16,7 +16,8 @@ import pandas as pd
 from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import words
 from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, thin
-from aligngap.report.chart import KL_AXIS, Axis, Chart, Panel, Series, as_numbers
+from aligngap.report.chart import KL_AXIS, Axis, Chart, Panel, Series, as_numbers, limits_of
+from aligngap.report.options import options_chart
 from aligngap.report.reach import reach_chart
 from aligngap.report.style import NEUTRAL, Style, arm_styles
 from aligngap.stats.axes import MIN_KL_NATS
@@ -162,12 +163,8 @@ def differences(analysis: Analysis) -> Chart | None:
 
 
 def difference_limits(found: list[Comparison]) -> tuple[float, float]:
-    """One range for the panels of all these comparisons: it holds every band and 0, and ends at -1 and 1."""
-    ends = np.concatenate([end for c in found for end in (c.lower, c.upper)]) if found else np.empty(0)
-    known = ends[np.isfinite(ends)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (-0.1, 0.1)
-    room = 0.05 * max(high - low, 1e-3)
-    return max(min(low, 0.0) - room, -1.0), min(max(high, 0.0) + room, 1.0)
+    """One range for the panels of all these comparisons: it holds every band."""
+    return limits_of(np.concatenate([end for c in found for end in (c.lower, c.upper)]) if found else [])
 
 
 def over_optimisation(analysis: Analysis) -> Chart | None:
@@ -272,6 +269,7 @@ class Figure:
 
 
 FIGURES = (
+    Figure("options", options_chart),
     Figure("difference", differences),
     Figure("reach", reach_chart),
     Figure("over-optimisation", over_optimisation),

@@ -142,8 +142,8 @@
       if (label) add(svg, "text", { x: at.right - 2, y: py(v) - 4, "text-anchor": "end", "fill-opacity": 0.75, "font-size": size - 1.5 }, label);
     }
     for (const [v, label] of panel.xrules) {
-      add(svg, "path", { d: `M${px(v)},${at.top}V${at.bottom}`, stroke: "currentColor", "stroke-opacity": 0.55, "stroke-dasharray": "5 4" });
-      add(svg, "text", { transform: `translate(${px(v) - 4},${at.top + 4}) rotate(-90)`, "text-anchor": "end", "fill-opacity": 0.75, "font-size": size - 1.5 }, label);
+      add(svg, "path", { d: `M${px(v)},${at.top}V${at.bottom}`, stroke: "currentColor", "stroke-opacity": 0.55, "stroke-dasharray": label ? "5 4" : "" });
+      add(svg, "text", { transform: `translate(${px(v) + size},${at.top + 4}) rotate(-90)`, "text-anchor": "end", "fill-opacity": 0.75, "font-size": size - 1.5 }, label);
     }
     const marks = add(svg, "g", { class: "marks", "clip-path": `url(#${clip})` }), points = [], lines = [];
     const path = (xs, ys) => { let open = false; return xs.map((x, i) => { const ok = known(ys[i]) && isFinite(sx(x)); const step = ok ? `${open ? "L" : "M"}${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}` : ""; open = ok; return step; }).join(""); };

@@ -90,14 +90,18 @@ def draw_panel(axis: Any, panel: Panel) -> None:
             where: Any = {"xycoords": ("axes fraction", "data"), "xytext": (-2, 3), "textcoords": "offset points"}
             axis.annotate(label, (1, at), ha="right", color="#555555", fontsize=8, **where)
     for at, label in panel.x_rules:
-        axis.axvline(at, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        beside: Any = {"xycoords": ("data", "axes fraction"), "xytext": (-3, -3), "textcoords": "offset points"}
-        axis.annotate(label, (at, 1), ha="right", va="top", rotation=90, color="#555555", fontsize=8, **beside)
+        axis.axvline(at, color="#555555", linewidth=0.9, linestyle=(0, (4, 3)) if label else "-", zorder=1)
+        beside: Any = {"xycoords": ("data", "axes fraction"), "xytext": (3, -3), "textcoords": "offset points"}
+        axis.annotate(label, (at, 1), ha="left", va="top", rotation=90, color="#555555", fontsize=8, **beside)
     axis.set_title(panel.title)
     axis.set_xlabel(panel.x.label)
     axis.set_ylabel(panel.y.label)
+    if panel.x.limits is not None:
+        axis.set_xlim(*panel.x.limits)
     if panel.y.limits is not None:
         axis.set_ylim(*panel.y.limits)
+    if panel.y.names:
+        axis.set_yticks(list(panel.y.names), list(panel.y.names.values()))
     set_scale(axis, panel.x)
 
 

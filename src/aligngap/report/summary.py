@@ -123,7 +123,7 @@ def terminal(analysis: Analysis) -> str:
     out += [words.answer(analysis), ""]
     out += [f"  {s}" for s in first_screen(analysis)]
     out += ["", *_align([HEADER, *rows(analysis)]), ""]
-    for v in analysis.verdicts:
+    for v in analysis.verdicts if analysis.decision is None else ():  # else the page has them, folded away
         out.append(f"{v.name:<12} {v.outcome:<14} {sections.effect(v)}  {v.reason}")
     out += ["", *[f"! {s}" for s in words.caveats(analysis)]]
     return "\n".join(out)
