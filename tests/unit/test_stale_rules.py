@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 from synthetic_records import ArmTruth, make
 
 from aligngap import registry
-from aligngap.hypotheses.base import Dial
+from aligngap.hypotheses.base import Dial, judge_all
 from aligngap.hypotheses.stale import SYSTEMS, clocked
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from aligngap.hypotheses.view import View
 from aligngap.pipeline.plan import expand
+from aligngap.report.sections import say_leading
 from aligngap.study.load import load
 
 STALE: Any = registry.get("hypotheses", "stale")
@@ -23,7 +26,11 @@ STALE: Any = registry.get("hypotheses", "stale")
 def view(gaps: dict[str, float], **more: Any) -> View:
     truth = {arm: ArmTruth(gap=gap, configs=1) for arm, gap in gaps.items()}
     how: dict[str, Any] = {"seeds": range(6), "prompts": 3000, "seed_sd": 0.001, "opponents": ("golden_policy",)}
+    seen = more.pop("truth", True)
     records, per_prompt, _ = make(truth, **(how | more))
+    if seen:  # the true preference says what the judge does
+        records = records.assign(oracle_win_rate=records["win_rate"], oracle_win_rate_se=records["win_rate_se"])
+        per_prompt = per_prompt.assign(oracle_win=per_prompt["win"])
     records["age"] = np.where(records["arm"].str.startswith("buffer"), 7.5, np.nan)
     return View(records, per_prompt)
 
@@ -34,12 +41,18 @@ def verdicts(v: View) -> dict[str, Any]:
 
 OLD = {
     "online": 0.1, "offline": 0.0, "age-1": 0.1, "age-16": 0.1, "age-64": 0.04, "age-256": 0.0, "online[clipped]": 0.1,
-    "age-256[clipped]": 0.1, "buffer-16": 0.1,
+    "age-256[clipped]": 0.1, "age-64[weighted]": 0.02, "buffer-16": 0.1,
 }  # fmt: skip
 
 
+@cache
+def old() -> View:
+    """Planted records in which pairs of 64 steps and more cost, and clipping answers it; the truth says the same."""
+    return view(OLD)
+
+
 def test_the_sentence_names_the_age_from_which_pairs_are_too_old_and_what_clipping_buys() -> None:
-    found = verdicts(view(OLD))
+    found = verdicts(old())
     said = found["too old"].reason
     assert found["too old"].outcome == SUPPORTED
     assert "From 64 steps on pairs are too old here" in said
@@ -69,17 +82,54 @@ def test_thin_records_decide_nothing() -> None:
 
 
 def test_the_figure_has_every_age_and_the_buffers_at_their_mean_age() -> None:
-    dial = STALE.dial(view(OLD))
+    dial = STALE.dial(old())
     assert [p.x for p in dial.series["as it is"]] == [1, 16, 64, 256]
     assert [p.value for p in dial.series["as it is"]] == pytest.approx([0, 0, -0.06, -0.1], abs=0.02)
     assert all(p.lower < p.value < p.upper for p in dial.series["as it is"])
     assert [(p.x, p.label) for p in dial.series["clipped"]] == [(256, "age-256")]
+    assert [(p.x, p.label) for p in dial.series["weighted"]] == [(64, "age-64")]
+    assert dial.series["weighted"][0].value == pytest.approx(-0.08, abs=0.02)  # from online as it is, like the others
     assert [p.x for p in dial.series["buffer, mean age"]] == [7.5]
+    assert dial.y == "difference to online at 8 nats"
+
+
+def test_the_figure_is_at_the_largest_kl_that_every_age_reached() -> None:
+    """Where the oldest ends below 4 nats, every age stands at 2."""
+    gaps = ("online", "offline", "age-1", "age-256")
+    truth = {arm: ArmTruth(kl_range=(0.4, 3.0 if arm == "age-256" else 12.0)) for arm in gaps}
+    records, per_prompt, _ = make(truth, seeds=range(5), prompts=200, opponents=("golden_policy",))
+    found = View(records, per_prompt)
+    dial = STALE.dial(found)
+    assert dial.y == "difference to online at 2 nats"
+    for point in dial.series["as it is"]:
+        at = {b.kl: b for b in found.contrast({point.label: 1.0, "online": -1.0}).found.judged}
+        assert (point.value, point.lower, point.upper) == (at[2.0].mean.value, *at[2.0].interval)
+
+
+def test_the_truth_has_a_figure_of_its_own_and_a_place_in_the_sentence() -> None:
+    judge, truth = STALE.dial(old()), STALE.more[0].of(old())
+    assert truth.y == "difference to online by the true preference at 8 nats"
+    assert truth.series == judge.series
+    said = verdicts(old())["too old"].reason
+    assert "By the true preference, which no arm saw, the difference there is −0.0" in said
+    blind = view({"online": 0.1, "offline": 0.0, "age-256": 0.0}, truth=False, prompts=500)
+    assert STALE.more[0].of(blind) is None
+    assert "true preference" not in verdicts(blind)["too old"].reason
+
+
+def test_the_first_screen_has_the_sentence_and_both_wall_clocks() -> None:
+    judged, _ = judge_all([STALE], old())
+    said = say_leading(SimpleNamespace(judged=judged))  # type: ignore[arg-type]
+    assert [sentence.partition(":")[0] for sentence in said] == ["Too old", "Sooner, 1 to 1", "Sooner, 4 to 1"]
+    assert said[0].startswith("Too old: supported, −0.0")
+    assert "From 64 steps on pairs are too old here" in said[0]
+    empty, _ = judge_all([STALE], view({"online": 0.1, "offline": 0.0, "age-256": 0.1}, seeds=(0,), prompts=200))
+    assert all("too few seeds" in sentence for sentence in say_leading(SimpleNamespace(judged=empty)))  # type: ignore[arg-type]
 
 
 def test_at_equal_time_side_by_side_is_held_against_onlines_fewer_steps() -> None:
     """800 steps of 1 + 1: side by side they take 801, in which online takes 400; at 4 to 1 3201 and 640."""
-    v = view(OLD)
+    v = old()
     records = v.records[(v.records["arm"] == "online") & (v.records["seed"] == 0)].set_index("step")
     ends, online = clocked(v, "age-1", SYSTEMS[0])
     assert online[0][0] == pytest.approx(records["win_rate"][400])
@@ -88,7 +138,7 @@ def test_at_equal_time_side_by_side_is_held_against_onlines_fewer_steps() -> Non
     a, b = records["win_rate"][600], records["win_rate"][700]
     w = np.log(640 / 600) / np.log(700 / 600)
     assert slow[0][0] == pytest.approx((1 - w) * a + w * b)
-    (figure,) = STALE.more
+    figure = next(f for f in STALE.more if f.name == "clock")
     dial = figure.of(v)
     assert isinstance(dial, Dial)
     assert set(dial.series) == {s.name for s in SYSTEMS}
@@ -100,7 +150,7 @@ def test_records_of_other_studies_are_left_alone() -> None:
     other = View(records, per_prompt)
     assert not STALE.touched(other)
     assert STALE.dial(other) is None
-    assert STALE.more[0].of(other) is None
+    assert all(figure.of(other) is None for figure in STALE.more)
     assert isinstance(records, pd.DataFrame)
 
 

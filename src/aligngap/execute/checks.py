@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from aligngap.types import TaskData
 
 
+#: what the columns are called in which trainers store a reference's log-probabilities of both responses
+REFERENCE_COLUMNS = {f"{who}_{side}_logps" for who in ("ref", "reference") for side in ("chosen", "rejected")}
+
+
 def check_data(made: Plan, store: Store) -> list[TaskData]:
     """What the data files hold that no earlier run has read: a broken row, or too few, costs a line and nothing more.
 
@@ -30,13 +35,31 @@ def check_data(made: Plan, store: Store) -> list[TaskData]:
     from aligngap.study.build import build_task
 
     read: dict[str, TaskData] = {}
+    unread: dict[str, tuple[str, Sequence[str]]] = {}  # by file: what it is called, and its columns that nobody reads
     for step in made.steps():
-        if isinstance(step, Data) and not store.has(step.name) and step.fingerprint not in read:
-            task = build_task(step.task)
-            if isinstance(task, FileTask):
-                found = read[step.fingerprint] = task.load(step.seed)
-                step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
+        if not isinstance(step, Data) or step.fingerprint in unread:
+            continue
+        if store.has(step.name):
+            about = store.manifest(step.name)["result"]
+            unread[step.fingerprint] = about["source"], about.get("read", {}).get("unread", ())
+            continue
+        task = build_task(step.task)
+        if isinstance(task, FileTask):
+            found = read[step.fingerprint] = task.load(step.seed)
+            unread[step.fingerprint] = found.source, found.unread
+            step.check_rows(found.source, {"train": len(found.train), "test": len(found.test)}, found.dropped)
+    for run in made.runs:
+        if run.align.reference_every is not None:
+            check_reference(*unread.get(run.align.data.fingerprint, ("", ())))
     return list(read.values())
+
+
+def check_reference(source: str, unread: Sequence[str]) -> None:
+    """Refuse log-probabilities that are stored with the data, of a reference that stays, where a run's moves."""
+    stored = [f"`{name}`" for name in unread if name in REFERENCE_COLUMNS]
+    if stored:
+        what = f"{source}: {' and '.join(stored)} are of a reference that stays, and that of `recipe.reference` moves"
+        raise AligngapError(f"{what}; remove these columns, or leave `recipe.reference` out")
 
 
 def pick_tracking(args: argparse.Namespace, made: Plan, out: Path) -> Tracking:

@@ -14,6 +14,7 @@ import math
 import os
 import secrets
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from aligngap.execute.worker import WorkerSettings, work
 from aligngap.pipeline.base import Step
 from aligngap.storage.files import write_text
 from aligngap.storage.store import Store
-from aligngap.types import AligngapError
+from aligngap.types import AligngapError, RunFailed
 
+#: seconds in which a head that does not answer may come back; after 60 Ray ends the process without a word of ours
+AWAY_SECONDS = 30.0
 RETRIES = 5  # times a step is started anew after its worker or its node has died
 
 
@@ -40,13 +43,23 @@ def connect() -> Any:
         given = os.environ.get("RAY_ADDRESS", "")
         try:
             host, _, port = given.rpartition(":")
-            if host and port.isdecimal():  # asked first: Ray ends the process where nobody answers
-                socket.create_connection((host, int(port)), timeout=10).close()
+            if host and port.isdecimal() and not answers(given):  # Ray ends the process where nobody answers
+                raise ConnectionError(given)
             ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             remedy = "start one with `ray start --head`, or set RAY_ADDRESS to HOST:PORT of its head"
             raise AligngapError(f"--executor ray: no Ray cluster at {given or 'this machine'}; {remedy}") from error
     return ray
+
+
+def answers(address: str) -> bool:
+    """Whether anybody listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _look(root: str, folder: str, token: str, version: str) -> tuple[str, str]:
@@ -81,9 +94,12 @@ class Ray(Cluster[Any]):
             raise AligngapError(f"--gpus {gpus:g}: must be 0 or more")
         super().__init__(store)
         self.ray = connect()
-        self.gpus = float(self.ray.cluster_resources().get("GPU", 0.0) > 0) if gpus is None else gpus
+        self.have: dict[str, float] = self.ray.cluster_resources()
+        self.gpus = float(self.have.get("GPU", 0.0) > 0) if gpus is None else gpus
         self.workers, self.threads, self.save_seconds = workers, threads, save_seconds
         self.machine = Machine(f"Ray gpus={self.gpus:g} x{threads}", None, threads)
+        self.head, self.answered = str(self.ray.get_runtime_context().gcs_address), time.monotonic()
+        self.watched = answers(self.head)  # where it cannot be asked from here, that it is silent says nothing
         self._check_room()
 
     def _check_room(self) -> None:
@@ -131,21 +147,37 @@ class Ray(Cluster[Any]):
 
     def wait(self, tasks: Sequence[Any], seconds: float) -> Sequence[Any]:
         """Those of the tasks that have ended, after so many seconds at most."""
+        self._head_answers()
         finished: Sequence[Any] = self.ray.wait(list(tasks), timeout=seconds)[0]
         return finished
 
+    def _head_answers(self) -> bool:
+        """Whether the head answers; RunFailed once it has not for so long that nobody waits for it any longer."""
+        if not self.watched or answers(self.head):
+            self.answered = time.monotonic()
+            return True
+        if self.gone():
+            remedy = "start it again, and the same command goes on from where it was"
+            raise RunFailed(f"--executor ray: the head of the cluster at {self.head} does not answer; {remedy}")
+        return False
+
+    def gone(self) -> bool:
+        """Whether the head has not answered for so long that nothing more is asked of it."""
+        return time.monotonic() - self.answered > AWAY_SECONDS
+
     def cancel(self, tasks: Sequence[Any]) -> None:
-        """End tasks where they are; what they have saved stays."""
-        for reference in tasks:
+        """End tasks where they are; what they have saved stays. Where the head has gone, they end by themselves."""
+        for reference in () if self.gone() else tasks:
             self.ray.cancel(reference, force=True)
 
     def slots(self) -> int:
         """Steps that the cluster as it stands can run at once; at least one, so that one waits for a node to come."""
         if self.workers is not None:
             return self.workers
-        have = self.ray.cluster_resources()
-        room = have.get("CPU", 0.0) / self.threads
-        return max(1, int(min(room, have.get("GPU", 0.0) / self.gpus) if self.gpus else room))
+        if self._head_answers():  # Ray itself would wait for it
+            self.have = self.ray.cluster_resources()
+        room = self.have.get("CPU", 0.0) / self.threads
+        return max(1, int(min(room, self.have.get("GPU", 0.0) / self.gpus) if self.gpus else room))
 
     def answer(self, step: Step, task: Any) -> Answer | None:
         """What became of a step whose task has ended; Ray itself starts anew what has died."""

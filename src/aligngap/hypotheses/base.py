@@ -68,6 +68,7 @@ class Hypothesis:
     dial: Callable[[View], Dial | None] | None = None
     shows: tuple[str, ...] = ()  # arms that its figure shows beside those that its rules need
     more: tuple[Figure, ...] = ()
+    leads: tuple[str, ...] = ()  # rules whose findings stand on the first screen of a report
     applies: Callable[[View], bool] | None = None  # whether records that have its arms say anything about it
 
     @property

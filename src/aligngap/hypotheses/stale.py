@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import AT_BUDGETS, MARGIN, Rule, ahead, contrast, nats, same
+from aligngap.hypotheses.rules import AT_BUDGETS, BY, MARGIN, Rule, ahead, contrast, nats, same
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -31,6 +31,7 @@ from aligngap.stats.wall_clock import System, steps_by
 from aligngap.types import Verdict
 
 CLIPPED, WEIGHTED = "clipped", "weighted"
+TRUTH = "oracle_win"
 #: systems in which wall clock is compared: writing takes as long as training, or four times as long
 SYSTEMS = (System("writing takes as long as training", 1.0, 1.0), System("writing takes four times as long", 4.0, 1.0))
 REPLAY_EVERY = 4  # steps of `replay-16` to a new batch
@@ -43,15 +44,10 @@ OLD = (
 )
 
 
-def by_age(view: View, variant: str = "") -> dict[int, Contrast]:
-    """Each age that was run, the youngest first, and its difference to online, both under a variant."""
-    base = "online" if not variant or under("online", variant) not in view.arms else under("online", variant)
-    ages = view.numbered("age-")
-    return {
-        age: view.contrast({under(arm, variant): 1.0, base: -1.0})
-        for arm, age in ages.items()
-        if under(arm, variant) in view.arms
-    }
+def by_age(view: View, variant: str = "", score: str = "win") -> dict[int, Contrast]:
+    """Each age that was run under a variant, the youngest first, and its difference to online as it is."""
+    ages = {age: under(arm, variant) for arm, age in view.numbered("age-").items()}
+    return {age: view.contrast({arm: 1.0, "online": -1.0}, score) for age, arm in ages.items() if arm in view.arms}
 
 
 def falls(found: Contrast) -> bool:
@@ -78,12 +74,14 @@ def too_old(view: View, rule: Rule) -> Verdict:
         old.append(age)
     oldest, fine = max(found), [age for age in found if alike(found[age])]
     outcome = SUPPORTED if old else CONTRADICTED if oldest in fine else INCONCLUSIVE
-    at = found[min(old) if old else oldest]
+    age = min(old) if old else oldest
+    at = found[age]
     said = [
-        f"From {min(old)} steps on pairs are too old here: at {nats(at.kl)} {-at.effect.value:.3f} of win rate lost."
+        f"From {age} steps on pairs are too old here: at {nats(at.kl)} {-at.effect.value:.3f} of win rate lost."
         if old
         else f"No age up to {oldest} steps is told to be too old."
     ]
+    said += by_truth(view, age, at.kl)
     young = [age for age in fine if not old or age < min(old)]
     said.append(
         f"Up to {max(young)} steps they are as good as fresh ones, to within {MARGIN}." if young
@@ -97,22 +95,50 @@ def too_old(view: View, rule: Rule) -> Verdict:
     return rule.found(outcome, at.effect, at.interval, reason, p=at.found.p if old else float("nan"))
 
 
-def frontier(view: View) -> Dial | None:
-    """Each arm's difference to online at equal KL, against the age of its pairs."""
-    series = {}
+def by_truth(view: View, age: int, kl: float) -> list[str]:
+    """What the true preference says of the difference that the judge has told; nothing where there is none."""
+    if not view.records["oracle_win_rate"].notna().any():
+        return []
+    found = view.contrast({f"age-{age}": 1.0, "online": -1.0}, TRUTH)
+    return [
+        f"By the true preference, which no arm saw, the difference there is {b.mean.value:+.3f} ({b.interval[0]:+.3f} "
+        f"to {b.interval[1]:+.3f})."
+        for b in found.found.judged
+        if b.kl == kl
+    ]
+
+
+def frontier(view: View, score: str = "win") -> Dial | None:
+    """Each arm's difference to online at one KL, against the age of its pairs.
+
+    The KL is the largest budget at which every age, as it is, can be judged. The intervals are those that cover all
+    judged budgets of an arm at once.
+    """
+    plain = [c for c in by_age(view, "", score).values() if c.defined]
+    shared = set.intersection(*({b.kl for b in c.found.judged} for c in plain)) if plain else set()
+    if not shared:
+        return None
+    kl = max(shared)
+    series: dict[str, tuple[Point, ...]] = {}
     for name, variant in (("as it is", ""), ("clipped", CLIPPED), ("weighted", WEIGHTED)):
-        found = {age: c for age, c in by_age(view, variant).items() if c.defined}
-        if found:
-            series[name] = tuple(Point(float(a), c.effect.value, *c.interval, f"age-{a}") for a, c in found.items())
+        against = by_age(view, variant, score)
+        series[name] = tuple(Point(float(age), *b, f"age-{age}") for age, c in against.items() for b in _at(c, kl))
     for name, prefix in (("buffer, mean age", "buffer-"), ("replay, mean age", "replay-")):
-        points = []
-        for arm in view.numbered(prefix):
-            age, c = mean_age(view, arm), view.contrast({arm: 1.0, "online": -1.0})
-            if c.defined and np.isfinite(age) and age > 0:
-                points.append(Point(age, c.effect.value, *c.interval, arm))
-        if points:
-            series[name] = tuple(points)
-    return Dial(STEPS_TEXT, "difference to online at equal KL", series, log_x=True, reference=0.0) if series else None
+        ages = {arm: mean_age(view, arm) for arm in view.numbered(prefix)}
+        beside = {arm: view.contrast({arm: 1.0, "online": -1.0}, score) for arm, age in ages.items() if age > 0}
+        series[name] = tuple(Point(ages[arm], *b, arm) for arm, c in beside.items() for b in _at(c, kl))
+    y = f"difference to online{BY[score]} at {nats(kl)}"
+    return Dial(STEPS_TEXT, y, {n: p for n, p in series.items() if p}, log_x=True, reference=0.0)
+
+
+def _at(found: Contrast, kl: float) -> list[tuple[float, float, float]]:
+    """The difference at a KL with its interval; nothing where it is not judged."""
+    return [(b.mean.value, *b.interval) for b in found.found.judged if b.kl == kl]
+
+
+def frontier_by_truth(view: View) -> Dial | None:
+    """The same figure by the true preference; None where the records have none."""
+    return frontier(view, TRUTH) if view.records["oracle_win_rate"].notna().any() else None
 
 
 def mean_age(view: View, arm: str) -> float:
@@ -215,5 +241,9 @@ STALE = Hypothesis(
     ),
     dial=frontier,
     shows=("age-4", "age-64"),
-    more=(Figure("clock", "At equal wall clock, by a model of the system", at_equal_time),),
+    more=(
+        Figure("truth", "By the true preference, which no arm saw", frontier_by_truth),
+        Figure("clock", "At equal wall clock, by a model of the system", at_equal_time),
+    ),
+    leads=("too old", *(f"sooner, {s.write:g} to {s.train:g}" for s in SYSTEMS)),
 )  # fmt: skip

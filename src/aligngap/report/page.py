@@ -102,6 +102,7 @@ def opening(analysis: Analysis) -> dict[str, Any]:
         "answer": f"{words.claim(analysis)}.", "state": words.verdict(analysis.main),
         "missing": " ".join(words.say_missing(analysis)),
         "tiles": tiles(analysis), "change": change_of_mind(analysis), "people": say_people(analysis),
+        "leading": sections.say_leading(analysis),
         "details": [words.numbers(analysis), *doubts],
         "option_rows": [], "option_header": (), "option_notes": [],
     }  # fmt: skip

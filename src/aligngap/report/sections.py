@@ -24,6 +24,16 @@ def list_judged(analysis: Analysis) -> list[Judged]:
     return [j for j in analysis.judged if j.hypothesis.name != "opening"]
 
 
+def say_leading(analysis: Analysis) -> list[str]:
+    """What a hypothesis found that its reader wants first, a sentence or two each: for the first screen."""
+    return [
+        f"{v.name.capitalize()}: {v.outcome}, {effect(v)}. {v.reason}"
+        for judged in list_judged(analysis)
+        for v in judged.verdicts
+        if v.name in judged.hypothesis.leads and math.isfinite(v.effect.value)
+    ]
+
+
 def titles_of(judged: Judged) -> list[str]:
     """What stands under each of a hypothesis's figures; nothing under the first, which the question explains."""
     return ["", *(figure.title for figure, _ in judged.more)]

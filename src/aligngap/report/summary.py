@@ -75,6 +75,7 @@ def first_screen(analysis: Analysis) -> list[str]:
     change = [f"What would change this ({what}): {sentence}" for what, sentence in change_of_mind(analysis)]
     return [
         *words.say_missing(analysis),
+        *sections.say_leading(analysis),
         *words.details(analysis),
         *say_unbeaten(analysis),
         *say_people(analysis),
