@@ -26,6 +26,7 @@ from conftest import TINY_STUDY
 from warm import Running, Warm
 
 KILLS = int(os.environ.get("ALIGNGAP_CHAOS_KILLS", "8"))
+PATIENCE_SECONDS = 3600.0  # for a whole study on a busy machine
 SEED = int(os.environ.get("ALIGNGAP_CHAOS_SEED", "0"))
 WORDS = ["run", "tiny.yaml", "--out", "out", "--device", "cpu", "--workers", "1", "--save-seconds", "0.05"]
 
@@ -81,7 +82,7 @@ def kill(running: Running, victim: str) -> int:
     if not workers:
         return running.kill(group=victim != "command")
     workers[0].kill()
-    code = running.wait(120)
+    code = running.wait(PATIENCE_SECONDS)
     assert code == 0, running.stderr.read_text()
     return 0
 
@@ -107,7 +108,7 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
                 how = rng.choice(["time", "write"])
                 at = rng.randrange(1, int(changes * left) + 1) if how == "write" and not enough else None
                 running = warm.start(WORDS, folder, die_at=at)
-                code = running.wait(600 if enough or at else rng.uniform(0.0, seconds * left))
+                code = running.wait(PATIENCE_SECONDS if enough or at else rng.uniform(0.0, seconds * left))
                 alive = code is None
                 if code is None:
                     code = kill(running, rng.choice(["group", "group", "command", "worker"]))
@@ -119,6 +120,7 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
             assert found.keys() == expected.keys()
             assert [name for name in found if found[name] != expected[name]] == []
             assert not [p for p in (folder / "store" / "partial").iterdir() if p.is_dir()]
+            print(f"{sum(done.values())} kills over {studies} studies so far, all ended alike", file=sys.stderr)
     finally:
         warm.close()
     print(f"{sum(done.values())} kills ({done}) over {studies} studies, all ended alike", file=sys.stderr)

@@ -73,6 +73,17 @@ def end(processes: Sequence[Any], patience_seconds: float) -> None:
             process.kill()
 
 
+def dismiss(slots: Sequence[Slot]) -> None:
+    """End the workers of slots, and wait until their pools have noticed.
+
+    A pool's own thread closes a pipe when its worker is gone; the interpreter writes to that pipe as it exits, and
+    complains of a bad file descriptor where both happen at once.
+    """
+    end([slot.process for slot in slots if slot.process is not None], PATIENCE_SECONDS)
+    for slot in slots:
+        slot.pool.shutdown(cancel_futures=True)
+
+
 def announce_stop() -> KeyboardInterrupt:
     """What a stop raises, said first."""
     print("aligngap: stopping at the next step …", file=sys.stderr, flush=True)
@@ -201,7 +212,7 @@ class Local:
                 if not finished:
                     yield Event.TICK, next(iter(running.values()))[0], ""
         except BaseException:
-            end([slot.process for slot in slots if slot.process is not None], PATIENCE_SECONDS)
+            dismiss(slots)
             raise
         finally:
             for slot in slots:

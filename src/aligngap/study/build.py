@@ -11,6 +11,7 @@ from aligngap import registry
 from aligngap.judges.kinds import IdentifiedKind, LearningKind
 from aligngap.losses import ReadsProbabilities
 from aligngap.settings import JudgeSpec, LossSpec, Study, explain
+from aligngap.settings.base import say_wrong
 from aligngap.types import AligngapError, OracleTask
 
 
@@ -25,7 +26,7 @@ def build_task(section: dict[str, Any]) -> Any:
     try:
         return maker(**{k: v for k, v in section.items() if k != "name"})
     except ValidationError as error:
-        raise AligngapError(explain(error, prefix="task.")) from error
+        raise AligngapError(explain(error, "task.", maker)) from error
 
 
 LEARNS = ("model", "pretrain", "optimization", "labels")  # settings of a judge that are for kinds that learn
@@ -39,7 +40,7 @@ def build_judge(spec: JudgeSpec, where: str = "judge") -> Any:
     try:
         kind = maker(**spec.options)
     except ValidationError as error:
-        raise AligngapError(explain(error, prefix=f"{where}.")) from error
+        raise AligngapError(explain(error, f"{where}.", maker)) from error
     except TypeError as error:
         known = {f.name for f in fields(maker)} if is_dataclass(maker) else set[str]()
         unknown = next((o for o in spec.options if o not in known), "")
@@ -102,7 +103,7 @@ def check_options(spec: LossSpec, maker: Any, where: str) -> None:
         try:
             TypeAdapter(types[option]).validate_python(value, strict=True)
         except ValidationError as error:
-            what = error.errors(include_url=False)[0]["msg"]
+            what = say_wrong(error.errors(include_url=False)[0])
             raise AligngapError(f"{where}.{option}: {what} (given: {value!r})") from error
 
 

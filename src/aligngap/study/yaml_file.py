@@ -174,6 +174,6 @@ def parse_study(raw: Mapping[str, Any], label: str) -> Study:
     try:
         return Study.model_validate(raw)
     except ValidationError as error:
-        raise AligngapError(f"{label}: {explain(error)}") from error
+        raise AligngapError(f"{label}: {explain(error, model=Study)}") from error
     except UnicodeEncodeError as error:
         raise AligngapError(f"{label}: {error.object!a} holds a lone surrogate, which is no character") from error
