@@ -52,12 +52,13 @@ def study(
     gain: float = 0.0,
     farther: float = 1.0,
     luck: float = 0.0,
+    training: float = 1.0,
 ) -> Clouds:
     """A study whose arms differ by `gain` at every KL; `configs` names, for each arm, which of `CONFIGS` it ran.
 
     Online ends at `farther` times offline's KL. With `luck` a run that does better than its like goes farther too (a
     run one standard deviation better ends at exp(luck) times the KL), so that those that fall short of a budget are not
-    missing at random.
+    missing at random. `training` multiplies what runs of one configuration differ by.
     """
     items = []
     shared = rng.normal(size=prompts)
@@ -71,8 +72,9 @@ def study(
                 end, better = CONFIGS[number]
                 end *= np.exp(rng.normal(0, 0.1)) * (farther if arm == "online" else 1.0)
                 moved = jitter(rng)
-                effect = rng.normal(0, RUN_SD, 2)
-                end *= np.exp(luck * effect[0] / RUN_SD)
+                luckier, later = rng.normal(size=2)
+                end *= np.exp(luck * luckier)
+                effect = training * RUN_SD * np.array([luckier, later])
                 x = np.sort(np.geomspace(0.1, end, CHECKPOINTS) * moved)
                 wave = effect @ np.stack([np.ones(CHECKPOINTS), np.sqrt(2) * np.sin(np.log(x))])
                 curve = 0.5 + 0.3 * (1 - np.exp(-x / 3)) - 0.004 * x
@@ -212,6 +214,7 @@ def protocols(prompts: int = 256) -> list[Protocol]:
         best("each configuration's best checkpoint, chosen on the other seeds, 5 seeds", 5, prompts),
         paper("the paper's protocol: one against the best of four, 3 seeds", 3, prompts),
         paper("the paper's protocol: one against the best of four, 5 seeds", 5, prompts),
+        budgets("matched, 5 seeds, 1.6 times the KL, no training noise", 5, prompts, farther=1.6, training=0.0),
     ]
 
 

@@ -77,6 +77,7 @@ SECTIONS: Mapping[type[BaseModel], str] = {
     settings.RolloutSpec: "`recipe.rollouts`",
     settings.ReferenceSpec: "`recipe.reference`",
     settings.Arm: "An arm, under `arms`",
+    settings.HeadStartSpec: "`head_start` of a judge",
     settings.RetrainSpec: "`retrain` of an arm",
     settings.Sweep: "A grid, in the list `sweep`",
     settings.Variant: "The same arms under other settings, under `variants`",

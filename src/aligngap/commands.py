@@ -126,6 +126,7 @@ def carry_out(
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
+    from aligngap.execute.expected import write_expected
     from aligngap.execute.refresh import Refresher
     from aligngap.execute.together import Together, launch
     from aligngap.execute.watch import follow, watch
@@ -145,6 +146,8 @@ def carry_out(
     checks.check_judges(made, store)
     store.prepare()
     check_writable(out)
+    if said := write_expected(made.study.name, out):
+        print(f"aligngap: what is expected stands in {said}", file=sys.stderr)
     damaged: set[str] = set()
     while True:
         with Refresher(made, store, out, shlex.join(["aligngap", *words])) as refresher:

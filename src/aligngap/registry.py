@@ -83,6 +83,8 @@ SHELVES: dict[str, dict[str, str]] = {
         "judge-dial": "aligngap.hypotheses.judge_dial:JUDGE_DIAL",
         "step-size": "aligngap.hypotheses.step_size:STEP_SIZE",
         "forecast": "aligngap.hypotheses.forecast:FORECAST",
+        "epochs": "aligngap.hypotheses.few_labels:EPOCHS",
+        "few-labels": "aligngap.hypotheses.few_labels:FEW_LABELS",
     },
 }
 

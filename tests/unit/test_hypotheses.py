@@ -67,7 +67,7 @@ def outcomes(name: str, view: View) -> dict[str, str]:
 
 
 def test_every_hypothesis_is_whole() -> None:
-    assert len(ALL) == 17
+    assert len(ALL) == 19
     for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
         assert h.name == name
         assert h.question.endswith("?")

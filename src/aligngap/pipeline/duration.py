@@ -23,13 +23,14 @@ from aligngap.pipeline.measure import Measure
 from aligngap.pipeline.probe import JudgesProbe, Probe
 from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
+from aligngap.pipeline.teaching import HeadStart
 from aligngap.settings import Limits, ModelSpec
 from aligngap.types import AligngapError
 
 #: Seconds of one core per unit of work, from the manifests (`cpu_seconds`) of studies in the sandbox.
 SECONDS_PER_UNIT: dict[type[Step], float] = {
-    Sft: 1.8e-4, FitJudge: 2.8e-4, Relabel: 0.9e-3, Written: 1.6e-3, Measure: 3.4e-4, BestOfN: 2.0e-4,
-    Probe: 2.0e-4, JudgesProbe: 3.0e-4, ReferenceSamples: 2.0e-4, CrossJudge: 3.4e-4,
+    Sft: 1.8e-4, HeadStart: 2.8e-4, FitJudge: 2.8e-4, Relabel: 0.9e-3, Written: 1.6e-3, Measure: 3.4e-4,
+    BestOfN: 2.0e-4, Probe: 2.0e-4, JudgesProbe: 3.0e-4, ReferenceSamples: 2.0e-4, CrossJudge: 3.4e-4,
 }  # fmt: skip
 #: the same per pair of the data: to write them, and for the first steps that read them
 PER_PAIR: dict[type[Step], float] = {Data: 1.5e-4, Sft: 1.8e-4, FitJudge: 1.8e-4}
@@ -75,7 +76,7 @@ def unsized(steps: Iterable[Step]) -> list[str]:
 
 def model_of(step: Step) -> ModelSpec | None:
     """The model whose passes take the time: the judge's where a step trains or asks one, the policy's elsewhere."""
-    if isinstance(step, FitJudge):
+    if isinstance(step, FitJudge | HeadStart):
         return step.backbone.model
     if isinstance(step, Relabel):
         return step.judge.backbone.model if isinstance(step.judge, FitJudge) else None

@@ -10,6 +10,7 @@ from aligngap.judges.kinds import OpenedKind
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.sft import Sft, tokenizer_of
+from aligngap.pipeline.teaching import HeadStart, teach
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Optimization, Settings
 from aligngap.study.build import build_judge, build_task
@@ -50,13 +51,10 @@ class FitJudge(Step):
     seed: int
     split: Literal["train", "judge"] = "train"
     code: str = ""  # of the source of a kind of judge that is not aligngap's own
+    taught: HeadStart | None = None  # what it has learned before, on other worlds
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         import numpy as np
-
-        from aligngap.fit import Trainer
-        from aligngap.pipeline.training import train
-        from aligngap.streams import Epochs
 
         source = self.labels or self.data
         pairs, held_out = source.pairs(ctx, self.split), source.pairs(ctx, "test")
@@ -66,19 +64,20 @@ class FitJudge(Step):
         folder = self.backbone.made(ctx, "policy")
         spec, how = self.backbone.model, self.spec.optimization
         assert how is not None  # `build_judge` has checked it
-        tokenizer = tokenizer_of(ctx, self.data, spec)
-        judge = build_judge(self.spec).start(folder, spec, tokenizer, key=self.name, seed=derive(self.seed, "head"))
+        kind = build_judge(self.spec)
+        if self.taught is not None:
+            judge = kind.load(self.taught.made(ctx, "model"), folder, spec)
+            judge.key = self.name
+        else:
+            tokenizer = tokenizer_of(ctx, self.data, spec)
+            judge = kind.start(folder, spec, tokenizer, key=self.name, seed=derive(self.seed, "head"))
         judge.to(ctx.device)
         if how.lora is not None:
             judge.attach(how.lora, derive(self.seed, "adapter"))
-        items = judge.items(pairs, np.random.default_rng(derive(self.seed, "shown order")))
-        trainer = Trainer(judge.module, how, self.seed, job.world)
-        outcome = train(job, trainer, Epochs(items, derive(self.seed, "judge order")), judge.objective)
-        if outcome != "ok":
-            raise RunFailed(f"{self.spec.kind} judge: {outcome}; lower its learning_rate")
+        stopped = teach(job, judge, pairs, how, self.seed, self.spec.stop_every)
         judge.merge().save(job.work / "model")
         about, _ = held_against(judge, held_out)
-        return about | {"training_pairs": len(pairs)}
+        return about | {"training_pairs": len(pairs)} | stopped
 
     def open(self, ctx: Context, job: Job) -> Judge:
         """The trained judge, loaded once per process, as the job asks it."""
@@ -177,6 +176,7 @@ class Relabel(Step):
     judge: FitJudge | ReadyJudge | OracleJudge
     reference: Sft
     soft: bool = False
+    keep: int | None = None  # how many of the data's pairs it labels; the held-out ones are labelled all
 
     @property
     def revision(self) -> int:
@@ -192,6 +192,8 @@ class Relabel(Step):
         about: dict[str, Any] = {}
         for number, split in enumerate(self.data.splits):
             given = self.data.pairs(ctx, split)
+            if split != "test":
+                given = self.kept(given)
             job.progress(number, len(self.data.splits), split)
             pairs = label(
                 [p.prompt for p in given], [p.chosen for p in given], [p.rejected for p in given], judge,
@@ -205,11 +207,22 @@ class Relabel(Step):
             about[split] = {"pairs": len(pairs), "ties": ties, "agreement_with_rater": agree / len(pairs)}
         return about
 
+    def kept(self, given: list[Pair]) -> list[Pair]:
+        """The pairs that are labelled, in the data's order; fewer are always among more of the same data."""
+        import numpy as np
+
+        if self.keep is None:
+            return given
+        if self.keep > len(given):
+            raise RunFailed(f"golden_labels: {self.keep} are more than the {len(given)} pairs of the data; lower it")
+        order = np.random.default_rng(derive(self.data.seed, "golden labels")).permutation(len(given))
+        return [given[int(i)] for i in sorted(order[: self.keep])]
+
     def pairs(self, ctx: Context, split: str) -> list[Pair]:
         return stored_pairs(ctx, self, split)
 
     def units(self) -> float:
-        return self.data.expected
+        return float(self.keep or self.data.expected)
 
 
 def stored_pairs(ctx: Context, step: Step, split: str) -> list[Pair]:

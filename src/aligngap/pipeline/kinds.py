@@ -15,9 +15,10 @@ from aligngap.pipeline.measure import Measure, Responses
 from aligngap.pipeline.probe import JudgesProbe, Probe
 from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
+from aligngap.pipeline.teaching import HeadStart
 
 KINDS: tuple[type[Step], ...] = (
-    Data, Sft, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, ReferenceSamples, Measure,
+    Data, Sft, HeadStart, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, ReferenceSamples, Measure,
     BestOfN, CrossJudge, Probe, JudgesProbe, PromptSet, ReadPolicy, AskJudge,
 )  # fmt: skip
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}

@@ -24,6 +24,7 @@ from aligngap.pipeline.measure import Measure, Responses
 from aligngap.pipeline.probe import JudgesProbe, Probe
 from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
+from aligngap.pipeline.teaching import HeadStart
 from aligngap.registry import source_of
 from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
@@ -85,7 +86,8 @@ class Pipeline:
         self.golden = self.judge(study.golden, "golden", None)
         self.d_golden = self.relabel(self.golden)
         # A variant with the same golden judge has the study's own labels, whatever its reference says of them beside.
-        own = base if base is not None and base.golden.name == self.golden.name else self
+        same = base is not None and base.golden.name == self.golden.name
+        own = base if base is not None and same and base.study.golden_labels == study.golden_labels else self
         self.proxy = self.judge(study.proxy, "proxy", own.d_golden)
         self.oracle = OracleJudge(task=study.task, seed=seed, code=self.data.code) if has_oracle(task) else None
         self.judges = {"golden": self.golden, "proxy": self.proxy, "oracle": self.oracle}
@@ -111,14 +113,27 @@ class Pipeline:
             return ReadyJudge(data=self.data, labels=labels, spec=spec, identity=identity_of(spec, role), code=code)
         split = self.data.judges_learn_from
         backbone = self.tuned(spec.model or self.study.policy, spec.pretrain or self.study.sft, split)
-        own = spec.model_copy(update={"model": None, "pretrain": None})  # the backbone says both: equal ones are shared
+        # The backbone and the head start say the rest: equal ones are shared.
+        own = spec.model_copy(update={"model": None, "pretrain": None, "head_start": None})
         seed = derive(self.seed, role)
+        taught = None
+        if (before := spec.head_start) is not None:
+            if not has_oracle(build_task(self.study.task)):
+                name = self.study.task["name"]
+                raise AligngapError(f"{role}.head_start: the task `{name}` has no sibling worlds; leave it out")
+            how = before.optimization or spec.optimization
+            taught = HeadStart(
+                data=self.data, backbone=backbone, task=self.study.task, worlds=before.worlds, pairs=before.pairs,
+                spec=own.model_copy(update={"optimization": how, "labels": None, "stop_every": None}), seed=seed,
+            )  # fmt: skip
         return FitJudge(
-            data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split, code=code
+            data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split, code=code, taught=taught
         )  # fmt: skip
 
     def relabel(self, judge: FitJudge | ReadyJudge | OracleJudge, soft: bool = False) -> Relabel:
-        return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft)
+        scarce = judge is self.golden or isinstance(judge, OracleJudge)  # what a proxy says costs nothing
+        keep = self.study.golden_labels if scarce else None
+        return Relabel(data=self.data, judge=judge, reference=self.sft, soft=soft, keep=keep)
 
     def source(self, arm: Arm) -> ArmStream:
         """The arm's stream, with the artifacts it draws on."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pandas as pd
 
 from aligngap.hypotheses.forecast import Forecast, forecast
-from aligngap.hypotheses.view import View
+from aligngap.hypotheses.view import View, under
 from aligngap.report import words
 from aligngap.report.folder import read_compared, read_declared, read_study
 from aligngap.storage.files import write_text
@@ -24,21 +25,52 @@ def write_forecast(folder: Path) -> str:
     tables, (twin, offline) = read_folder(folder), read_compared(folder)
     budgets = read_declared(folder, read_study(folder))["budgets"]
     view = View(tables.records, tables.per_prompt, OPPONENT, twin, offline)
-    found = forecast(view, budgets, twin, offline)
+    pairs = varied_pairs(folder, view, twin, offline)
+    every = {variant: forecast(view, budgets, *arms) for variant, arms in pairs.items()}
     rows = [
         {
-            "kl_nats": f.kl, "evaluator": f.evaluator, "law": f.law.value, "law_se": f.law.se,
+            "variant": variant, "kl_nats": f.kl, "evaluator": f.evaluator, "law": f.law.value, "law_se": f.law.se,
             "law_lower": f.law_interval[0], "law_upper": f.law_interval[1], "slope_at_nats": f.slope_at,
             "twin": f.twin.value, "twin_se": f.twin.se, "twin_lower": f.twin_interval[0],
             "twin_upper": f.twin_interval[1], "seeds": f.law.n,
         }
+        for variant, found in every.items()
         for f in found
     ]  # fmt: skip
     write_text(folder / FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
     seeds = words.seeds(len(view.seeds))
     head = f"forecast of online's lead in win rate against the SFT policy, before any online run ({seeds}):"
-    said = [line(f) for f in found] or ["nothing: no run left the SFT policy, or the records have no rho"]
+    found = [f for those in every.values() for f in those]
+    said = [under_variant(v) + line(f) for v, those in every.items() for f in those] or [
+        "nothing: no run left the SFT policy, or the records have no rho"
+    ]
     return "\n".join([head, *(f"  {s}" for s in said), *(f"  {s}" for s in notes(found)), f"written: {folder / FILE}"])
+
+
+def varied_pairs(folder: Path, view: View, twin: str, offline: str) -> dict[str, tuple[str, str]]:
+    """The twin and the offline arm of the study as it stands ("") and of every variant that has a twin of its own.
+
+    Offline hears no proxy: under a variant that did not run it, it is that of the settings that differ in the proxy
+    alone, if there is one.
+    """
+    sets = {"": {}} | {name: v.get("set", {}) for name, v in (read_study(folder).get("variants") or {}).items()}
+    heard = {
+        v: json.dumps({k: x for k, x in values.items() if not k.startswith("proxy")}, sort_keys=True)
+        for v, values in sets.items()
+    }
+    out = {}
+    for variant in sets:
+        if not view.has(under(twin, variant)):
+            continue
+        alike = [v for v in (variant, *sets) if heard[v] == heard[variant] and view.has(under(offline, v))]
+        if alike:
+            out[variant] = (under(twin, variant), under(offline, alike[0]))
+    return out
+
+
+def under_variant(variant: str) -> str:
+    """What stands before a line about a variant."""
+    return f"{variant}: " if variant else ""
 
 
 def line(f: Forecast) -> str:

@@ -36,6 +36,24 @@ def some_steps(how: Optimization) -> Optimization:
     return how
 
 
+class HeadStartSpec(Settings):
+    """What a judge has learned before it sees a label of the study's world: comparisons of sibling worlds.
+
+    A sibling is the same task at another seed, with a rater of its own: what pretraining is to judges of people's text.
+    """
+
+    worlds: int = Field(ge=1, description="sibling worlds, of a task that draws its world from the seed")
+    pairs: int = Field(ge=1, description="comparisons of each, labelled by its own rater")
+    optimization: Optimization | None = Field(
+        default=None, description="how it learns from them; null: as it learns from the labels"
+    )
+
+    @field_validator("optimization")
+    @classmethod
+    def _learns(cls, how: Optimization | None) -> Optimization | None:
+        return how and some_steps(how)
+
+
 class JudgeSpec(BaseModel):
     """A judge by its registered kind, with that kind's own settings beside it; the rest is for kinds that learn.
 
@@ -50,6 +68,13 @@ class JudgeSpec(BaseModel):
     pretrain: Optimization | None = Field(default=None, description="fine-tuning of its backbone; null: as `sft`")
     optimization: Optimization | None = Field(default=None, description="how it learns; kinds that learn need it")
     labels: int | None = Field(default=None, ge=2, description="number of training pairs; null: all of them")
+    stop_every: int | None = Field(
+        default=None, ge=1, description="steps between looks at a fifth of its labels, which are kept apart: it stays "
+        "as it was where their loss was least; null: as it is after its last step"
+    )  # fmt: skip
+    head_start: HeadStartSpec | None = Field(
+        default=None, description="sibling worlds that it has learned from before; null: none"
+    )
 
     @field_validator("optimization")
     @classmethod

@@ -85,6 +85,10 @@ class Study(Settings):
         default=0.0, ge=0.0, lt=1.0, description="share of the training prompts that only the judges learn from, and "
         "no policy; 0: judges and policies learn from the same prompts"
     )  # fmt: skip
+    golden_labels: int | None = Field(
+        default=None, ge=2, description="pairs of the data that the golden judge labels: the proxy and arms that learn "
+        "from the data as it labels them, have no others; policies are tuned on, and write to, all prompts; null: all"
+    )  # fmt: skip
     budgets: list[float] = Field(
         default=[1.0, 2.0, 4.0, 8.0], min_length=1, description="KL in nats at which arms are compared, named before "
         "the runs; every verdict rests on them"
@@ -219,6 +223,13 @@ class Study(Settings):
                 raise ValueError(f"`spent_seeds` names {seed}, which is not among the seeds")
         if self.spent_seeds and set(self.spent_seeds) >= set(self.seed_list):
             raise ValueError("`spent_seeds` names every seed, so none is left to judge")
+        if self.golden_labels is not None and self.judge_share:
+            raise ValueError("`golden_labels` and `judge_share` both say which pairs the judges learn from; give one")
+        scarce = self.golden_labels is not None and self.measurement.split == "train"
+        if scarce and "chosen" in self.measurement.opponents:
+            raise ValueError("`golden_labels` leaves prompts without a `chosen` response: leave it out of `opponents`")
+        if self.golden.head_start is not None:
+            raise ValueError("`head_start` belongs to the proxy: the golden judge learns from its own world alone")
         if self.measurement.kl_prompts > self.measurement.prompts:
             raise ValueError("`measurement.kl_prompts` is larger than `measurement.prompts`")
         return self

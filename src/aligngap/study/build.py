@@ -29,7 +29,14 @@ def build_task(section: dict[str, Any]) -> Any:
         raise AligngapError(explain(error, "task.", maker)) from error
 
 
-LEARNS = ("model", "pretrain", "optimization", "labels")  # settings of a judge that are for kinds that learn
+LEARNS = (
+    "model",
+    "pretrain",
+    "optimization",
+    "labels",
+    "stop_every",
+    "head_start",
+)  # settings of a judge that are for kinds that learn
 
 
 def build_judge(spec: JudgeSpec, where: str = "judge") -> Any:

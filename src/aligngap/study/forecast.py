@@ -51,7 +51,8 @@ def forecast_study(study: Study, steps: int | None = None) -> Study:
         "arms": {TWIN: twin_of(first, length).model_dump(exclude_defaults=True), offline: raw["arms"][offline]},
         "compare": [TWIN, offline],
         "sweep": [grid for grid in (_renamed(g, online, offline) for g in raw.get("sweep", [])) if grid],
-        "variants": {}, "primary": [], "probe": 0, "decision_kl": None, "decision_margin": None,
+        "variants": _varied(study, online, offline), "primary": [], "probe": 0, "decision_kl": None,
+        "decision_margin": None,
     }  # fmt: skip
     raw["recipe"]["optimization"]["steps"] = length
     own = study.measurement
@@ -62,6 +63,14 @@ def forecast_study(study: Study, steps: int | None = None) -> Study:
         return Study.model_validate(raw)
     except ValidationError as error:
         raise AligngapError(f"forecast of {study.name}: {explain(error)}") from error
+
+
+def _varied(study: Study, online: str, offline: str) -> dict[str, Any]:
+    """The study's variants that run one of the two arms, with the twin in the place of the online one."""
+    names = {online: TWIN, offline: offline}
+    ran = {name: study.arms if v.arms is None else v.arms for name, v in study.variants.items()}
+    kept = {name: [names[a] for a in arms if a in names] for name, arms in ran.items()}
+    return {name: {"set": study.variants[name].set, "arms": arms} for name, arms in kept.items() if arms}
 
 
 def _renamed(grid: dict[str, Any], online: str, offline: str) -> dict[str, Any] | None:
