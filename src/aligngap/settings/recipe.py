@@ -117,8 +117,8 @@ class RolloutSpec(Settings):
 class ReferenceSpec(Settings):
     """A reference that moves: every so many steps the policy as it stands becomes the reference of the loss.
 
-    KL is measured from the SFT policy all the same. Log-probabilities that are stored with the data or a recording are
-    another reference's, and are computed anew.
+    KL is measured from the SFT policy all the same. Log-probabilities that are stored with pairs or a recording are
+    the first reference's, and are computed anew; a data file with columns of them is refused.
     """
 
     every: int = Field(ge=1, description="steps between two refreshes")
