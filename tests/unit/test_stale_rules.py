@@ -58,6 +58,7 @@ def test_the_sentence_names_the_age_from_which_pairs_are_too_old_and_what_clippi
     assert "From 64 steps on pairs are too old here" in said
     assert "Up to 16 steps they are as good as fresh ones, to within 0.02." in said
     assert "At age 256 clipping buys +0." in said
+    assert found["too old"].interval[1] < 0  # the KL that the sentence names is one at which it is sure
     assert (found["oldest"].outcome, found["oldest clipped"].outcome) == (SUPPORTED, SUPPORTED)
     assert (found["clipped at 256"].outcome, found["one step"].outcome) == (SUPPORTED, SUPPORTED)
     assert found["clipped at 256"].effect.value == pytest.approx(0.1, abs=0.02)

@@ -75,9 +75,12 @@ def too_old(view: View, rule: Rule) -> Verdict:
     oldest, fine = max(found), [age for age in found if alike(found[age])]
     outcome = SUPPORTED if old else CONTRADICTED if oldest in fine else INCONCLUSIVE
     age = min(old) if old else oldest
-    at = found[age]
+    judged = found[age].found.judged
+    at = min(judged, key=lambda b: b.interval[1]) if old else judged[-1]  # where it is surest that something is lost
+    low, high = at.interval
     said = [
-        f"From {age} steps on pairs are too old here: at {nats(at.kl)} {-at.effect.value:.3f} of win rate lost."
+        f"From {age} steps on pairs are too old here: at {nats(at.kl)} {-at.mean.value:.3f} of win rate lost "
+        f"({-high:.3f} to {-low:.3f})."
         if old
         else f"No age up to {oldest} steps is told to be too old."
     ]
@@ -90,9 +93,10 @@ def too_old(view: View, rule: Rule) -> Verdict:
     bought = view.contrast({under(f"age-{oldest}", CLIPPED): 1.0, f"age-{oldest}": -1.0})
     if under(f"age-{oldest}", CLIPPED) in view.arms and bought.defined:
         low, high = bought.interval
-        said.append(f"At age {oldest} clipping buys {bought.effect.value:+.3f} ({low:+.3f} to {high:+.3f}).")
-    reason = " ".join(said) + one_seed(len(at.seeds))
-    return rule.found(outcome, at.effect, at.interval, reason, p=at.found.p if old else float("nan"))
+        where = f" at {nats(bought.kl)}"
+        said.append(f"At age {oldest} clipping buys {bought.effect.value:+.3f}{where} ({low:+.3f} to {high:+.3f}).")
+    reason = " ".join(said) + one_seed(len(found[age].seeds))
+    return rule.found(outcome, at.mean, at.interval, reason, p=found[age].found.p if old else float("nan"))
 
 
 def by_truth(view: View, age: int, kl: float) -> list[str]:
