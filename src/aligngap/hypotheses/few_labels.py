@@ -90,7 +90,7 @@ def calibrated(name: str, every: Sequence[Regime]) -> Rule:
     def judge(view: View, rule: Rule) -> Verdict:
         found = fit(cells(view, every, 1.0))
         if found is None:
-            return rule.unknown("Fewer than three regimes reach 1 nat with their twins.")
+            return rule.leave_undefined("Fewer than three regimes reach 1 nat with their twins.")
         low, high = found.interval
         outside = low > 1.5 or high < 0.5
         outcome = SUPPORTED if low >= 0.5 and high <= 1.5 else CONTRADICTED if outside else INCONCLUSIVE

@@ -56,8 +56,9 @@ class HeadStart(Step):
         task, out = build_task(self.task | enough), list[Pair]()
         for number in range(self.worlds):
             for c in task.load(derive(self.seed, "sibling", number)).train[: self.pairs]:
-                sides = [Response((), self.data.closed, text) for text in (c.chosen, c.rejected)]
-                out.append(Pair(Prompt(c.prompt_id, c.prompt, ()), *sides, 1.0, 1.0, 0.0, "sibling"))
+                chosen, rejected = (Response((), self.data.closed, text) for text in (c.chosen, c.rejected))
+                prompt = Prompt(c.prompt_id, c.prompt, ())
+                out.append(Pair(prompt, chosen, rejected, 1.0, 1.0, 0.0, "sibling"))
         return out
 
     @property
@@ -111,9 +112,10 @@ class Stopping:
 
         self.judge, self.batch = judge, batch
         self.items = judge.items(pairs, np.random.default_rng(derive(seed, "held-out order")))
+        self.loss, self.step = torch.tensor(float("inf"), dtype=torch.float64), torch.tensor(0)
         self.best = torch.nn.ModuleDict({"judge": deepcopy(judge.module)})
-        self.best.register_buffer("loss", torch.tensor(float("inf"), dtype=torch.float64))
-        self.best.register_buffer("step", torch.tensor(0))
+        self.best.register_buffer("loss", self.loss)
+        self.best.register_buffer("step", self.step)
 
     def look(self, step: int) -> None:
         """Keep the weights if the loss of the pairs kept apart is less than at every look before."""
@@ -124,12 +126,12 @@ class Stopping:
             parts = range(0, len(self.items), self.batch)
             losses = [self.judge.objective(self.items[i : i + self.batch])[0] for i in parts]
         loss = torch.cat(losses).double().mean().cpu()
-        if loss < self.best.loss:
+        if loss < self.loss:
             self.best["judge"].load_state_dict(self.judge.module.state_dict())
-            self.best.loss.copy_(loss)
-            self.best.step.fill_(step)
+            self.loss.copy_(loss)
+            self.step.fill_(step)
 
     def finish(self) -> dict[str, Any]:
         """Put the best weights back into the judge, and say when that was."""
         self.judge.module.load_state_dict(self.best["judge"].state_dict())
-        return {"stopped_at": int(self.best.step), "loss_kept_apart": float(self.best.loss)}
+        return {"stopped_at": int(self.step), "loss_kept_apart": float(self.loss)}
