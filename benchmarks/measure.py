@@ -77,7 +77,7 @@ def main() -> None:
         (folder / "p.txt").write_text("\n".join(" ".join("abcdefgh"[i] for i in row) for row in drawn))
         setting = Setting(
             str(folder / "sft"), str(folder / "p.txt"), judges=[parse_judge("measure:prefer")], count=PROMPTS,
-            response_tokens=args.response,
+            response_tokens=args.response, reference_samples=0,
         )  # fmt: skip
         survey = plan_survey("measured", setting, find_checkpoints([[f"dpo={folder / 'run'}"]]))
         store = Store(folder / "store")

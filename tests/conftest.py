@@ -123,6 +123,17 @@ def policies() -> Callable[..., Policy]:
     return get
 
 
+def every_response(ends: Sequence[int], size: int, tokens: int) -> list[tuple[int, ...]]:
+    """Every response there is: up to its first end, or cut at the limit."""
+    found: list[tuple[int, ...]] = []
+    open_ = [()]
+    for _ in range(tokens):
+        longer = [(*row, t) for row in open_ for t in range(size)]
+        found += [row for row in longer if row[-1] in ends]
+        open_ = [row for row in longer if row[-1] not in ends]
+    return found + open_
+
+
 def prompt(ids: Sequence[int], id: str | None = None) -> Prompt:
     return Prompt(id or "-".join(map(str, ids)), " ".join(map(str, ids)), tuple(ids))
 

@@ -214,6 +214,7 @@ def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
     from aligngap.study.build import build_task
     from aligngap.study.load import load
     from aligngap.study.own import own_study
+    from aligngap.study.yaml_file import apply_override
 
     if args.policy is not None and args.study is not None:
         raise AligngapError("--policy and --study both say how text becomes tokens; leave one of them out")
@@ -222,9 +223,13 @@ def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
     elif args.study is not None:
         study = load(args.study, [*args.sets, f"task.path={json.dumps(args.file)}"])
     else:
-        if args.sets:
-            raise AligngapError("--set changes a study; add --study or --policy")
-        print_inspection(inspect_texts(build_task({"name": "pairs", "path": args.file}).load(0)))
+        raw: dict[str, Any] = {"task": {"name": "pairs", "path": args.file}}
+        for override in args.sets:
+            apply_override(raw, override)
+        if others := set(raw) - {"task"}:
+            what = "says nothing of how a file is read; set `task.KEY`, or add --study or --policy"
+            raise AligngapError(f"--set {min(others)}: {what}")
+        print_inspection(inspect_texts(build_task(raw["task"]).load(0)))
         return 0
     print_inspection(inspect_tokens(study))
     return 0

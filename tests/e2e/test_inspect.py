@@ -50,6 +50,20 @@ def count(text: str, what: str) -> int:
     return int(next(line for line in text.splitlines() if line.strip().startswith(what)).split()[-1])
 
 
+def test_columns_of_other_names_need_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"q": f"bake bread {i}", "good": "yes", "bad": "no"} for i in range(40)]
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ("prompt_field=q", "chosen_field=good", "rejected_field=bad")
+    text = said(["inspect", "mine.jsonl", *(w for n in names for w in ("--set", f"task.{n}"))], capfd)
+    assert count(text, "kept in train") + count(text, "kept in test") == 40
+    for words, line in ((["--set", "seeds=3"], "--set seeds: says nothing"), (["--set", "task.pth=x"], "task.pth")):
+        assert main(["inspect", "mine.jsonl", *words]) == 2
+        assert line in capfd.readouterr().err
+
+
 def test_as_text(pairs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = said(["inspect", str(pairs)], capfd)
     assert count(text, "rows read") == 63

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, tiny_policy
+from conftest import WORDS, every_response, tiny_policy
 
 import aligngap
 from aligngap.instrument import Gauge, add_rows
@@ -39,17 +39,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A reference and a policy of the same vocabulary, as folders of `save_pretrained`."""
     place = tmp_path_factory.mktemp("folders")
     return saved(tiny_policy("llama", seed=0), place / "sft"), saved(tiny_policy("llama", seed=1), place / "dpo")
-
-
-def every_response(ends: Sequence[int], size: int, tokens: int) -> list[tuple[int, ...]]:
-    """Every response there is: up to its first end, or cut at the limit."""
-    found: list[tuple[int, ...]] = []
-    open_ = [()]
-    for _ in range(tokens):
-        longer = [(*row, t) for row in open_ for t in range(size)]
-        found += [row for row in longer if row[-1] in ends]
-        open_ = [row for row in longer if row[-1] not in ends]
-    return found + open_
 
 
 def expected_kl(policy: Policy, reference: Policy, prompt: tuple[int, ...], tokens: int) -> tuple[float, float]:

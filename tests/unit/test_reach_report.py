@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from synthetic_records import ArmTruth, best_of_n_rows, make
 
+from aligngap.report.analysis import SCORES
 from aligngap.report.reach import at_kl, reach_chart, reach_tables
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, EVALUATORS, REACH
 from aligngap.storage.records import empty
@@ -34,6 +35,7 @@ def planted(oracle: bool = True, ceiling_to: float = 2.0) -> Any:
     return SimpleNamespace(
         records=records, arms=("online", "offline"), opponents=("golden_policy", "sft"), pairs=(("online", "offline"),),
         best_of_n=best_of_n_rows(seeds=(0, 1)), view=SimpleNamespace(budgets=(1.0, 2.0, 4.0, 8.0)),
+        given=False, judges=SCORES,
     )  # fmt: skip
 
 

@@ -376,6 +376,27 @@ def test_thin_studies_still_get_a_report_that_says_why(tmp_path: Path, name: str
     assert said in headline(tmp_path) + body
 
 
+def test_a_page_of_other_peoples_checkpoints_asserts_nothing_that_it_cannot_know(tmp_path: Path) -> None:
+    arms = {"my DPO": ArmTruth(kl_range=(0.4, 3.0)), "ppo": ArmTruth(gap=0.05, kl_range=(1.5, 6.0))}
+    frames = make(arms, prompts=40, seeds=(0, 1), opponents=("sft",))
+    frames[0]["proxy_win_rate"] = np.nan  # one judge
+    frames[0]["pairs_seen"] = 0  # nobody knows
+    given = {name: {"behavior": "given"} for name in arms}
+    about = {"name": "mine", "arms": given, "compare": list(arms), "budgets": [1.0, 2.0, 8.0]}
+    (tmp_path / "study.yaml").write_text(json.dumps(about))
+    page = build_report(save(tmp_path, frames)).read_text()
+    body = re.sub(r"<[^>]*>", " ", page[page.index("<main>") : page.index("<script")])
+    summary = (tmp_path / "summary.md").read_text()
+    for text in (body, summary, headline(tmp_path)):
+        assert "my DPO − ppo" in text
+        for word in ("golden", "proxy", "paper", "online", "aligngap run", "The study has no arm", "pairs a step"):
+            assert word not in text, word
+        assert "ppo starts above 1 nat in 2 runs" in text
+    assert "What would change this" in body
+    assert "how these policies were trained is not known here" in body
+    assert "Over-optimisation" not in body
+
+
 def test_panels_of_differences_share_a_range_that_holds_all_of_them() -> None:
     def comparison(low: float, high: float) -> Any:
         return SimpleNamespace(lower=np.array([low, np.nan]), upper=np.array([high, np.nan]))

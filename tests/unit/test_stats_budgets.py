@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic_records import planted_clouds
 
+from aligngap.report.words import say_unreached
 from aligngap.stats.budgets import BUDGETS, at_budgets
 from aligngap.stats.clouds import Cloud, Clouds
 from aligngap.stats.peaks import ending_of, first_at, kl_to_reach, peaks_of
@@ -142,6 +143,25 @@ def test_an_arm_that_falls_short_is_counted_and_not_judged() -> None:
     assert np.isnan(four.p)
     nothing = at_budgets(Clouds(tuple(clouds)), DIFFERENCE, (16.0,))
     assert "16 nats in 0 of 5 seeds" in nothing.why
+
+
+def test_an_arm_that_starts_above_a_budget_is_said_to() -> None:
+    clouds = []
+    for seed in range(3):
+        clouds += [one("ppo", seed, [1.5, 3.0], [0.5, 0.7]), one("dpo", seed, [0.5, 1.9], [0.5, 0.6])]
+    nothing = at_budgets(Clouds(tuple(clouds)), {"ppo": 1.0, "dpo": -1.0}, (1.0, 2.0))
+    assert nothing.budgets[0].passed == {"ppo": 3, "dpo": 0}
+    assert nothing.budgets[1].passed == {"ppo": 0, "dpo": 0}
+    assert nothing.why == (
+        "No KL budget lies between the first and the last checkpoint of every run: ppo starts above 1 nat in 3 runs; "
+        "dpo ends below 2. Name other budgets."
+    )
+    some = at_budgets(Clouds(tuple(clouds)), {"ppo": 1.0, "dpo": -1.0}, (1.0, 1.7))
+    (line,) = say_unreached(some)
+    assert line == (
+        "Not judged at 1 nat, where not every seed can be read in both arms. Earlier checkpoints are missing: ppo "
+        "starts above 1 nat in 3 runs."
+    )
 
 
 def test_a_run_that_falls_short_leaves_its_configuration_out_of_every_seed() -> None:

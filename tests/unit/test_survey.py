@@ -104,7 +104,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], st
 def test_a_survey_measures_what_a_gauge_measures(place: Place, judge: Any) -> None:
     spec = parse_judge(judge(JUDGE, "longer_one"))
     survey, ctx = place.plan(judges=(spec,)), place.context()
-    assert place.make(survey, ctx) == 2 + 8 + 8
+    assert place.make(survey, ctx) == 2 + 8 + 8 + (2 + 8)  # the last ones stand behind rho
     out = place.folder / "out"
     assert collect(survey, ctx, out, "aligngap measure", ["online", "offline"], [1.0, 2.0]) == 8
     tables = read_folder(out)
@@ -174,7 +174,8 @@ def test_a_judge_that_fails_half_way_loses_nothing(place: Place, judge: Any, mon
     spec = parse_judge(judge(text, "breaks_once"))
     import breaks_once  # type: ignore[import-not-found]
 
-    survey, ctx = place.plan("online=runs/online-seed0/checkpoint-10", judges=(spec,)), place.context()
+    one, ctx = "online=runs/online-seed0/checkpoint-10", place.context()
+    survey = place.plan(one, judges=(spec,), reference_samples=0)
     *before, verdict = survey.steps()
     for step in before:
         make(step, ctx)

@@ -34,6 +34,11 @@ def add_measure(to: argparse.ArgumentParser) -> None:
     chat.add_argument("--plain", dest="chat", action="store_false", help="prompts are plain text, template or not")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of matrix products (default: float32)")
     add("--forward", type=int, help="prompts behind the forward KL; 0: leave it out (default: half of them)")
+    add(
+        "--reference-samples", type=int, metavar="N",
+        help="further samples of the reference to a quarter of the prompts, behind rho and efficiency, which takes "
+        "about 150 e^KL of them; 0: leave both out (default: 4, and 0 where the judge is an endpoint)",
+    )  # fmt: skip
     add("--kl", type=float, nargs="+", metavar="NATS", help="KLs at which policies are compared (default: 1 2 4 8)")
     add("--compare", nargs=2, metavar="NAME", help="the two policies that the report is about (default: the first two)")
     add("--seed", type=int, default=0, help="of the drawing of prompts and the sampling (default: 0)")

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from aligngap.pipeline.plan import Plan
     from aligngap.storage.store import Store
 
+#: column of the records -> what it is called in the printed table, and its digits; shown where anything was measured
+SHOWN = {
+    "kl_nats": ("KL, nats", 2), "forward_kl_nats": ("forward KL", 2), "win_rate": ("wins", 3),
+    "proxy_win_rate": ("wins (2nd)", 3), "rho": ("rho", 2), "efficiency": ("efficiency", 2),
+}  # fmt: skip
 CUT = 0.1  #: share of responses cut at the limit above which a line says so
 
 
@@ -26,6 +31,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
     """What the options say of a measurement; a wrong number or judge is refused in one line."""
     from aligngap.instrument.judging import parse_judge
     from aligngap.instrument.survey import Setting
+    from aligngap.pipeline.drawn import check_size
 
     for name, least in (("count", 2), ("prompt_tokens", 1), ("response_tokens", 1), ("batch", 1), ("samples", 0)):
         if getattr(args, name) is not None and getattr(args, name) < least:
@@ -35,6 +41,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
             raise AligngapError(f"--{name}: must be positive, not {getattr(args, name)}")
     if args.forward is not None and args.forward < 0:
         raise AligngapError(f"--forward: must be 0 or more, not {args.forward}")
+    check_size(args.reference_samples)
     if args.kl is not None and (not all(0 < k < float("inf") for k in args.kl) or sorted(set(args.kl)) != args.kl):
         raise AligngapError(f"--kl: must be increasing KLs above 0 nats, not {' '.join(map(str, args.kl))}")
     if len(args.judge) > 2:
@@ -44,7 +51,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
         reference=args.reference, prompts=args.prompts, column=args.prompt_column, base=args.base,
         judges=tuple(map(parse_judge, args.judge)), count=args.count, prompt_tokens=args.prompt_tokens,
         response_tokens=args.response_tokens, chat=args.chat, dtype=args.dtype, seed=args.seed, batch=args.batch,
-        forward=args.forward, samples=args.samples,
+        forward=args.forward, samples=args.samples, reference_samples=args.reference_samples,
     )  # fmt: skip
 
 
@@ -78,6 +85,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
     from aligngap.execute.console import stages
     from aligngap.execute.local import Local
     from aligngap.execute.watch import watch
+    from aligngap.instrument.ceilings import write_ceilings
     from aligngap.instrument.survey import check_judges
     from aligngap.instrument.tables import collect, matches, write_matches
     from aligngap.pipeline.context import Context
@@ -104,14 +112,14 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
     pairs = matches(survey, ctx, budgets)
     more = [m.step for m in pairs if not store.has(m.step.name)]
     if more and not failed:
-        outcome = watch(executor, cast("Plan", replace(survey, readings={}, verdicts={}, extra=more)))
+        outcome = watch(executor, cast("Plan", replace(survey, readings={}, verdicts={}, behind=None, extra=more)))
         failed |= outcome.failed
         bad |= outcome.bad_input
     say_dropped(survey, store)
     count = collect(survey, ctx, out, shlex.join(["aligngap", *words]), compared, budgets)
     write_failures(out, {name: one_line(message) for name, message in failed.items()})
     if count:
-        lines = write_matches(pairs, ctx, out)
+        lines = [*write_matches(pairs, ctx, out), *write_ceilings(survey, ctx, out)]
         if survey.setting.judges:
             with stages("report") as progress:
                 page = build_report(out, progress=progress)
@@ -180,20 +188,22 @@ def print_records(out: Path) -> None:
 
     rows = read_records(out)
     rows = rows[(rows["opponent"] == REFERENCE) & (rows["step"] > 0)]
+    there = {name: how for name, how in SHOWN.items() if rows[name].notna().any()}
     shown: list[Sequence[str]] = []
     for (arm, config, step), of in rows.groupby(["arm", "config", "step"], sort=False):
         cells = [str(arm), str(config) or "–", str(step), str(len(of))]
-        for name, digits in (("kl_nats", 2), ("forward_kl_nats", 2), ("win_rate", 3), ("proxy_win_rate", 3)):
-            if rows[name].notna().any():
-                cells.append(averaged(of[name], of[f"{name}_se"], digits))
+        cells += [averaged(of[name], of[f"{name}_se"], digits) for name, (_, digits) in there.items()]
         shown.append((*cells, f"{of['length_tokens'].mean():.1f}", f"{1 - of['unended'].mean():.0%}"))
-    there = [n for n in ("kl_nats", "forward_kl_nats", "win_rate", "proxy_win_rate") if rows[n].notna().any()]
-    named = {"kl_nats": "KL, nats", "forward_kl_nats": "forward KL", "win_rate": "wins", "proxy_win_rate": "wins (2nd)"}
-    print_rows(["policy", "configuration", "step", "seeds", *(named[n] for n in there), "tokens", "ended"], shown)
+    heads = (head for head, _ in there.values())
+    print_rows(["policy", "configuration", "step", "seeds", *heads, "tokens", "ended"], shown)
 
 
 def averaged(values: Any, errors: Any, digits: int) -> str:
-    """Mean and standard error: over seeds where there are several, else over prompts."""
+    """Mean and standard error: over seeds where there are several, else over prompts; a dash for none."""
+    known = values.notna()
+    values, errors = values[known], errors[known]
+    if not len(values):
+        return "–"
     se = values.sem() if len(values) > 1 else float(errors.iloc[0])
     return f"{values.mean():.{digits}f} ± {se:.{digits}f}"
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aligngap.instrument.judging import open_judge
-from aligngap.instrument.rows import REFERENCE, Against, rows_of
+from aligngap.instrument.rows import REFERENCE, Against, Moved, rows_of
 from aligngap.settings import Limits, ModelSpec
 from aligngap.types import AligngapError, Estimate, Judge, Prompt
 
 if TYPE_CHECKING:
-    from aligngap.measurement import Measured
+    from aligngap.measurement import Measured, ReferenceSet
     from aligngap.models.policy import Policy
     from aligngap.pipeline.checkpoints import Reading
 
@@ -56,6 +56,7 @@ class Gauge:
     first of which fills the golden judge's columns; each as after `--judge`, or any object with `key` and `judge`.
     `tokenizer` is needed where the reference is a model in memory. `chat` None: the template writes the prompts if the
     tokenizer has one. `forward`: prompts behind the forward KL, by default half of them; 0 leaves it out.
+    `reference_samples`: further samples of the reference to a quarter of the prompts, for rho and efficiency.
     """
 
     def __init__(
@@ -74,13 +75,16 @@ class Gauge:
         device: str | None = None,
         samples: int = 8,
         forward: int | None = None,
+        reference_samples: int = 0,
         base: str | None = None,
     ) -> None:
         from aligngap.pipeline.checkpoints import check_some, encode
+        from aligngap.pipeline.drawn import check_size
         from aligngap.tasks.prompts import given_prompts, read_prompts
 
         if len(judges) > len(ROLES):
             raise AligngapError(f"{len(judges)} judges: at most two at once, the second as a check on the first")
+        check_size(reference_samples)
         self.seed, self.batch, self.samples = seed, batch, samples
         self.limits = Limits(prompt_tokens=prompt_tokens, response_tokens=response_tokens)
         self.reference = _reference(reference, tokenizer, response_tokens, chat, base)
@@ -97,7 +101,9 @@ class Gauge:
             role: open_judge(judge, self.reference.device) for role, judge in zip(ROLES, judges, strict=False)
         }
         self.forward = (len(self.prompts) + 1) // 2 if forward is None else min(forward, len(self.prompts))
+        self.reference_samples = reference_samples if judges else 0
         self._start: Reading | None = None
+        self._further: ReferenceSet | None = None
 
     @property
     def start(self) -> Reading:
@@ -123,7 +129,30 @@ class Gauge:
 
     def measure(self, policy: Any, *, base: str | None = None) -> Measured:
         """The rows of the record tables for one policy: KL, win rate against the reference, lengths, samples."""
-        return self.judged(self.read(policy, base=base))
+        opened = _policy(policy, self.reference, base)
+        return self.judged(self.read(opened), self.moved(opened))
+
+    @property
+    def further(self) -> ReferenceSet:
+        """Further samples of the reference with their win rates by the first judge, made when first asked for."""
+        from aligngap.pipeline.checkpoints import ask
+        from aligngap.pipeline.drawn import OPPONENTS, draw_reference, judge_drawn, sampled_prompts
+
+        if self._further is None:
+            prompts, judge = self.prompts[: sampled_prompts(len(self.prompts))], self.judges[ROLES[0]]
+            how = {"seed": self.seed, "batch": self.batch}
+            drawn = draw_reference(self.reference, prompts, self.reference_samples, OPPONENTS, **how)
+            self._further = drawn.with_wins(judge_drawn(lambda p, a, b: ask(judge, p, a, b), prompts, drawn))
+        return self._further
+
+    def moved(self, policy: Any, *, base: str | None = None) -> Moved | None:
+        """What rho and efficiency of a policy stand on; None where no further samples are asked for."""
+        from aligngap.measurement import log_ratios_of
+
+        if not self.reference_samples:
+            return None
+        opened = _policy(policy, self.reference, base)
+        return Moved(log_ratios_of(opened, self.prompts, self.further, self.batch), self.further)
 
     def measure_reference(self) -> Measured:
         """The same rows for the reference itself: step 0 of every run. Its KL is 0 and its wins are ties."""
@@ -131,13 +160,13 @@ class Gauge:
         against = {REFERENCE: Against(self.start, dict.fromkeys(self.judges, half))}
         return rows_of(self.start, self.prompts, against, self.samples)
 
-    def judged(self, reading: Reading) -> Measured:
+    def judged(self, reading: Reading, moved: Moved | None = None) -> Measured:
         """The rows of a reading, judged against the reference's responses."""
         from aligngap.pipeline.checkpoints import ask
 
         theirs = self.start.responses
         wins = {role: ask(judge, self.prompts, reading.responses, theirs).hard for role, judge in self.judges.items()}
-        return rows_of(reading, self.prompts, {REFERENCE: Against(self.start, wins)}, self.samples)
+        return rows_of(reading, self.prompts, {REFERENCE: Against(self.start, wins)}, self.samples, moved)
 
 
 def kl_of(reading: Reading) -> KL:

@@ -39,6 +39,7 @@ def measure(
     """
     from aligngap.execute.checks import pick_device
     from aligngap.execute.worker import make_sound
+    from aligngap.instrument.ceilings import write_ceilings
     from aligngap.instrument.command import say
     from aligngap.instrument.folders import find_checkpoints
     from aligngap.instrument.judging import parse_judge
@@ -72,6 +73,7 @@ def measure(
         make_sound(match.step, ctx, Job())
     collect(survey, ctx, place, "aligngap.measure(…)", compare or (), kl)
     write_matches(found, ctx, place)
+    write_ceilings(survey, ctx, place)
     if specs:
         build_report(place)
     return read_folder(place)

@@ -24,7 +24,7 @@ from aligngap.storage.files import write_text
 from aligngap.types import AligngapError, Estimate, Prompt
 
 if TYPE_CHECKING:
-    from aligngap.measurement import Measured
+    from aligngap.measurement import Measured, ReferenceSet
     from aligngap.pipeline.checkpoints import Reading
 
 REFERENCE = "sft"  #: what the reference is called as an opponent
@@ -45,8 +45,25 @@ class Against:
     wins: Mapping[str, np.ndarray]
 
 
-def rows_of(reading: Reading, prompts: Sequence[Prompt], against: Mapping[str, Against], samples: int = 8) -> Measured:
-    """The rows of one checkpoint, one an opponent, with standard errors over prompts; and texts of a few prompts."""
+@dataclass(frozen=True)
+class Moved:
+    """A policy on the reference's own samples: log-ratios [K, r] in nats, and the samples with their win rates."""
+
+    log_ratios: np.ndarray
+    reference: ReferenceSet
+
+
+def rows_of(
+    reading: Reading,
+    prompts: Sequence[Prompt],
+    against: Mapping[str, Against],
+    samples: int = 8,
+    moved: Moved | None = None,
+) -> Measured:
+    """The rows of one checkpoint, one an opponent, with standard errors over prompts; and texts of a few prompts.
+
+    `moved` is what rho, ceiling and efficiency stand on; without it they are nan.
+    """
     from aligngap.measurement import Measured, quantities
 
     own, tokens, ratios = reading, reading.tokens, reading.logp - reading.ref_logp
@@ -70,8 +87,9 @@ def rows_of(reading: Reading, prompts: Sequence[Prompt], against: Mapping[str, A
             "ties": int((golden == 0.5).sum()), "opponent_length_tokens": float(lengths.mean()),
             "proxy_agreement": float(np.mean(golden == proxy)) if {"golden", "proxy"} <= set(other.wins) else NAN,
         })  # fmt: skip
-        if name == REFERENCE and "golden" in other.wins:  # the split at reach; the rest takes more of the reference
-            rows[-1] |= quantities(other.wins, float(own.kl.mean()), ratios, None, None)
+        if name == REFERENCE and "golden" in other.wins:
+            more = (None, None) if moved is None else (moved.log_ratios, moved.reference)
+            rows[-1] |= quantities(other.wins, float(own.kl.mean()), ratios, *more)
         told = dict.fromkeys((n for n in PER_PROMPT_COLUMNS if n not in ("run", "arm", "seed", "step")), NAN)
         for i, p in enumerate(prompts):
             row = told | {

@@ -20,6 +20,15 @@ from aligngap.judges.kinds import CheckedKind, LimitedKind
 from aligngap.models.pretrained import content_of
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.checkpoints import AskJudge, PromptSet, ReadPolicy, Weights
+from aligngap.pipeline.drawn import (
+    OPPONENTS,
+    SAMPLES,
+    DrawReference,
+    JudgeReference,
+    ReadRatios,
+    check_size,
+    sampled_prompts,
+)
 from aligngap.registry import source_of
 from aligngap.settings import JudgeSpec, Limits, ModelSpec
 from aligngap.storage.content import hash_of
@@ -50,6 +59,18 @@ class Setting:
     batch: int = 64
     forward: int | None = None
     samples: int = 8
+    reference_samples: int | None = None  # behind rho and efficiency; None: a few, where no answer is paid for
+    reference_prompts: int | None = None  # None: a quarter of the prompts, at most 64
+    reference_opponents: int = OPPONENTS
+
+
+@dataclass(frozen=True)
+class Behind:
+    """The steps behind rho, ceiling and efficiency: the reference's samples, what the first judge says of them, and
+    each checkpoint's log-ratios on them."""
+
+    wins: JudgeReference
+    ratios: Mapping[Found, ReadRatios]
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,7 @@ class Survey:
     start: ReadPolicy
     readings: Mapping[Found, ReadPolicy]
     verdicts: Mapping[tuple[Found, str], AskJudge]
+    behind: Behind | None = None  # None: rho and efficiency are not measured
     extra: Sequence[AskJudge] = ()
     runs: Sequence[Any] = field(default=())  # none of a study's
 
@@ -73,6 +95,8 @@ class Survey:
     def steps(self) -> list[Step]:
         """Every step once, needs before what needs them."""
         wanted: list[Step] = [*self.readings.values(), *self.verdicts.values(), *self.extra]
+        if self.behind is not None:
+            wanted += [self.behind.wins, *self.behind.ratios.values()]
         return list({s.name: s for w in wanted for s in w.walk()}.values())
 
     def judge(self, role: str, left: ReadPolicy, right: ReadPolicy) -> AskJudge:
@@ -99,6 +123,7 @@ def plan_survey(
     from aligngap.tasks.prompts import read_prompts
 
     quiet()
+    check_size(setting.reference_samples, setting.reference_prompts, setting.reference_opponents)
     text = read_prompts(setting.prompts, setting.column)
     where = fetched(setting.reference)
     check_there(where, setting.reference, "--reference")
@@ -143,7 +168,36 @@ def plan_survey(
         for role, judge in zip(ROLES, setting.judges, strict=False)
         for checkpoint, reading in readings.items()
     }
-    return Survey(name, setting, prompts, start, readings, verdicts)
+    return Survey(name, setting, prompts, start, readings, verdicts, behind_steps(setting, prompts, size, readings))
+
+
+def behind_steps(
+    setting: Setting, prompts: PromptSet, size: int, readings: Mapping[Found, ReadPolicy]
+) -> Behind | None:
+    """The steps behind rho and efficiency, of `size` prompts; None without a judge, or where they are left out.
+
+    By default an endpoint is not asked: every sample of the reference is held against several others.
+    """
+    if not setting.judges:
+        return None
+    judge = setting.judges[0]
+    samples = setting.reference_samples
+    if samples is None:
+        samples = 0 if judge.kind == "endpoint" else SAMPLES
+    if samples == 0:
+        return None
+    drawn = DrawReference(
+        prompts=prompts, count=setting.reference_prompts or sampled_prompts(size), samples=samples,
+        opponents=setting.reference_opponents, batch=setting.batch,
+    )  # fmt: skip
+    code = source_of("judges", judge.kind)
+    wins = JudgeReference(drawn=drawn, judge=judge, identity=judge_identity(judge), code=code)
+    ratios = {
+        checkpoint: ReadRatios(drawn=drawn, policy=step.policy, batch=setting.batch, shown=checkpoint.name)
+        for checkpoint, step in readings.items()
+        if step.policy is not None
+    }
+    return Behind(wins, ratios)
 
 
 def check_there(place: str, given: str, option: str) -> None:

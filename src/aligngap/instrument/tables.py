@@ -20,7 +20,17 @@ import pandas as pd
 from aligngap.execute.collect import find_trouble
 from aligngap.instrument.folders import Found
 from aligngap.instrument.gauge import ROLES
-from aligngap.instrument.rows import REFERENCE, Against, Frames, OfRun, frames_of, rows_of, write_frames, write_study
+from aligngap.instrument.rows import (
+    REFERENCE,
+    Against,
+    Frames,
+    Moved,
+    OfRun,
+    frames_of,
+    rows_of,
+    write_frames,
+    write_study,
+)
 from aligngap.instrument.survey import Survey
 from aligngap.pipeline.checkpoints import AskJudge
 from aligngap.pipeline.context import Context
@@ -56,7 +66,8 @@ def collect(
         made = {role: survey.verdicts[checkpoint, role] for role in roles}
         wins = {role: v.wins(ctx) for role, v in made.items() if ctx.store.has(v.name)}
         reading = step.read(ctx)
-        found.append((of, rows_of(reading, prompts, {REFERENCE: Against(start, wins)}, survey.setting.samples)))
+        moved = moved_of(survey, ctx, checkpoint)
+        found.append((of, rows_of(reading, prompts, {REFERENCE: Against(start, wins)}, survey.setting.samples, moved)))
     if not runs:
         return 0
     frames = judged_by_outcome(frames_of(found), runs)
@@ -79,6 +90,16 @@ def collect(
         about["judges"] = asked
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return sum(len(run["checkpoints"]) for run in runs.values())
+
+
+def moved_of(survey: Survey, ctx: Context, checkpoint: Found) -> Moved | None:
+    """What rho and efficiency of a checkpoint stand on; None where it is left out, or not made yet."""
+    if survey.behind is None:
+        return None
+    wins, ratios = survey.behind.wins, survey.behind.ratios[checkpoint]
+    if not (ctx.store.has(wins.name) and ctx.store.has(ratios.name)):
+        return None
+    return Moved(ratios.read(ctx), wins.read(ctx))
 
 
 def judged_by_outcome(frames: Frames, runs: Mapping[str, dict[str, Any]]) -> Frames:

@@ -129,10 +129,11 @@ class FrontierCallback(TrainerCallback):
 
     def _write(self, gauge: Gauge, step: int) -> dict[str, float]:
         try:
-            reading = gauge.read(self.trainer.accelerator.unwrap_model(self.trainer.model))
+            policy = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            reading = gauge.read(policy)
             measured: Measured
             try:
-                measured = gauge.judged(reading)
+                measured = gauge.judged(reading, gauge.moved(policy))
             except (AligngapError, RunFailed) as error:
                 logger.warning("aligngap: step %d is not judged: %s", step, first_line(error))
                 measured = rows_of(reading, gauge.prompts, {REFERENCE: Against(gauge.start, {})}, gauge.samples)

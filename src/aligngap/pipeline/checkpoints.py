@@ -287,7 +287,7 @@ class AskJudge(Step):
         from aligngap.storage.checksums import write_sealed
         from aligngap.storage.pairs import write_rows
 
-        judge = job.asked(self.open(ctx))
+        judge = job.asked(open_ready(self.judge, self.identity, ctx))
         prompts = self.left.prompts.prompts(ctx)
         left, right = (side.read(ctx).responses for side in (self.left, self.right))
         rows: list[dict[str, Any]] = []
@@ -307,16 +307,6 @@ class AskJudge(Step):
         write_rows(job.work / "verdict.parquet", rows)
         return {"prompts": len(rows)}
 
-    def open(self, ctx: Context) -> Judge:
-        """The judge, opened once per process."""
-
-        def load() -> Judge:
-            kind = build_judge(self.judge)
-            judge: Judge = kind.open(ctx.store.root, ctx.device) if isinstance(kind, OpenedKind) else kind
-            return judge
-
-        return ctx.cached(("judge", self.judge.model_dump_json(), str(self.identity)), load)
-
     def wins(self, ctx: Context) -> np.ndarray:
         """[P] 1 where the left one wins, 0 where it loses, one half at a tie."""
         from aligngap.storage.pairs import read_rows
@@ -324,6 +314,17 @@ class AskJudge(Step):
         rows = read_rows(self.made(ctx, "verdict.parquet"))
         answers = (np.array([r[name] for r in rows], dtype=np.float64) for name in ("forward", "backward"))
         return Judgement(*answers).hard
+
+
+def open_ready(spec: JudgeSpec, identity: dict[str, Any], ctx: Context) -> Judge:
+    """A judge that is ready, opened once per process."""
+
+    def load() -> Judge:
+        kind = build_judge(spec)
+        judge: Judge = kind.open(ctx.store.root, ctx.device) if isinstance(kind, OpenedKind) else kind
+        return judge
+
+    return ctx.cached(("judge", spec.model_dump_json(), str(identity)), load)
 
 
 def ask(judge: Judge, prompts: Sequence[Prompt], left: Sequence[Response], right: Sequence[Response]) -> Judgement:

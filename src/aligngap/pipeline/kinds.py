@@ -10,6 +10,7 @@ from aligngap.pipeline.best_of_n import BestOfN
 from aligngap.pipeline.checkpoints import AskJudge, PromptSet, ReadPolicy
 from aligngap.pipeline.crossed import CrossJudge
 from aligngap.pipeline.data import Data
+from aligngap.pipeline.drawn import DrawReference, JudgeReference, ReadRatios
 from aligngap.pipeline.judges import FitJudge, ReadyJudge, Relabel
 from aligngap.pipeline.measure import Measure, Responses
 from aligngap.pipeline.probe import JudgesProbe, Probe
@@ -20,6 +21,7 @@ from aligngap.pipeline.teaching import HeadStart
 KINDS: tuple[type[Step], ...] = (
     Data, Sft, HeadStart, FitJudge, ReadyJudge, Relabel, Written, Align, Responses, ReferenceSamples, Measure,
     BestOfN, CrossJudge, Probe, JudgesProbe, PromptSet, ReadPolicy, AskJudge,
+    DrawReference, JudgeReference, ReadRatios,
 )  # fmt: skip
 STEPS: dict[str, type[Step]] = {s.model_fields["kind"].default: s for s in KINDS}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,13 +12,37 @@ from aligngap.pipeline.judges import FitJudge, OracleJudge, ReadyJudge
 from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import Limits, MeasurementSpec
+from aligngap.types import Judge, Judgement, Prompt, Response
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from aligngap.measurement import ReferenceSet
     from aligngap.pipeline.context import Context, Job
 
 #: comparisons handed to a judge at once: bounds memory, changes no answer beyond a judge's own batching
 AT_ONCE = 65536
+#: what says of prompts [B] and two responses to each which is better
+Asking = Callable[[Sequence[Prompt], Sequence[Response], Sequence[Response]], Judgement]
+
+
+def asking(judge: Judge) -> Asking:
+    """A judge's checked answers."""
+    return lambda prompts, a, b: judge.judge(prompts, a, b).checked(judge.key, prompts)
+
+
+def win_shares(ask: Asking, prompts: Sequence[Prompt], answers: Sequence[Sequence[Response]], n: int) -> np.ndarray:
+    """Win rates [K, n, 2] of the first n answers to each of K prompts, against the halves of the answers that follow.
+
+    Everything is asked at once: hand it at most `AT_ONCE` comparisons.
+    """
+    import numpy as np
+
+    others = len(answers[0]) - n
+    asked = [p for p in prompts for _ in range(n * others)]
+    first = [r for a in answers for r in a[:n] for _ in range(others)]
+    second = [r for a in answers for _ in range(n) for r in a[n:]]
+    return np.asarray(ask(asked, first, second).hard.reshape(len(prompts), n, 2, others // 2).mean(-1))
 
 
 class ReferenceSamples(Step):
@@ -59,13 +84,8 @@ class ReferenceSamples(Step):
             job.progress(len(rows), len(prompts), "judging")
             mine = [p for p, _ in part for _ in range(n)]
             logps = policy.logps_of([p.ids for p in mine], [r.ids for _, a in part for r in a[:n]])
-            asked = [p for p in mine for _ in range(2 * half)]
-            first = [r for _, a in part for r in a[:n] for _ in range(2 * half)]
-            second = [r for _, a in part for _ in range(n) for r in a[n:]]
-            won = {
-                name: j.judge(asked, first, second).checked(j.key, asked).hard.reshape(len(part), n, 2, half).mean(-1)
-                for name, j in judges.items()
-            }
+            asked, written = [p for p, _ in part], [a for _, a in part]
+            won = {name: win_shares(asking(j), asked, written, n) for name, j in judges.items()}
             for i, (p, a) in enumerate(part):
                 row: dict[str, Any] = {"prompt_id": p.id, "ids": [list(r.ids) for r in a[:n]]}
                 row["logps"] = logps[i * n : (i + 1) * n].double().tolist()

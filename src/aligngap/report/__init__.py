@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from aligngap.report.folder import (
     Stamps,
+    are_given,
     decision_kl_of,
     find_command,
     margin_of,
@@ -86,6 +87,7 @@ def _analyse(folder: Path, stamps: Stamps) -> Analysis:
     asks = Question(
         online, offline, **read_declared(folder, study), margin=margin_of(folder, study),
         decision_kl=decision_kl_of(folder, study), cheaper=cheaper_arms(section(study, "arms")),
+        given=are_given(section(study, "arms")),
     )  # fmt: skip
     costs, judges, runs = (section(provenance, key) for key in ("costs", "judges", "runs"))
     return analyse(tables, asks, Background(pipeline_of(provenance), costs, judges, runs, missing_of(provenance)))

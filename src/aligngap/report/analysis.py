@@ -48,6 +48,8 @@ DYNAMICS = {
     "unended": "share of unended responses",
 }
 SCORES = {"win_rate": "golden judge", "proxy_win_rate": "proxy judge", "oracle_win_rate": "true preference"}
+#: the same where the arms were given, by the order of their judges
+GIVEN_SCORES = {"win_rate": "judge", "proxy_win_rate": "second judge", "oracle_win_rate": "true preference"}
 #: points of one arm in one figure, drawn and in its CSV; with more, every so many
 MAX_POINTS = 600
 #: texts of one checkpoint that its note in a figure holds
@@ -96,6 +98,12 @@ class Analysis:
     runs: Mapping[str, Any] = field(default_factory=dict)  # each run's artifacts and what its engine told, likewise
     ratings: pd.DataFrame = field(default_factory=pd.DataFrame)  # what people said of pairs
     missing: tuple[str, ...] = ()  # runs that the study plans and that are not measured yet
+    given: bool = False  # policies that somebody else has trained: the paper asserts nothing of them
+
+    @property
+    def judges(self) -> Mapping[str, str]:
+        """What each score's judge is called."""
+        return GIVEN_SCORES if self.given else SCORES
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -260,6 +268,7 @@ class Question:
     margin: float | None = None  # of a decision, in win rate; None: no decision is asked
     decision_kl: float | None = None
     cheaper: Sequence[str] = ()  # arms that a decision may recommend in online's place
+    given: bool = False  # the arms are policies that somebody else has trained, of which no hypothesis is asked
     rng_seed: int = 0
 
 
@@ -305,8 +314,8 @@ def analyse(tables: Tables, asks: Question | None = None, background: Background
         budgets=asks.budgets,
         spent=asks.spent,
     )
-    hypotheses = registry.every("hypotheses")
-    family = primary_of(view, hypotheses, asks.primary)
+    hypotheses = () if asks.given else registry.every("hypotheses")
+    family = () if asks.given else primary_of(view, hypotheses, asks.primary)
     judged, untested = judge_all(hypotheses, view)
     judged = correct(judged, family)
     arms = pick_featured(arms, judged, (online, offline))
@@ -344,6 +353,7 @@ def analyse(tables: Tables, asks: Question | None = None, background: Background
         runs=background.runs,
         ratings=tables.ratings,
         missing=tuple(background.missing),
+        given=asks.given,
     )
 
 

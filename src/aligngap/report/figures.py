@@ -15,7 +15,7 @@ import pandas as pd
 
 from aligngap.hypotheses.base import Dial, Judged
 from aligngap.report import words
-from aligngap.report.analysis import DYNAMICS, SCORES, Analysis, thin
+from aligngap.report.analysis import DYNAMICS, Analysis, thin
 from aligngap.report.chart import KL_AXIS, Axis, Chart, Panel, Series, as_numbers, limits_of
 from aligngap.report.options import options_chart
 from aligngap.report.reach import reach_chart
@@ -174,7 +174,7 @@ def over_optimisation(analysis: Analysis) -> Chart | None:
     panels, numbers = [], []
     for arm, scored in analysis.scored.items():
         series = []
-        for score, name in SCORES.items():
+        for score, name in analysis.judges.items():
             mine = scored.rows[scored.rows[score].notna()]
             if not len(mine):
                 continue

@@ -75,6 +75,11 @@ def decision_kl_of(folder: Path, study: dict[str, Any]) -> float | None:
     return None if kl is None else float(kl)
 
 
+def are_given(arms: dict[str, Any]) -> bool:
+    """Whether the arms of a folder are policies that somebody else has trained, as a measurement writes them."""
+    return bool(arms) and all(isinstance(arm, dict) and arm.get("behavior") == "given" for arm in arms.values())
+
+
 def read_declared(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
     """What the study declared of its statistics: KL `budgets`, `spent` seeds and the rules of the `primary` family."""
     from aligngap.stats.budgets import BUDGETS

@@ -21,10 +21,10 @@ from aligngap.report.style import arm_styles
 from aligngap.report.summary import HEADER, rows
 from aligngap.report.tables import judge_answers, say_unbeaten, tables
 from aligngap.stats.axes import MIN_KL_NATS
+from aligngap.stats.budgets import above
 from aligngap.stats.scaling_law import GaoFit, better_form
 from aligngap.storage.files import write_text
 
-SCORE_NAMES = {"win_rate": "golden", "proxy_win_rate": "proxy", "oracle_win_rate": "true preference"}
 FORM_NAMES = {"bon": "d(α − βd)", "rl": "d(α − β ln d)"}
 
 
@@ -76,8 +76,11 @@ def write_page(
         section_header=sections.HEADER,
         untested=sections.say_untested(analysis),
         in_sandbox=sections.IN_SANDBOX,
+        given=analysis.given,
+        judge=analysis.judges["win_rate"],
+        over_optimised=not analysis.given or bool(analysis.records["proxy_win_rate"].notna().any()),
         gao_header=GAO_HEADER,
-        gao_rows=[gao_row(arm, score, dict(fits)) for (arm, score), fits in analysis.gao.items()],
+        gao_rows=[gao_row(arm, analysis.judges[score], dict(fits)) for (arm, score), fits in analysis.gao.items()],
         gao_opponent=words.opponent(analysis.gao_opponent),
         samples_kl=target,
         samples_seed=seed,
@@ -133,7 +136,8 @@ def budget_rows(analysis: Analysis) -> list[tuple[str, ...]]:
             words.span(b.equivalence) if b.judged else "–",
             ", ".join(words.number(v, 3, True) for v in b.by_seed),
             str(len(b.configs)) if b.judged else "–",
-            ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) or "none",
+            "; ".join(filter(None, (", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n), above([b]))))
+            or "none",
         )
         for b in found.budgets
     ]
@@ -179,7 +183,7 @@ def gao_row(arm: str, score: str, fits: dict[str, GaoFit]) -> tuple[str, ...]:
     """One line of the table of fitted laws: the form with the smaller held-out error."""
     form = better_form(fits)
     if not form:
-        return (arm, SCORE_NAMES[score], "too few checkpoints", "–", "–", "–", "–")
+        return (arm, score, "too few checkpoints", "–", "–", "–", "–")
     fit, peak = fits[form], "none"
     if np.isfinite(fit.peak_kl):
         low, high = fit.peak_kl_interval
@@ -191,7 +195,7 @@ def gao_row(arm: str, score: str, fits: dict[str, GaoFit]) -> tuple[str, ...]:
         for value, interval in ((fit.alpha, fit.alpha_interval), (fit.beta, fit.beta_interval))
     )
     errors = " / ".join(words.number(fits[f].held_out) for f in FORM_NAMES)
-    return (arm, SCORE_NAMES[score], FORM_NAMES[form], alpha, beta, peak, errors)
+    return (arm, score, FORM_NAMES[form], alpha, beta, peak, errors)
 
 
 def parts_table(found: list[dict[str, Any]]) -> tuple[list[str], list[tuple[str, ...]]]:

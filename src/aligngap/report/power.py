@@ -31,15 +31,17 @@ def change_of_mind(analysis: Analysis) -> list[tuple[str, str]]:
     top = found.judged[-1].kl
     beyond = [x for x in found.budgets if not x.judged and x.kl > top]
     if not beyond:
-        where = f"Nothing is known above {words.nats(top)}, the largest budget of the study (`budgets` names them)."
+        named = "`--kl`" if analysis.given else "`budgets`"
+        where = f"Nothing is known above {words.nats(top)}, the largest budget of the study ({named} names them)."
         return [*out, ("KL", where)]
     short = [arm for arm in (a, b) if beyond[0].short.get(arm)]
+    farther = "Later checkpoints" if analysis.given else "More steps or a smaller beta"
     return [
         *out,
         (
             "KL",
             f"Nothing is judged above {words.nats(top)}: runs of {' and '.join(short) or 'both arms'} ended before "
-            f"{words.nats(beyond[0].kl)}. More steps or a smaller beta would show whether {a} and {b} part there.",
+            f"{words.nats(beyond[0].kl)}. {farther} would show whether {a} and {b} part there.",
         ),
     ]
 

@@ -22,9 +22,9 @@ from aligngap.stats.reference import reference_table
 from aligngap.storage.columns import REACH
 from aligngap.types import Estimate
 
-#: the opponent that is the reference, and each evaluator's columns with the win rate that they split
+#: the opponent that is the reference, and each evaluator's columns by the win rate that they split
 OPPONENT = "sft"
-BY = {"": ("golden judge", "win_rate"), "oracle_": ("true preference", "oracle_win_rate")}
+BY = {"": "win_rate", "oracle_": "oracle_win_rate"}
 MISSING = (
     "These records were made before the split at reach, the law and the ceiling were measured: the same command with "
     "the same store measures the runs again and trains none."
@@ -65,7 +65,7 @@ def reach_chart(analysis: Analysis) -> Chart | None:
     best, panels, dark = best_of_n(analysis), [], Style("#555555")
     rated = any(rows[f"{who}efficiency"].notna().any() for who in by)
     for who in by:
-        label, rate = BY[who]
+        rate = BY[who]
         ceiling = curve(rows["kl_nats"], rows[f"{who}ceiling"])
         columns: dict[str, pd.Series] = {
             f"within reach, g ≤ {c}": rows[f"{who}within_{c}"],
@@ -91,7 +91,7 @@ def reach_chart(analysis: Analysis) -> Chart | None:
                 series.append(Series(arm, styles[arm], kl, value, points="faint"))
                 series.append(join(arm, styles[arm], curve(kl, value)))
             first = title.startswith("within")
-            y = Axis(f"win rate − ½, {label}" if first else "")
+            y = Axis(f"win rate − ½, {analysis.judges[rate]}" if first else "")
             rules = [(0.0, ""), *([(1.0, "")] if title == "efficiency" and len(ceiling) else [])]
             panels.append(Panel(Axis("KL, nats (log axis)", "log2"), y, (*series, *more[title]), title, tuple(rules)))
     return Chart(tuple(panels), numbers(rows, by, best), 4 if rated else 3)
@@ -133,7 +133,7 @@ def numbers(rows: pd.DataFrame, by: Sequence[str], best: FloatArray) -> pd.DataF
     parts = [f"{part}_{c}" for c in REACH for part in ("within", "beyond", "mean_within", "mean_beyond")]
     kept = [f"{who}{name}" for who in by for name in (*parts, "rho", "slope", "ceiling", "efficiency")]
     columns = [n for name in (*(f"share_beyond_{c}" for c in REACH), *kept) for n in (name, f"{name}_se")]
-    rates = [BY[who][1] for who in by]
+    rates = [BY[who] for who in by]
     table = rows[["arm", "run", "seed", "step", "kl_nats", *rates, *columns]].assign(what="checkpoint")
     reference = pd.DataFrame({"arm": "sft", "kl_nats": best[:, 0], "win_rate": best[:, 1] + 0.5, "what": "best-of-n"})
     return pd.concat([table, reference], ignore_index=True) if len(best) else table
@@ -172,23 +172,23 @@ def reach_tables(analysis: Analysis) -> list[Table]:
             first, second = arms.values()
             both = (first[list(names)] - second[list(names)]).dropna(how="all")
             lines.append((words.kl(kl), "difference", *(cell(both, n, sign=True) for n in names)))
-    notes = (EXPLAINED, *say_ended(rows, by))
+    option = "--reference-samples" if analysis.given else "measurement.reference_samples"
+    notes = (EXPLAINED, *say_ended(rows, by, option))
     return [Table("reach", title, notes, ("KL, nats", "arm", *names.values()), tuple(lines))]
 
 
-def say_ended(rows: pd.DataFrame, by: Sequence[str]) -> list[str]:
-    """What is missing of ceiling and law, in a sentence each."""
+def say_ended(rows: pd.DataFrame, by: Sequence[str], option: str) -> list[str]:
+    """What is missing of ceiling and law, in a sentence each; `option` sets the samples that they take."""
     found = []
     top = rows["kl_nats"][rows["ceiling"].notna()].max()
     if not np.isfinite(top):
         found.append(
-            "No ceiling and no efficiency: they take about 150 e^KL samples of the SFT policy a prompt "
-            "(`measurement.reference_samples`)."
+            f"No ceiling and no efficiency: they take about 150 e^KL samples of the SFT policy a prompt (`{option}`)."
         )
     elif top < 0.9 * rows["kl_nats"].max():
         found.append(f"The ceiling ends at {words.nats(float(top))}, beyond which too few samples carry it.")
     if not rows[[f"{who}rho" for who in by]].notna().any(axis=None):
-        found.append("No rho: the records have no samples of the reference (`measurement.reference_samples` is 0).")
+        found.append(f"No rho: the records have no samples of the reference (`{option}` is 0).")
     return found
 
 

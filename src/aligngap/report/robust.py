@@ -103,7 +103,7 @@ def on_axes(
     """The pairs compared at equal everything that was recorded, axis by axis; those at equal KL are there already."""
     out = list(at_equal_kl)
     for axis in AXES:
-        recorded = any(np.isfinite(c.columns[axis.column]).any() for c in clouds.items)
+        recorded = any((np.nan_to_num(c.columns[axis.column]) != 0).any() for c in clouds.items)
         if axis != KL and recorded and not (axis == PAIRS and in_step(clouds)):
             curves = curves_for(on_axis(clouds, axis), REPLICATES, rng_seed, EFFORT, LEAST, coarse=True)
             out += [compare(curves, a, b, opponent, band=False, axis=axis) for a, b in pairs]

@@ -49,7 +49,7 @@ def rows(analysis: Analysis) -> list[tuple[str, ...]]:
 def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     """Write `summary.md` atomically."""
     lines = [
-        f"# {_escape(analysis.study)}: online against offline at equal KL",
+        f"# {_escape(analysis.study)}: {' against '.join(dict.fromkeys(map(_escape, analysis.pairs[0])))} at equal KL",
         "",
         *decision_lines(analysis),
         f"**{_escape(words.answer(analysis))}**",
@@ -57,8 +57,9 @@ def write_summary(analysis: Analysis, path: Path, command: str) -> Path:
     ]
     lines += [f"- {_escape(s)}" for s in first_screen(analysis)]
     lines += ["", f"Opponent: {words.opponent(analysis.opponent)}. All intervals are 95%, over seeds.", ""]
-    lines += ["## What the paper claims, and what was found", ""]
-    lines += [*_table(sections.CLAIMS_HEADER, sections.list_claims(analysis)), ""]
+    claims = sections.list_claims(analysis)
+    if claims:
+        lines += ["## What the paper claims, and what was found", "", *_table(sections.CLAIMS_HEADER, claims), ""]
     lines += ["## Comparisons at equal KL", "", *_table(HEADER, rows(analysis))]
     for table in [*tables(analysis), *reach_tables(analysis), *table_ratings(analysis), *judge_answers(analysis)]:
         lines += ["", f"## {table.title}", "", *[f"{_escape(note)}\n" for note in table.notes if note]]

@@ -36,7 +36,7 @@ def tables(analysis: Analysis) -> list[Table]:
     """Every section that the records allow."""
     found = (
         best_configurations(analysis),
-        protocol(analysis),
+        None if analysis.given else protocol(analysis),
         ranking(analysis),
         length(analysis),
         best_of_n(analysis),
@@ -134,7 +134,7 @@ def ranking(analysis: Analysis) -> Table | None:
         "by pooled frontiers averaged over the range both reached: exploratory, no verdict rests on such an average. "
         "Optimisers spend KL differently (Gao et al. 2023), so a ranking that holds on one axis need not on another.",
         say_survival(main, [c for c in mine if c is not main]),
-        *([] if any(c.axis == PAIRS for c in found) else [IN_STEP]),
+        *([] if any(c.axis == PAIRS for c in found) or not analysis.records["pairs_seen"].any() else [IN_STEP]),
         *([COMPUTED] if any(c.axis == COMPUTE for c in found) else []),
         CHI_SQUARED,
     )

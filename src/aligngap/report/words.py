@@ -10,7 +10,7 @@ import pandas as pd
 
 from aligngap.hypotheses.verdicts import CONTRADICTED, SUPPORTED, decide_anywhere
 from aligngap.report.analysis import Analysis
-from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget
+from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget, above
 from aligngap.stats.peaks import kl_to_reach, peaks_of
 from aligngap.stats.seedwise import mean_over_seeds
 from aligngap.storage.columns import OPPONENTS
@@ -88,7 +88,7 @@ def claim(analysis: Analysis) -> str:
         "behind": f"At equal KL, {b} beats {a} in win rate",
         "undecided": f"These runs do not decide between {a} and {b}",
         "few": f"{few} {give} an estimate of {a} − {b} and no verdict, which takes {LEAST_SEEDS}",
-        "undefined": f"{a.capitalize()} and {b} cannot be compared at equal KL here",
+        "undefined": f"The policies {a} and {b} cannot be compared at equal KL here",
     }[verdict(analysis.main)]
 
 
@@ -101,7 +101,7 @@ def numbers(analysis: Analysis) -> str:
         return found.why
     each = ", ".join(at(x, -1.0 if state == "behind" else 1.0) for x in found.judged)
     how = f"same configurations in both arms, {seeds(len(found.seeds))}, 95% intervals for all budgets at once"
-    subject = "" if state in ("ahead", "behind") else f"{a.capitalize()} − {b} in win rate at equal KL is "
+    subject = "" if state in ("ahead", "behind") else f"At equal KL, {a} − {b} in win rate is "
     return f"{subject}{each} ({how})."
 
 
@@ -142,17 +142,19 @@ def p_adjusted(v: Verdict) -> str:
 
 
 def say_unreached(found: AtBudgets) -> list[str]:
-    """What is not judged since an arm did not get there; such runs are not missing at random."""
+    """What is not judged since an arm did not get there, or was past it; runs that ended are not missing at random."""
     lost = [b for b in found.budgets if not b.judged]
     if not lost or not found.judged:
         return []
-    runs = "; ".join(
-        f"{nats(b.kl)}: " + (", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) or "no run") for b in lost
-    )
-    return [
-        f"Not judged at {' and '.join(kl(b.kl) for b in lost)} nats, which not every seed reached in both arms. Runs "
-        f"that ended below ({runs}) moved less than the others and are not missing at random."
-    ]
+    ended = {nats(b.kl): ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) for b in lost}
+    runs, passed = "; ".join(f"{at_kl}: {who}" for at_kl, who in ended.items() if who), above(lost)
+    where = " and ".join(kl(b.kl) for b in lost)
+    said = f"Not judged at {where} nat{'s' * (where != '1')}, where not every seed can be read in both arms."
+    if runs:
+        said += f" Runs that ended below ({runs}) moved less than the others and are not missing at random."
+    if passed:
+        said += f" Earlier checkpoints are missing: {passed}."
+    return [said]
 
 
 def say_reach(analysis: Analysis) -> list[str]:
@@ -187,7 +189,7 @@ def caveats(analysis: Analysis) -> list[str]:
     """Doubts, the weightiest first."""
     out = warnings(analysis)
     lost = [n for n in (analysis.online, analysis.offline) if n not in analysis.arms]
-    if lost:
+    if lost and not analysis.given:
         out.insert(0, f"The study has no arm named {' or '.join(lost)}, so the opening question stays open.")
     curves = analysis.curves[analysis.opponent]
     sweeps = {n: curves[n].configs for n in (analysis.online, analysis.offline) if n in curves}
@@ -203,6 +205,13 @@ def caveats(analysis: Analysis) -> list[str]:
             f"{len(exploratory)} verdicts are exploratory: their p-values are adjusted together (Benjamini and "
             "Hochberg), their outcomes are not."
         )
+    if analysis.given:
+        out.append(
+            "Equal KL is not equal compute, data or labels; how these policies were trained is not known here, so a "
+            "difference between them may come from anything in which their trainings differed."
+        )
+        out.append("The judge stands in for people.")
+        return list(dict.fromkeys(out))
     out.append(
         "Equal KL is not equal compute, data or labels: an online arm draws fresh pairs, an offline arm repeats a "
         "fixed set; and who labels may differ between them."

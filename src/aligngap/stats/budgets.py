@@ -22,7 +22,7 @@ Leaves out: what happens between budgets, which the figures show; peaks and ends
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -52,6 +52,7 @@ class Budget:
     judged: bool  # some configuration reached it in every arm and seed
     short: Mapping[str, int]  # runs of shared configurations that ended below this KL, by arm
     configs: tuple[str, ...] = ()  # those that it is judged over
+    passed: Mapping[str, int] = field(default_factory=dict)  # runs whose first checkpoint lies above this KL, by arm
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,13 @@ def at_budgets(
     out = []
     for k, kl in enumerate(budgets):
         mean = mean_over_seeds(values.at(k))
-        short = {
-            a: sum(bool(table[a][s][c].short[k]) for s in seeds for c in configs if c in table[a][s]) for a in arms
-        }
+        short, passed = (
+            {
+                a: sum(bool(getattr(table[a][s][c], side)[k]) for s in seeds for c in configs if c in table[a][s])
+                for a in arms
+            }
+            for side in ("short", "passed")
+        )
         how = "matched configurations" if not chosen else "configurations chosen on other seeds"
         sure = bool(judged[k])
         out.append(
@@ -152,6 +157,7 @@ def at_budgets(
                 judged=sure,
                 short=short,
                 configs=sets[k] if sure else (),
+                passed=passed,
             )
         )
     why = "" if together else _say_unreached(out, len(seeds))
@@ -270,8 +276,28 @@ def all_ties(clouds: Clouds, arms: Sequence[str]) -> bool:
     return bool(mine) and all(bool((w[np.isfinite(w)] == 0.5).all()) for w in wins)
 
 
+def above(budgets: Sequence[Budget]) -> str:
+    """Which arms' first checkpoints lie above which of these budgets already, as a clause; "" where none does."""
+    arms = {a: [b.kl for b in budgets if b.passed.get(a)] for a in dict.fromkeys(a for b in budgets for a in b.passed)}
+    parts = []
+    for arm, kls in arms.items():
+        if kls:
+            runs = max(b.passed[arm] for b in budgets)
+            where = " and ".join(f"{kl:g}" for kl in kls)
+            parts.append(
+                f"{arm} starts above {where} nat{'' if where == '1' else 's'} in {runs} run{'s' if runs > 1 else ''}"
+            )
+    return "; ".join(parts)
+
+
 def _say_unreached(found: Sequence[Budget], seeds: int) -> str:
     least = found[0]
+    passed = above(found)
+    if passed:
+        below = {a: [b.kl for b in found if b.short[a]] for a in least.short}
+        ends = [f"{arm} ends below {' and '.join(f'{kl:g}' for kl in kls)}" for arm, kls in below.items() if kls]
+        why = "; ".join([passed, *ends])
+        return f"No KL budget lies between the first and the last checkpoint of every run: {why}. Name other budgets."
     reached = sum(np.isfinite(v) for v in least.by_seed)
     return (
         f"No budget was reached by every arm in every seed: {least.kl:g} nat{'' if least.kl == 1 else 's'} in "
