@@ -11,7 +11,7 @@ from typing import Any
 
 import aligngap
 from aligngap.pipeline.plan import Plan
-from aligngap.storage.checksums import checksum_of, seal, unseal, write_sealed
+from aligngap.storage.checksums import checksum_of, unseal, write_sealed
 from aligngap.storage.provenance import packages
 from aligngap.storage.store import Store, digest
 from aligngap.types import Damaged
@@ -22,18 +22,20 @@ FILE = ".said.json"
 def said(plan: Plan, store: Store, out: Path, command: str) -> str | None:
     """What a command said when it made all that lies in an output folder; None if something of it is another.
 
-    The measurements and logs that the tables were made of are held against their checksums: Damaged.
+    The measurements and logs that the tables were made of are held against their checksums.
     """
     try:
         found = unseal(out / FILE)
+        text: str = found.pop("said", "")
+        if not all(store.has(step.name) for step in plan.steps()):
+            return None
+        if found != rests_on(plan, store, out, command):
+            return None
+        for run in plan.runs:
+            store.open(run.measure.name)
+            store.open(run.align.name, "log.parquet")
     except Damaged:
         return None
-    text: str = found.pop("said", "")
-    if seal(found) != seal(rests_on(plan, store, out, command)):
-        return None
-    for run in plan.runs:
-        store.open(run.measure.name)
-        store.open(run.align.name, "log.parquet")
     return text
 
 
