@@ -60,7 +60,7 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
         print_data(check_data(made, store))
         print_plan(made, store, out)
         return 0
-    tell = print_forecast if args.forecast else partial(print_decision, words=words)
+    tell = tell_forecast if args.forecast else partial(tell_decision, words=words)
     return carry_out(args, words, made, store, out, tell, known)
 
 
@@ -73,26 +73,24 @@ def forecast(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     study = forecast_study(load(args.study, args.sets), args.steps)
     out = args.out or Path("out") / study.name
-    return carry_out(args, words, expand(study), Store(args.store or out.parent / "store"), out, print_forecast)
+    return carry_out(args, words, expand(study), Store(args.store or out.parent / "store"), out, tell_forecast)
 
 
-def print_report(out: Path) -> None:
-    """Make the report of an output folder's records, and say its numbers."""
+def tell_report(out: Path) -> str:
+    """Make the report of an output folder's records; returns its numbers."""
     from aligngap.execute.console import stages
     from aligngap.report import build_report, headline
 
     with stages("report") as progress:
         page = build_report(out, progress=progress)
-    print(headline(out))
-    print(f"report: {page}")
+    return f"{headline(out)}\nreport: {page}"
 
 
-def print_decision(out: Path, words: Sequence[str]) -> None:
-    """Make the report of `compare`, say its numbers, and last the command to run next."""
+def tell_decision(out: Path, words: Sequence[str]) -> str:
+    """Make the report of `compare`; returns its numbers, and last the command to run next."""
     from aligngap.report import next_command
 
-    print_report(out)
-    print(next_command(out, ["aligngap", *words]))
+    return f"{tell_report(out)}\n{next_command(out, ['aligngap', *words])}"
 
 
 def print_remarks(known: Sequence[str]) -> None:
@@ -101,11 +99,11 @@ def print_remarks(known: Sequence[str]) -> None:
         print(f"aligngap: {line}", file=sys.stderr)
 
 
-def print_forecast(out: Path) -> None:
-    """Say what the records of a forecast's runs expect of online."""
+def tell_forecast(out: Path) -> str:
+    """What the records of a forecast's runs expect of online."""
     from aligngap.report.forecast import write_forecast
 
-    print(write_forecast(out))
+    return write_forecast(out)
 
 
 def carry_out(
@@ -114,15 +112,21 @@ def carry_out(
     made: Plan,
     store: Any,
     out: Path,
-    tell: Callable[[Path], None] = print_report,
+    tell: Callable[[Path], str] = tell_report,
     known: Sequence[str] = (),
 ) -> int:
     """Run a plan to its end, collect its records and tell what they say: by default, make their report.
 
     `known` are lines to say of its models, once they have been found usable.
     """
-    from aligngap.execute import checks
+    from aligngap.execute import checks, repeat
 
+    command = shlex.join(["aligngap", *words])
+    if "RANK" not in os.environ and (text := repeat.said(made, store, out, command)) is not None:
+        print_remarks(known)
+        print(text)
+        print(f"aligngap: all is as it was; `aligngap report {out}` makes the page anew", file=sys.stderr)
+        return 0
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one looks
         checks.check_data(made, store)  # before anything heavy is imported: bad input is refused soon
     from aligngap.execute.collect import collect
@@ -150,10 +154,10 @@ def carry_out(
         print(f"aligngap: what is expected stands in {said}", file=sys.stderr)
     damaged: set[str] = set()
     while True:
-        with Refresher(made, store, out, shlex.join(["aligngap", *words])) as refresher:
+        with Refresher(made, store, out, command) as refresher:
             outcome = watch(executor, made, refresher.notice)
         try:
-            count = collect(made, store, out, shlex.join(["aligngap", *words]))
+            count = collect(made, store, out, command)
             break
         except Damaged as error:
             if not error.name or error.name in damaged:
@@ -162,7 +166,10 @@ def carry_out(
             store.set_aside(error.name)
     write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
-        tell(out)
+        text = tell(out)
+        print(text)
+        if not outcome.failed:
+            repeat.keep(made, store, out, command, text)
     if outcome.failed:
         for name, message in outcome.failed.items():
             print(f"aligngap: {name}: {one_line(message)}", file=sys.stderr)

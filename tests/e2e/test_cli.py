@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -474,6 +475,27 @@ def test_a_run_leaves_what_the_design_says(finished: Path) -> None:
     assert resolved["measurement"]["prompts"] == 16
     about = json.loads((finished / "out" / "provenance.json").read_text())
     assert all({"commit", "packages", "seconds", "device"} <= set(a) for a in about["artifacts"].values())
+
+
+def test_a_command_with_nothing_left_to_do_makes_no_table_and_no_page(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished / "tiny.yaml", tmp_path)
+    shutil.copytree(finished / "store", tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "tiny.yaml", "--out", "out", "--store", "store", "--device", "cpu", "--workers", "1"]
+    assert main(words) == 0
+    first = capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").stat()
+    with monkeypatch.context() as closed:
+        closed.setattr("aligngap.execute.collect.collect", lambda *given: pytest.fail("collected"))
+        assert main(words) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "out" / "report.html").stat().st_mtime_ns == page.st_mtime_ns
+    (tmp_path / "out" / "report.html").unlink()
+    assert main(words) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_show_and_report_of_a_finished_run(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -44,13 +45,12 @@ def _remembered(path: Path, stamp: tuple[int, ...]) -> str:
 
 def names_of(folder: Path, leave_out: Collection[Path] = ()) -> set[str]:
     """The paths in the folder of all files below it; hidden ones are nobody's work and left out."""
-    left = {p.relative_to(folder).parts for p in leave_out}
-    found = set()
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") for part in parts)
-        if not hidden and path.is_file() and not any(parts[: len(part)] == part for part in left):
-            found.add("/".join(parts))
+    left, found = {os.fspath(p) for p in leave_out}, set()
+    for place, folders, files in os.walk(folder):
+        at = [(name, os.path.join(place, name)) for name in files if not name.startswith(".")]
+        inside = os.path.relpath(place, folder).replace(os.sep, "/") + "/" if place != os.fspath(folder) else ""
+        found |= {inside + name for name, path in at if path not in left and os.path.isfile(path)}
+        folders[:] = [f for f in folders if not f.startswith(".") and os.path.join(place, f) not in left]
     return found
 
 
