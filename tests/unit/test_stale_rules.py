@@ -121,9 +121,11 @@ def test_the_truth_has_a_figure_of_its_own_and_a_place_in_the_sentence() -> None
 def test_the_first_screen_has_the_sentence_and_both_wall_clocks() -> None:
     judged, _ = judge_all([STALE], old())
     said = say_leading(SimpleNamespace(judged=judged))  # type: ignore[arg-type]
-    assert [sentence.partition(":")[0] for sentence in said] == ["Too old", "Sooner, 1 to 1", "Sooner, 4 to 1"]
-    assert said[0].startswith("Too old: supported, −0.0")
-    assert "From 64 steps on pairs are too old here" in said[0]
+    named = [sentence.rpartition("(")[0].rpartition("(")[2].partition(":")[0] for sentence in said]
+    assert named == ["too old", "sooner, 1 to 1", "sooner, 4 to 1"]
+    assert "(too old: supported, −0.0" in said[0]
+    assert said[0].startswith("From 64 steps on pairs are too old here")
+    assert said[2].startswith("If writing a batch takes 4 and training on it 1, age-1, which does both at once, is at ")
     empty, _ = judge_all([STALE], view({"online": 0.1, "offline": 0.0, "age-256": 0.1}, seeds=(0,), prompts=200))
     assert all("too few seeds" in sentence for sentence in say_leading(SimpleNamespace(judged=empty)))  # type: ignore[arg-type]
 

@@ -204,7 +204,10 @@ def sooner(name: str, arm: str, system: System, claim: str) -> Rule:
                 no_values("win rate at that time", dict(zip((arm, "online"), ends, strict=True)))
             )
         means = [float(np.mean([v for v, _ in e.values()])) for e in ends]
-        reason = f"{arm} ends at {means[0]:.3f}; online is then at {means[1]:.3f}." + one_seed(found.n)
+        reason = (
+            f"If writing a batch takes {system.write:g} and training on it {system.train:g}, {arm}, which does both at "
+            f"once, is at {means[0]:.3f} at its end, and online at {means[1]:.3f} by then." + one_seed(found.n)
+        )
         interval = found.interval()
         return rule.found(decide(interval), found.estimate(f"{arm} - online"), interval, reason, p=p_value(found))
 

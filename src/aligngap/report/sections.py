@@ -25,9 +25,9 @@ def list_judged(analysis: Analysis) -> list[Judged]:
 
 
 def say_leading(analysis: Analysis) -> list[str]:
-    """What a hypothesis found that its reader wants first, a sentence or two each: for the first screen."""
+    """What a hypothesis found that its reader wants first, with the verdict: for the first screen."""
     return [
-        f"{v.name.capitalize()}: {v.outcome}, {effect(v)}. {v.reason}"
+        f"{v.reason} ({v.name}: {v.outcome}, {effect(v)})"
         for judged in list_judged(analysis)
         for v in judged.verdicts
         if v.name in judged.hypothesis.leads and math.isfinite(v.effect.value)
