@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models import attention, lora
+from aligngap.models import attention, lora, packed
 from aligngap.models.batch import Batch, Ids, collate, pad, positions
 from aligngap.models.encoding import Encoding, generation_ends
 from aligngap.models.loading import PLAIN, seeded
@@ -111,8 +111,7 @@ class Backbone:
 
     def _hidden(self, batch: Batch) -> Tensor:
         if self.encoder_decoder:
-            decoded = self._decode(batch, *self.encode(batch.prompts))
-            return decoded[batch.rows, batch.columns]
+            return self._decode(batch, *self.encode(batch.prompts))
         if any(len(p) == 0 for p in batch.prompts):
             raise AligngapError("an empty prompt: a decoder-only model needs at least one token before the response")
         if self._shares_prompts(batch):
@@ -138,13 +137,19 @@ class Backbone:
         repeated = len(batch.completions) > len(batch.prompts) and min(map(len, batch.prompts)) > 1
         kept = not self.spec.gradient_checkpointing and not getattr(self.model, "_is_stateful", False)
         dropped = self.model.training and self.spec.dropout > 0
-        return (
-            self.shares
-            and repeated
-            and kept
-            and not dropped
-            and not any(hasattr(m, "unshard") for m in self.model.modules())
-        )
+        return self.shares and repeated and kept and not dropped and not self._sharded()
+
+    def _sharded(self) -> bool:
+        """Whether FSDP gathers each layer's weights when the layer itself is called."""
+        return any(hasattr(m, "unshard") for m in self.model.modules())
+
+    def _packs(self) -> bool:
+        """Whether a T5 is read without its padding: where our own attention computes and nothing hangs on its layers.
+
+        Not where activations are computed again, under dropout, nor with FSDP.
+        """
+        t5 = self.model.config.model_type == "t5" and self.alike_without_gradient
+        return t5 and not self.spec.gradient_checkpointing and not self._sharded()
 
     def _continue(self, batch: Batch) -> Tensor:
         """`_hidden` of a decoder-only model whose prompts have several completions: [M, d], differentiable."""
@@ -215,24 +220,29 @@ class Backbone:
 
     def encode(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         """Encoder states [P, T, d] and mask [P, T]: once per prompt, however many responses it has."""
+        if self._packs():
+            places = packed.Places.of(prompts)
+            return places.spread(packed.read(self.model.get_encoder(), prompts)), places.mask()
         ids, mask = pad(prompts, self.pad_id)
         ids, mask = ids.to(self.device), mask.to(self.device)
         return self.model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
     def _decode(self, batch: Batch, states: Tensor, mask: Tensor) -> Tensor:
-        start = self.model.config.decoder_start_token_id
+        start, of = self.model.config.decoder_start_token_id, batch.prompt_of
+        slots = attention.Slots.of(of, len(states)) if attention.shares_texts(self.model) else None
+        if slots is None or slots.width * len(states) >= 2 * len(batch.completions):
+            slots, states, mask = None, states[of], mask[of]
+        if self._packs():
+            rows = [(start, *c)[: len(c)] for c in batch.completions]
+            return packed.read(self.model.get_decoder(), rows, packed.Texts(states, mask, slots))
         inputs, _ = pad([(start, *c[:-1]) for c in batch.completions], self.pad_id)
         given: dict[str, Any] = {"input_ids": inputs.to(self.device), "use_cache": False}
-        slots = attention.Slots.of(batch.prompt_of, len(states)) if attention.shares_texts(self.model) else None
-        if slots is not None and slots.width * len(states) < 2 * len(inputs):
-            read = None if bool(mask.all()) else mask.bool()[:, None, None]
-            given |= {"encoder_hidden_states": states, "encoder_attention_mask": read, "slots": slots}
-        else:
-            given |= {
-                "encoder_hidden_states": states[batch.prompt_of], "encoder_attention_mask": mask[batch.prompt_of]
-            }  # fmt: skip
+        given |= {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+        if slots is not None:
+            seen = None if bool(mask.all()) else mask.bool()[:, None, None]
+            given |= {"encoder_attention_mask": seen, "slots": slots}
         out: Tensor = self.model.get_decoder()(**given).last_hidden_state
-        return out
+        return out[batch.rows, batch.columns]
 
 
 def probe_rows(backbone: Backbone) -> tuple[list[Ids], list[Ids]]:

@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from aligngap.models.attention import ATTENTION, Slots, added, attend
 from aligngap.models.backbone import Backbone
 from aligngap.models.batch import Ids, pad, positions
+from aligngap.models.packed import count
 from aligngap.seeding import derive
 
 #: families whose samples are held against their own log-probabilities by the tests
@@ -230,13 +231,6 @@ def norm(module: Any, state: Tensor) -> Tensor:
     return torch.nn.functional.rms_norm(state, module.weight.shape, module.weight, module.variance_epsilon)
 
 
-def count(stack: torch.nn.Module, ids: Tensor) -> None:
-    """Tell who counts the tokens that enter a stack (`flops.py`) of tokens that enter its parts."""
-    for key, hook in stack._forward_pre_hooks.items():
-        if key in stack._forward_pre_hooks_with_kwargs:
-            hook(stack, (), {"input_ids": ids})
-
-
 def moved(kept: Tensor, gone: Tensor, last: Tensor, left: int) -> Tensor:
     """The first `left` rows, after rows `last` have taken the places `gone`."""
     kept[gone] = kept[last]
@@ -300,10 +294,10 @@ def sample(
         if position + 1 == max_new_tokens:
             break
         ended = torch.isin(new, stops)
-        count = int(ended.sum())
-        if count:
+        leaving = int(ended.sum())
+        if leaving:
             lengths[rows[ended]] = position + 1
-            left = len(rows) - count
+            left = len(rows) - leaving
             if left == 0:
                 break
             gone, last = ended[:left].nonzero()[:, 0], left + (~ended[left:]).nonzero()[:, 0]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Written(Step):
     """A fixed set of pairs written once: to each training prompt one response by each of two writers, judged."""
 
-    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
+    version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 sampled and attended by transformers
     kind: Literal["written"] = "written"
     data: Data
     writers: list[Sft | Align]
@@ -36,10 +36,6 @@ class Written(Step):
     soft: bool = False
     temperature: float = 1.0
     seed: int
-
-    @property
-    def revision(self) -> int:
-        return 2 if self.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference
@@ -151,11 +147,6 @@ class ArmStream(Settings):
         return max((s.sampled for s in self.mixed), default=2.0 * arm.unlabelled)
 
     @property
-    def soft(self) -> bool:
-        """Whether the run itself labels some of its pairs softly; stored pairs have a key of their own."""
-        return (self.judge is not None and self.arm.soft_labels) or any(s.soft for s in self.mixed)
-
-    @property
     def unlabelled(self) -> bool:
         """Whether some of the pairs may be unlabelled."""
         replayed = self.recording is not None and self.recording.source.unlabelled
@@ -168,7 +159,7 @@ class Align(Step):
     With `start` it begins at that run's checkpoint `start_at` instead, which is then also the reference of its loss.
     """
 
-    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
+    version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 sampled and attended by transformers
     kind: Literal["align"] = "align"
     data: Data
     sft: Sft
@@ -187,10 +178,6 @@ class Align(Step):
     writer_logps: bool = False
     correction: LossSpec | None = None
     code: str = ""  # of the source of a loss, or of what writes, that is not aligngap's own
-
-    @property
-    def revision(self) -> int:
-        return 2 if self.source.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     @cached_property
     def configuration(self) -> Any:

@@ -38,15 +38,10 @@ class Step(Settings):
         """The steps this one needs, by the place where its settings name them."""
         return dict(_needed(self, ""))
 
-    @property
-    def revision(self) -> int:
-        """The `version`, or a later one for the settings under which alone the results have changed."""
-        return self.version
-
     @cached_property
     def name(self) -> str:
         """Folder of the artifact: kind and key."""
-        return f"{self.kind}-{digest({'version': self.revision, 'configuration': self.configuration})}"
+        return f"{self.kind}-{digest({'version': self.version, 'configuration': self.configuration})}"
 
     def made(self, ctx: Context, part: str) -> Path:
         """A file or folder of the finished step's artifact, found to be what was written; see `Store.open`."""

@@ -119,7 +119,8 @@ def sizes(n: int) -> list[int]:
 class BestOfN(Step):
     """The reference that needs no training: best-of-n of the SFT policy as the proxy ranks it."""
 
-    version: ClassVar[int] = 2  # 1 ranked the members of a subset by all n responses, which transformers sampled
+    #: 2 multiplied T5's padding, 1 ranked the members of a subset by all n responses, which transformers sampled
+    version: ClassVar[int] = 3
     kind: Literal["best-of-n"] = "best-of-n"
     data: Data
     sft: Sft

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class CrossJudge(Step):
     """Win rates of a measured run's checkpoints by each of several judges, against the same opponents' responses."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 1 multiplied T5's padding
     kind: Literal["cross-judge"] = "cross-judge"
     measured: Measure
     judges: dict[str, FitJudge | ReadyJudge]

@@ -42,7 +42,7 @@ class OracleJudge(Settings):
 class FitJudge(Step):
     """Train a judge that learns on the rater's labels (golden) or on a relabelled set (proxy)."""
 
-    version: ClassVar[int] = 2  # 1 attended by transformers
+    version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 attended by transformers
     kind: Literal["judge"] = "judge"
     data: Data
     labels: Relabel | None = None
@@ -170,17 +170,13 @@ def held_against(judge: Judge, pairs: Sequence[Pair]) -> tuple[dict[str, Any], N
 class Relabel(Step):
     """The task's pairs as a judge orders them (both orders, ties kept), with the reference's log-probabilities."""
 
-    version: ClassVar[int] = 2  # 1 attended by transformers
+    version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 attended by transformers
     kind: Literal["relabel"] = "relabel"
     data: Data
     judge: FitJudge | ReadyJudge | OracleJudge
     reference: Sft
     soft: bool = False
     keep: int | None = None  # how many of the data's pairs it labels; the held-out ones are labelled all
-
-    @property
-    def revision(self) -> int:
-        return 2 if self.soft else self.version  # soft labels were a mean of probabilities, not of logits
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.models.pair_logps import store_reference

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Responses(Step):
     """One response to each measured prompt by a finished policy: an opponent, sampled once for the whole study."""
 
-    version: ClassVar[int] = 2  # 1 sampled and attended by transformers
+    version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 sampled and attended by transformers
     kind: Literal["responses"] = "responses"
     data: Data
     policy: Sft | Align
@@ -66,7 +66,8 @@ class Responses(Step):
 class Measure(Step):
     """Measure a run's checkpoints (or the SFT policy: `run=None`, step 0) against every opponent."""
 
-    version: ClassVar[int] = 3  # 2 lacked the gap's three quantities, 1 sampled and attended by transformers
+    #: 3 multiplied T5's padding, 2 lacked the gap's three quantities, 1 sampled and attended by transformers
+    version: ClassVar[int] = 4
     kind: Literal["measure"] = "measure"
     data: Data
     sft: Sft

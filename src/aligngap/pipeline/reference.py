@@ -51,7 +51,7 @@ class ReferenceSamples(Step):
     Neither samples nor opponents are those of another step: rho, the ceiling and an arm's gain share no response.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 1 multiplied T5's padding
     kind: Literal["reference-samples"] = "reference-samples"
     data: Data
     sft: Sft

@@ -26,7 +26,7 @@ class Sft(Step):
     With no steps it is the given model as it is; `split` says whose prompts it learns from.
     """
 
-    version: ClassVar[int] = 2  # 1 attended by transformers
+    version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 attended by transformers
     kind: Literal["sft"] = "sft"
     data: Data
     model: ModelSpec
