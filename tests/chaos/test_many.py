@@ -16,5 +16,4 @@ def test_killed_workers_and_a_killed_head_cost_nothing_that_was_finished(tmp_pat
     told = play(tmp_path, runs=8, kills=2, heads=1, seed=3)
     assert dict(told.killed) == {"worker": 2, "head": 1}
     assert told.commands == 2
-    assert told.starts > told.artifacts  # what was killed was begun again
     assert len(told.seen) > 8

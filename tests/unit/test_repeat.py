@@ -83,6 +83,10 @@ def test_another_command_and_other_source_are_others(
 ) -> None:
     plan, store, out = made
     assert repeat.said(plan, store, out, f"{COMMAND} --workers 2") is None
+    with monkeypatch.context() as edited:  # a hypothesis of one's own, in its own module
+        edited.setattr(repeat.registry, "source_of", lambda shelf, name: "0123456789abcdef0123")
+        assert repeat.said(plan, store, out, COMMAND) is None
+    assert repeat.said(plan, store, out, COMMAND) is not None
     monkeypatch.setattr(repeat.aligngap, "__file__", str(tmp_path / "elsewhere" / "__init__.py"))
     assert repeat.said(plan, store, out, COMMAND) is None
 

@@ -1,7 +1,8 @@
 """A command that is repeated with nothing left to do: what it said is said again, and no table or page made anew.
 
 An output folder keeps what the command said, beside what that rests on: the study, the artifacts, the tables and pages
-that lie there, the source of aligngap and the versions of its packages. If any of it is another, everything is made.
+that lie there, the source of aligngap and of hypotheses from elsewhere, and the versions of the packages. If any of it
+is another, everything is made.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aligngap
+from aligngap import registry
 from aligngap.pipeline.plan import Plan
 from aligngap.storage.checksums import checksum_of, unseal, write_sealed
 from aligngap.storage.provenance import packages
@@ -34,7 +36,7 @@ def said(plan: Plan, store: Store, out: Path, command: str) -> str | None:
         for run in plan.runs:
             store.open(run.measure.name)
             store.open(run.align.name, "log.parquet")
-    except Damaged:
+    except (Damaged, OSError):  # what cannot be read or written is told where everything is made
         return None
     return text
 
@@ -51,6 +53,7 @@ def rests_on(plan: Plan, store: Store, out: Path, command: str) -> dict[str, Any
     lies = [p for p in (*out.glob("[!.]*"), *out.glob("figures/[!.]*")) if p.is_file()]
     return {
         "command": command, "packages": packages(), "code": digest(sorted(code)),
+        "hypotheses": {name: registry.source_of("hypotheses", name) for name in registry.names("hypotheses")},
         "study": digest(plan.study.model_dump(mode="json")),
         "artifacts": digest({s.name: store.content(s.name) for s in plan.steps() if store.has(s.name)}),
         "files": {str(p.relative_to(out)): checksum_of(p) for p in sorted(lies)},
