@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from aligngap.cli import BEGINS, main
 from aligngap.execute.worker import make
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.plan import expand
+from aligngap.storage.columns import PROBE_COLUMNS
+from aligngap.storage.records import PROBE, write_table
 from aligngap.storage.store import Store
 from aligngap.study.load import validate
 from aligngap.types import AligngapError
@@ -496,6 +499,21 @@ def test_a_command_with_nothing_left_to_do_makes_no_table_and_no_page(
     assert main(words) == 0
     assert capsys.readouterr().out == first
     assert (tmp_path / "out" / "report.html").is_file()
+    of_another_study = write_table(tmp_path / "out" / PROBE, [], PROBE_COLUMNS)
+    assert main(words) == 0
+    assert capsys.readouterr().out == first
+    assert not of_another_study.exists()
+
+
+def test_data_that_change_while_the_command_runs_are_not_taken_for_those_that_were_planned(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(finished / "tiny.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aligngap.pipeline.plan._fingerprint", cache(lambda task: "of the file as it was"))
+    assert main(["run", "tiny.yaml", "--store", "store", "--device", "cpu", "--workers", "1"]) != 0
+    assert "has changed while the command ran; repeat it" in capsys.readouterr().err
+    assert not list((tmp_path / "store").glob("data-*/manifest.json"))
 
 
 def test_show_and_report_of_a_finished_run(

@@ -48,6 +48,16 @@ def sides(*texts: str) -> list[Response]:
 PROMPTS = [Prompt("0", "river", ()), Prompt("1", "lamp", ())]
 
 
+def test_a_function_whose_helper_was_edited_is_another_judge(rules: Path) -> None:
+    rules.write_text("import helper_of_my_rules\n" + rules.read_text())
+    helper = rules.parent / "helper_of_my_rules.py"
+    found = []
+    for text in ("SIGN = 1\n", "SIGN = -1\n"):
+        helper.write_text(text)
+        found.append(FunctionJudge(object="my_rules:longer").identity())
+    assert found[0] != found[1]
+
+
 def test_a_function_judges(rules: Path) -> None:
     judge = FunctionJudge(object="my_rules:longer")
     judge.check(rules.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -87,21 +88,18 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
         for (_, variant), s in plan.references.items()
         if store.has(s.name)
     ]
-    if best:
-        records.write_table(out / records.BEST_OF_N, pd.concat(best, ignore_index=True), BEST_OF_N_COLUMNS)
+    write_or_remove(out / records.BEST_OF_N, best, BEST_OF_N_COLUMNS)
     probed = [*plan.probes.items(), *plan.judges_probes.items()]
     held = [(seed, store.open(s.name, "probe.parquet")) for seed, s in probed if store.has(s.name)]
-    if held:
-        of = plan.study.compare[0]
-        along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
-        records.write_table(out / records.PROBE, pd.concat(along, ignore_index=True), PROBE_COLUMNS)
+    of = plan.study.compare[0]
+    along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
+    write_or_remove(out / records.PROBE, along, PROBE_COLUMNS)
     crossed = [
         pd.read_parquet(store.open(r.crossed.name, "crossed.parquet")).assign(run=r.name)
         for r in plan.runs
         if r.crossed is not None and store.has(r.crossed.name)
     ]
-    if crossed:
-        records.write_table(out / records.CROSSED, pd.concat(crossed, ignore_index=True), CROSSED_COLUMNS)
+    write_or_remove(out / records.CROSSED, crossed, CROSSED_COLUMNS)
     asked: dict[str, Counter[str]] = {}
     for step in plan.steps():
         if store.has(step.name):
@@ -123,6 +121,14 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
     write_text(out / "study.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return count
+
+
+def write_or_remove(file: Path, frames: Sequence[pd.DataFrame], columns: records.Columns) -> None:
+    """Write a table that not every study has; one of another study that lies there in its place is removed."""
+    if frames:
+        records.write_table(file, pd.concat(frames, ignore_index=True), columns)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def find_trouble(start: pd.DataFrame, rows: pd.DataFrame) -> str:

@@ -6,7 +6,6 @@ It is imported by name, and only because the study says so; it runs with the rig
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ class FunctionJudge(Settings):
         return f"function {self.object}"
 
     def identity(self) -> dict[str, Any]:
-        """Its name and a hash of its module's source, or of its package's: another function is another judge."""
+        """Its name and a hash of its source, with what that imports from beside it: another one is another judge."""
         module = self.object.partition(":")[0]
         try:
             found = importlib.util.find_spec(module)
@@ -40,10 +39,7 @@ class FunctionJudge(Settings):
             raise AligngapError(f"object: module `{module}` cannot be imported ({error})") from error
         if found is None:
             raise AligngapError(f"object: no module `{module}`; put its folder on PYTHONPATH")
-        source = Path(found.origin).read_bytes() if found.origin and Path(found.origin).is_file() else b""
-        whole = found.submodule_search_locations or "." in module  # in a package, all of it
-        hashed = source_hash([module]) if whole else hashlib.sha256(source).hexdigest()[:20]
-        return {"object": self.object, "source": hashed}
+        return {"object": self.object, "source": source_hash([module])}
 
     def check(self, folder: Path) -> None:
         """Import it now."""

@@ -61,7 +61,11 @@ class Data(Step):
         from aligngap.storage.pairs import write_rows
 
         check_content(self.tokenizer.path, self.content, weights=False)
-        loaded = build_task(self.task).load(self.seed)
+        task = build_task(self.task)
+        loaded = task.load(self.seed)
+        if task.fingerprint() != self.fingerprint:
+            what = "has changed while the command ran; repeat it"
+            raise AligngapError(f"task {self.task['name']} ({loaded.source}): {what}")
         tokenizer = make_tokenizer(self.tokenizer, loaded)
         tokenizer.save_pretrained(str(job.work / "tokenizer"))
         if self.family.chat:
