@@ -11,7 +11,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -70,7 +69,8 @@ def test_the_losses_are_those_of_one_process(finished: Path, killed: tuple[Path,
     for log in logs:
         one, two = (pd.read_parquet(f / log.relative_to(finished)) for f in (finished, killed[0]))
         if kind == "align":
-            np.testing.assert_allclose(two["flops"], one["flops"], rtol=0.15)  # smaller batches are padded less
+            more = two["flops"] / one["flops"]  # sharded it multiplies the padding too, of shorter batches
+            assert more.between(0.85, 1.6).all(), more
             # At step 0 margins are 0 but for rounding, whose sign is nobody's.
             one, two = (rows.drop(columns=["accuracy", "flops"]) for rows in (one, two))
         pd.testing.assert_frame_equal(one, two, check_exact=False, rtol=1e-4, atol=2e-5)
