@@ -163,6 +163,16 @@ class TableJudge:
         return Judgement(self.table[first, second], self.table[second, first])
 
 
+#: a judge of one's own that raises at its third call
+BREAKS_AT_THE_THIRD_CALL = (
+    "calls, most = [], [2]\n"
+    "def prefer(prompts, a, b):\n"
+    "    if len(calls) == most[0]:\n"
+    "        raise OSError('the line is dead')\n"
+    "    calls.append(len(prompts))\n"
+    "    return [0.75] * len(prompts)\n"
+)
+
 TINY_STUDY = """
 name: tiny
 question: Does the same stream give the same policy?

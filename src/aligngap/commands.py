@@ -18,15 +18,21 @@ from aligngap.types import AligngapError, Damaged, RunFailed, one_line
 if TYPE_CHECKING:
     from aligngap.exchange.hub import Hub
     from aligngap.pipeline.plan import Plan
+    from aligngap.settings import Study
 
 
 def prepare(args: argparse.Namespace) -> tuple[Plan, Any, Path]:
+    """The plan of the study that is named, the store and the output folder."""
+    from aligngap.study.load import load
+
+    return lay_out(args, load(args.study, args.sets))
+
+
+def lay_out(args: argparse.Namespace, study: Study) -> tuple[Plan, Any, Path]:
     """The plan of a study, the store and the output folder; every check that needs no compute is made here."""
     from aligngap.pipeline.plan import expand
     from aligngap.storage.store import Store
-    from aligngap.study.load import load
 
-    study = load(args.study, args.sets)
     out = args.out or Path("out") / study.name
     return expand(study), Store(args.store or out.parent / "store"), out
 
@@ -39,8 +45,6 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> int:
 def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
     """`aligngap compare`: the study of a user's own policy and pairs, and its recommendation."""
     from aligngap.execute.console import print_data, print_plan
-    from aligngap.pipeline.plan import expand
-    from aligngap.storage.store import Store
     from aligngap.study.own import check_pairs, own_study, remarks
 
     study = own_study(args.policy, args.task, args.budget, args.seeds, args.sets, args.kl)
@@ -48,9 +52,8 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
         from aligngap.study.forecast import forecast_study
 
         study = forecast_study(study)
-    out = args.out or Path("out") / study.name
     check_pairs(study)
-    made, store = expand(study), Store(args.store or out.parent / "store")
+    made, store, out = lay_out(args, study)
     known = remarks(study, args.budget, args.sets)
     if args.plan:
         from aligngap.execute.checks import check_data, check_models
@@ -66,23 +69,27 @@ def compare(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 def forecast(args: argparse.Namespace, words: Sequence[str]) -> int:
     """`aligngap forecast`: short offline runs that say how far ahead online will be."""
-    from aligngap.pipeline.plan import expand
-    from aligngap.storage.store import Store
     from aligngap.study.forecast import forecast_study
     from aligngap.study.load import load
 
     study = forecast_study(load(args.study, args.sets), args.steps)
-    out = args.out or Path("out") / study.name
-    return carry_out(args, words, expand(study), Store(args.store or out.parent / "store"), out, tell_forecast)
+    return carry_out(args, words, *lay_out(args, study), tell_forecast)
+
+
+def make_page(out: Path) -> Path:
+    """Make the page and the figures of an output folder's records, and show how far that is."""
+    from aligngap.execute.console import stages
+    from aligngap.report import build_report
+
+    with stages("report") as progress:
+        return build_report(out, progress=progress)
 
 
 def tell_report(out: Path) -> str:
     """Make the report of an output folder's records; returns its numbers."""
-    from aligngap.execute.console import stages
-    from aligngap.report import build_report, headline
+    from aligngap.report import headline
 
-    with stages("report") as progress:
-        page = build_report(out, progress=progress)
+    page = make_page(out)
     return f"{headline(out)}\nreport: {page}"
 
 
@@ -245,13 +252,9 @@ def inspect(args: argparse.Namespace, words: Sequence[str]) -> int:
 def report(args: argparse.Namespace, words: Sequence[str]) -> int:
     """`aligngap report`: the page and the figures of a run, made anew from its records; to the hub if asked."""
     from aligngap.exchange.hub import push_report
-    from aligngap.execute.console import stages
-    from aligngap.report import build_report
 
     hub = asked_hub(args)
-    with stages("report") as progress:
-        page = build_report(args.out, progress=progress)
-    print(f"report: {page}")
+    print(f"report: {make_page(args.out)}")
     if hub is not None:
         print("\n".join(push_report(hub, args.out)))
     return 0

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import WORDS, every_response, tiny_policy
+from conftest import BREAKS_AT_THE_THIRD_CALL, WORDS, every_response, tiny_policy
 
 from aligngap.execute.worker import make
 from aligngap.instrument.ceilings import CEILINGS, write_ceilings
@@ -189,14 +189,7 @@ def test_it_is_left_out_where_nobody_judges_or_each_answer_is_paid_for(plan: Cal
 def test_a_judge_that_fails_at_the_samples_keeps_what_it_has_said(
     folder: Path, plan: Callable[..., Survey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "breaks_later.py").write_text(
-        "calls, most = [], [2]\n"
-        "def prefer(prompts, a, b):\n"
-        "    if len(calls) == most[0]:\n"
-        "        raise OSError('the line is dead')\n"
-        "    calls.append(len(prompts))\n"
-        "    return [0.75] * len(prompts)\n"
-    )
+    (folder / "breaks_later.py").write_text(BREAKS_AT_THE_THIRD_CALL)
     monkeypatch.setattr("aligngap.pipeline.drawn.SAVED", 64)  # two prompts of four samples and eight opponents
     survey = plan(judges=(parse_judge("breaks_later:prefer"),), reference_prompts=4)
     import breaks_later  # type: ignore[import-not-found]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, tiny_policy
+from conftest import BREAKS_AT_THE_THIRD_CALL, WORDS, tiny_policy
 
 from aligngap.execute.worker import make
 from aligngap.instrument.folders import find_checkpoints
@@ -163,15 +163,7 @@ def test_a_hundred_checkpoints_resume_without_one_done_twice(place: Place, monke
 
 
 def test_a_judge_that_fails_half_way_loses_nothing(place: Place, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (
-        "calls, most = [], [2]\n"
-        "def prefer(prompts, a, b):\n"
-        "    if len(calls) == most[0]:\n"
-        "        raise OSError('the line is dead')\n"
-        "    calls.append(len(prompts))\n"
-        "    return [0.75] * len(prompts)\n"
-    )
-    spec = parse_judge(judge(text, "breaks_once"))
+    spec = parse_judge(judge(BREAKS_AT_THE_THIRD_CALL, "breaks_once"))
     import breaks_once  # type: ignore[import-not-found]
 
     one, ctx = "online=runs/online-seed0/checkpoint-10", place.context()

@@ -21,8 +21,7 @@ import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
 from aligngap.hypotheses.forecast import Cell, fit
-from aligngap.hypotheses.rules import Rule, ahead, contrast, no_better
-from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
+from aligngap.hypotheses.rules import Rule, ahead, contrast, nats, no_better
 from aligngap.hypotheses.view import View, under
 from aligngap.stats.estimate import NAN
 from aligngap.types import Verdict
@@ -92,14 +91,12 @@ def calibrated(name: str, every: Sequence[Regime]) -> Rule:
         if found is None:
             return rule.leave_undefined("Fewer than three regimes reach 1 nat with their twins.")
         low, high = found.interval
-        outside = low > 1.5 or high < 0.5
-        outcome = SUPPORTED if low >= 0.5 and high <= 1.5 else CONTRADICTED if outside else INCONCLUSIVE
         text = (
             f"The slope is {found.slope.value:.2f} ({low:.2f} to {high:.2f}) over {found.cells} regimes, the root mean "
             f"square error {found.error:.3f}; of {found.said} forecasts of more than two points {found.right} have the "
             "sign that was measured."
         )
-        return rule.found(outcome, found.slope, found.interval, text)
+        return rule.found(found.outcome, found.slope, found.interval, text)
 
     return Rule(name, "", CALIBRATED, every[0].arms, judge)
 
@@ -126,7 +123,7 @@ def phase(every: Sequence[Regime], kl: float = 1.0) -> Callable[[View], Dial | N
         if not series:
             return None
         lines = {name: tuple(points) for name, points in series.items()}
-        y = f"online − offline at {kl:g} nat{'' if kl == 1 else 's'}"
+        y = f"online − offline at {nats(kl)}"
         return Dial("golden labels", y, lines, log_x=True, reference=0.0)
 
     return draw
@@ -144,7 +141,7 @@ def scatter(every: Sequence[Regime], kls: Sequence[float] = (0.5, 1.0, 2.0)) -> 
                 if (ok := np.isfinite(c.forecast) & np.isfinite(c.measured)).any()
             ]
             if points:
-                series[f"{kl:g} nat{'' if kl == 1 else 's'}"] = tuple(sorted(points, key=lambda p: p.x))
+                series[nats(kl)] = tuple(sorted(points, key=lambda p: p.x))
         if not series:
             return None
         x, y = "gap that the twin forecasts", "measured gap, golden judge"

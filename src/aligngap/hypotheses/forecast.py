@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import Rule
+from aligngap.hypotheses.rules import Rule, nats
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from aligngap.hypotheses.view import View, base_of, variant_of
 from aligngap.stats.budgets import Budget
@@ -136,6 +136,14 @@ class Fit:
     said: int
     cells: int
 
+    @property
+    def outcome(self) -> str:
+        """Whether the forecast is calibrated: supported if the slope's interval lies within 0.5 to 1.5."""
+        low, high = self.interval
+        if low >= 0.5 and high <= 1.5:
+            return SUPPORTED
+        return CONTRADICTED if low > 1.5 or high < 0.5 else INCONCLUSIVE  # an interval that is nan says nothing
+
 
 def fit(found: Sequence[Cell]) -> Fit | None:
     """The fit over cells; None with fewer than three."""
@@ -171,17 +179,12 @@ def calibrated(kl: float, evaluator: str, by: str) -> Rule:
         found = fit(cells(view, kl, evaluator, by))
         if found is None:
             return rule.leave_undefined(f"Fewer than three cells reach {kl:g} nats.")
-        low, high = found.interval
-        outcome = INCONCLUSIVE
-        if math.isfinite(low):
-            outside = low > 1.5 or high < 0.5
-            outcome = SUPPORTED if low >= 0.5 and high <= 1.5 else CONTRADICTED if outside else INCONCLUSIVE
         reason = (
             f"The slope is {found.slope.value:.2f} over {found.cells} cells and {found.slope.n} seed"
             f"{'s' * (found.slope.n > 1)}; the root mean square error of one seed's cell is {found.error:.3f}; "
             f"{found.right} of the {found.said} cells with a forecast of more than {SAID:g} have its sign."
         )
-        return rule.found(outcome, found.slope, found.interval, reason)
+        return rule.found(found.outcome, found.slope, found.interval, reason)
 
     words = {"law": "the first-order law", "twin": "the twin"}[by]
     short = "" if evaluator == "golden judge" else ", truth"
@@ -203,7 +206,7 @@ def scatter(view: View, evaluator: str, by: str) -> Dial | None:
                 ends = (x.value - wide[0], x.value + wide[0])
                 points.append(Point(x.value, y.value, y.value - wide[1], y.value + wide[1], cell.name, ends))
         if points:
-            series[f"{kl:g} nat{'' if kl == 1 else 's'}"] = tuple(sorted(points, key=lambda p: p.x))
+            series[nats(kl)] = tuple(sorted(points, key=lambda p: p.x))
     if not series:
         return None
     words = "the first-order law" if by == "law" else "the twin"

@@ -49,6 +49,15 @@ class Weights(Settings):
         if self.content and identity_of(self.path, self.base) != self.content:
             raise RunFailed(f"{self.path}: its files have changed since the command began; repeat the command")
 
+    def open(self, reference: Policy) -> Policy:
+        """The policy that they are, on the reference's tokens; what was loaded is what was planned."""
+        from aligngap.models.checkpoint import open_policy
+
+        self.check()
+        policy = open_policy(self.path, reference, base=self.base, key=self.identity)
+        self.check()
+        return policy
+
 
 class PromptSet(Step):
     """The prompts of a measurement, drawn by the seed, as token ids of the reference's tokenizer."""
@@ -218,15 +227,12 @@ class ReadPolicy(Step):
         return f"measure {self.shown}"
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        from aligngap.models.checkpoint import open_policy
         from aligngap.storage.pairs import write_rows
 
         prompts, reference = self.prompts.prompts(ctx), self.prompts.policy(ctx)
         policy = reference
         if self.policy is not None:
-            self.policy.check()
-            policy = open_policy(self.policy.path, reference, base=self.policy.base, key=self.policy.identity)
-            self.policy.check()  # what was loaded is what was planned
+            policy = self.policy.open(reference)
         written = self.start.read(ctx).responses[: self.forward] if self.start is not None else ()
         found = read_policy(
             policy, reference, prompts, seed=self.prompts.seed, batch=self.batch, written=written, progress=job.progress

@@ -44,12 +44,12 @@ class Drawn:
     samples: int
     logps: np.ndarray
 
-    def with_wins(self, wins: ReferenceWins) -> ReferenceSet:
-        """What rho and the ceiling are computed from, with the win rates by the first judge."""
+    def with_wins(self, wins: ReferenceWins | None) -> ReferenceSet:
+        """What rho and the ceiling are computed from, with the win rates by the first judge; None: it was not asked."""
         from aligngap.measurement import ReferenceSet
 
         ids = [[r.ids for r in row[: self.logps.shape[1]]] for row in self.answers]
-        return ReferenceSet(ids, self.logps, {"golden": wins})
+        return ReferenceSet(ids, self.logps, {} if wins is None else {"golden": wins})
 
 
 def check_size(samples: int | None, prompts: int | None = None, opponents: int = 2) -> None:
@@ -227,17 +227,12 @@ class ReadRatios(Step):
         return f"log-ratios of {self.shown}"
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
-        from aligngap.measurement import ReferenceSet, log_ratios_of
-        from aligngap.models.checkpoint import open_policy
+        from aligngap.measurement import log_ratios_of
         from aligngap.storage.pairs import write_rows
 
         prompts, drawn = self.drawn.asked(ctx), self.drawn.read(ctx)
-        self.policy.check()
-        reference = self.drawn.prompts.policy(ctx)
-        policy = open_policy(self.policy.path, reference, base=self.policy.base, key=self.policy.identity)
-        self.policy.check()  # what was loaded is what was planned
-        ids = [[r.ids for r in row[: drawn.logps.shape[1]]] for row in drawn.answers]
-        found = log_ratios_of(policy, prompts, ReferenceSet(ids, drawn.logps, {}), self.batch)
+        policy = self.policy.open(self.drawn.prompts.policy(ctx))
+        found = log_ratios_of(policy, prompts, drawn.with_wins(None), self.batch)
         rows = [{"prompt_id": p.id, "log_ratios": row.tolist()} for p, row in zip(prompts, found, strict=True)]
         write_rows(job.work / "ratios.parquet", rows)
         return {"prompts": len(rows)}

@@ -10,9 +10,9 @@ from aligngap.judges.kinds import OpenedKind
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.sft import Sft, tokenizer_of
-from aligngap.pipeline.teaching import HeadStart, teach
+from aligngap.pipeline.teaching import HeadStart, Taught, teach
 from aligngap.seeding import derive
-from aligngap.settings import JudgeSpec, Optimization, Settings
+from aligngap.settings import JudgeSpec, Settings
 from aligngap.study.build import build_judge, build_task
 from aligngap.types import Judge, JudgeFailed, Pair, RunFailed, TellingJudge
 
@@ -39,7 +39,7 @@ class OracleJudge(Settings):
         return job.asked(ctx.cached(key, lambda: SandboxOracle(build_task(self.task), self.seed)))
 
 
-class FitJudge(Step):
+class FitJudge(Taught):
     """Train a judge that learns on the rater's labels (golden) or on a relabelled set (proxy)."""
 
     version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 attended by transformers
@@ -47,7 +47,6 @@ class FitJudge(Step):
     data: Data
     labels: Relabel | None = None
     backbone: Sft
-    spec: JudgeSpec
     seed: int
     split: Literal["train", "judge"] = "train"
     code: str = ""  # of the source of a kind of judge that is not aligngap's own
@@ -111,14 +110,6 @@ class FitJudge(Step):
                 raise JudgeFailed(f"judge {self.name}: diverged as it learned on; lower the proxy's learning_rate")
         learned: Judge = judge
         return learned
-
-    @property
-    def training(self) -> Optimization | None:
-        return self.spec.optimization
-
-    def units(self) -> float:
-        how = self.spec.optimization
-        return 3.0 * how.steps * how.batch if how else 1.0
 
 
 class ReadyJudge(Step):

@@ -26,13 +26,26 @@ if TYPE_CHECKING:
 HELD_OUT = 5
 
 
-class HeadStart(Step):
+class Taught(Step):
+    """A step that trains a judge, as its specification says."""
+
+    spec: JudgeSpec
+
+    @property
+    def training(self) -> Optimization | None:
+        return self.spec.optimization
+
+    def units(self) -> float:
+        how = self.spec.optimization
+        return 3.0 * how.steps * how.batch if how else 1.0
+
+
+class HeadStart(Taught):
     """A judge that has learned from sibling worlds: the same task at seeds of its own, none of them the study's."""
 
     kind: Literal["head-start"] = "head-start"
     data: Data
     backbone: Sft
-    spec: JudgeSpec
     task: dict[str, Any]
     worlds: int
     pairs: int
@@ -60,14 +73,6 @@ class HeadStart(Step):
                 prompt = Prompt(c.prompt_id, c.prompt, ())
                 out.append(Pair(prompt, chosen, rejected, 1.0, 1.0, 0.0, "sibling"))
         return out
-
-    @property
-    def training(self) -> Optimization | None:
-        return self.spec.optimization
-
-    def units(self) -> float:
-        how = self.spec.optimization
-        return 3.0 * how.steps * how.batch if how else 1.0
 
 
 def teach(

@@ -172,10 +172,10 @@ def details(d: Decision) -> list[str]:
 def rows(d: Decision, costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:
     """Online, the cheaper arms and offline, each with what it keeps and what it generated per run."""
     gap = d.gap
-    offline = f"{words.number(gap.value.value, 3, True)} ({words.span(gap.interval)})"
+    offline = words.effect(gap.value.value, gap.interval)
     out: list[tuple[str, ...]] = [(gap.a, "–", "100%", *cost_cells(costs.get(gap.a)))]
     for o in reversed(d.options):
-        behind = f"{words.number(o.behind.value, 3, True)} ({words.span(o.interval)})"
+        behind = words.effect(o.behind.value, o.interval)
         out.append((o.arm, behind if math.isfinite(o.behind.value) else "–", share(o), *cost_cells(costs.get(o.arm))))
     out.append((gap.b, offline if gap.defined else "–", "0%", *cost_cells(costs.get(gap.b))))
     return out

@@ -87,7 +87,7 @@ def line(f: Forecast) -> str:
 
 def say_estimate(e: Estimate, interval: tuple[float, float]) -> str:
     """An estimate with its 95% interval; a dash where there is none."""
-    return f"{words.number(e.value, 3, True)} ({words.span(interval)})" if math.isfinite(e.value) else "–"
+    return words.effect(e.value, interval) if math.isfinite(e.value) else "–"
 
 
 def notes(found: list[Forecast]) -> list[str]:

@@ -33,7 +33,7 @@ def options_chart(analysis: Analysis) -> Chart | None:
     forest = tuple(
         Series(
             arm, styles[arm], [value], [places[arm]], points="full", x_bars=([low], [high]),
-            notes=[f"{d.gap.a} − {arm}\n{words.number(value, 3, True)} ({words.span((low, high))})"],
+            notes=[f"{d.gap.a} − {arm}\n{words.effect(value, (low, high))}"],
         )
         for arm, (value, low, high) in behind.items()
     )  # fmt: skip

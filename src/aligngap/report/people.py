@@ -143,18 +143,14 @@ def table_ratings(analysis: Analysis) -> list[Table]:
 
 def row(p: People) -> tuple[str, ...]:
     """One comparison as cells of text."""
-
-    def cell(value: float, interval: tuple[float, float]) -> str:
-        return f"{words.number(value, 3, True)} ({words.span(interval)})"
-
     a, b = p.agreement, p.between_raters
     return (
         f"{p.first} − {p.second}",
         words.kl(p.kl),
         f"{p.pairs} ({p.raters})",
-        cell(p.gap.value, p.gap_interval),
-        cell(p.corrected.people.value, p.corrected.people_interval),
-        cell(p.corrected.value, p.corrected.interval) if p.enough else f"needs {LEAST_PAIRS} pairs",
+        words.effect(p.gap.value, p.gap_interval),
+        words.effect(p.corrected.people.value, p.corrected.people_interval),
+        words.effect(p.corrected.value, p.corrected.interval) if p.enough else f"needs {LEAST_PAIRS} pairs",
         words.number(p.corrected.weight, 2),
         f"{a.share:.0%}",
         f"{words.number(a.kappa, 2)} ± {words.number(a.kappa_se, 2)}",

@@ -43,7 +43,7 @@ def effect(v: Verdict) -> str:
     """The effect with its interval; a dash where there is none."""
     if not math.isfinite(v.effect.value):
         return "–"
-    return f"{words.number(v.effect.value, 3, True)} ({words.span(v.interval)})"
+    return words.effect(v.effect.value, v.interval)
 
 
 def share(v: Verdict) -> str:

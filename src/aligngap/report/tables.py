@@ -110,7 +110,7 @@ def protocol(analysis: Analysis) -> Table:
             difference(c) if c.defined else "–",
             words.span(c.average_interval) if c.defined else "not comparable",
             f"{words.kl(c.common[0])} to {words.kl(c.common[1])}" if c.defined else "none in common",
-            f"{words.number(c.peak.value, 3, True)} ({words.span(c.peak_interval)})",
+            words.effect(c.peak.value, c.peak_interval),
             controlled,
             str(len(c.seeds)),
         )
@@ -219,7 +219,7 @@ def controlled_cells(analysis: Analysis) -> Iterator[str]:
     for opponent in analysis.opponents:
         for c in analysis.robust.length[opponent]:
             known = math.isfinite(c.average_interval[0])
-            yield f"{words.number(c.average.value, 3, True)} ({words.span(c.average_interval)})" if known else "–"
+            yield words.effect(c.average.value, c.average_interval) if known else "–"
 
 
 # ---------------------------------------------------------------------------------------------------- best-of-n

@@ -51,6 +51,11 @@ def span(interval: tuple[float, float], digits: int = 3, sign: bool = True) -> s
     return f"{number(interval[0], digits, sign)} to {number(interval[1], digits, sign)}"
 
 
+def effect(value: float, interval: tuple[float, float]) -> str:
+    """A difference with its sign, and its interval behind it."""
+    return f"{number(value, 3, True)} ({span(interval)})"
+
+
 def seeds(n: int) -> str:
     """A number of seeds in words."""
     return "one seed" if n == 1 else f"{n} seeds"
