@@ -179,8 +179,9 @@ def test_prompts_in_a_templates_marks_are_counted_and_refused_where_all_are(tmp_
     marked = [row | {"prompt": f"<start_of_turn>user\n{row['prompt']}<end_of_turn>\n"} for row in ROWS]
     about = encoded(tmp_path, [*ROWS, *marked[:3]])
     assert about["prompts_with_marks_of_a_template_read_as_text"] == 3
+    instruct(tmp_path / "all" / "model")
     with pytest.raises(AligngapError, match="12 of 12 prompts are already written in a chat template's marks"):
-        Pipeline(study_of(tmp_path, marked), 0).data.run(None, Work(tmp_path / "again"))  # type: ignore[arg-type]
+        encoded(tmp_path / "all", marked)
 
 
 def test_responses_that_would_merge_with_the_prompt_are_counted(tmp_path: Path) -> None:
