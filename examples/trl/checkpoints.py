@@ -4,7 +4,7 @@
     python checkpoints.py --out out/runs
     aligngap measure --reference out/runs/sft --prompts out/runs/prompts.txt --response-tokens 16 \\
         --policy 'online=out/runs/online-seed*' --policy 'offline=out/runs/offline-seed*' \\
-        --judge sandbox_judge:prefer
+        --judge sandbox_judge:prefer --kl 1.5
 
 It fine-tunes a tiny Llama on the sandbox's responses (SFTTrainer), then trains it by DPOTrainer on the sandbox's pairs
 and by OnlineDPOTrainer on responses of its own, for each seed, with a checkpoint every so many steps. Nothing of
@@ -25,7 +25,7 @@ def main() -> None:
     """Train both arms for each seed from one reference, and write the prompts that both are to be measured on."""
     words = argparse.ArgumentParser(description="checkpoints of TRL's offline and online trainer")
     words.add_argument("--out", type=Path, required=True, help="folder of the reference, the runs and the prompts")
-    words.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: 3)")
+    words.add_argument("--seeds", type=int, default=5, help="runs of each arm (default: 5)")
     words.add_argument("--steps", type=int, default=100, help="optimiser steps of a run (default: 100)")
     words.add_argument("--every", type=int, default=20, help="steps from one checkpoint to the next (default: 20)")
     words.add_argument("--sft-steps", type=int, default=600, help="default: 600")
