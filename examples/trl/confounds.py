@@ -78,15 +78,14 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 def told(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     """What every trainer is told: the same work, in float32, nothing saved."""
     return {
-        "output_dir": str(folder / "trainer"), "max_steps": steps, "per_device_train_batch_size": BATCH, "seed": seed,
+        "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": BATCH, "seed": seed,
         "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none",
         "lr_scheduler_type": "constant", "logging_steps": 5, "disable_tqdm": True,
     }  # fmt: skip
 
 
-def fine_tuned(task: Sandbox, seed: int, folder: Path, steps: int) -> Path:
+def fine_tuned(task: Sandbox, seed: int, path: Path, steps: int) -> Path:
     """The reference: a folder with a tiny Llama that SFTTrainer has trained on both responses of every pair."""
-    path = folder / f"sft-{seed}"
     if (path / "config.json").exists():
         return path
     set_seed(seed)
@@ -98,7 +97,7 @@ def fine_tuned(task: Sandbox, seed: int, folder: Path, steps: int) -> Path:
     )  # fmt: skip
     pairs = task.load(seed).train
     rows = [{"prompt": c.prompt, "completion": f" {text}"} for c in pairs for text in (c.chosen, c.rejected)]
-    args = SFTConfig(**told(folder, steps, seed) | {"learning_rate": 3e-3, "lr_scheduler_type": "linear"})
+    args = SFTConfig(**told(path, steps, seed) | {"learning_rate": 3e-3, "lr_scheduler_type": "linear"})
     trainer = SFTTrainer(
         LlamaForCausalLM(config), args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
@@ -118,13 +117,17 @@ def reward(oracle: SandboxOracle, end: int) -> Callable[..., list[float]]:
     return asked
 
 
-def train(arm: str, task: Sandbox, seed: int, out: Path, sft: Path, steps: int, count: int) -> dict[str, float]:
-    """One run of one arm, measured on the way; what it reached."""
+def make_trainer(
+    arm: str, task: Sandbox, world: int, sft: Path, folder: Path, steps: int, *, seed: int, every: int = 0
+) -> Any:
+    """TRL's trainer of an arm in the world of a seed; it saves a checkpoint `every` so many steps, if that is not 0."""
     kind, own = ARMS[arm]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(sft)
-    oracle, pairs = SandboxOracle(task, seed), task.load(seed).train
+    oracle, pairs = SandboxOracle(task, world), task.load(world).train
     rows = [{"prompt": c.prompt, "chosen": f" {c.chosen}", "rejected": f" {c.rejected}"} for c in pairs]
-    settings = told(out, steps, seed) | {"learning_rate": RATE, "beta": 0.1} | own
+    settings = told(folder, steps, seed) | {"learning_rate": RATE, "beta": 0.1} | own
+    if every:
+        settings |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
     model = AutoModelForCausalLM.from_pretrained(sft)
     trainer: Any
     if kind == "dpo":
@@ -135,17 +138,32 @@ def train(arm: str, task: Sandbox, seed: int, out: Path, sft: Path, steps: int, 
             model, reward_funcs=reward(oracle, tokenizer.eos_token_id), args=OnlineDPOConfig(**settings),
             train_dataset=Dataset.from_list([{"prompt": r["prompt"]} for r in rows]), processing_class=tokenizer,
         )  # fmt: skip
-    prompts = list(dict.fromkeys(c.prompt for c in pairs))[:count]
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(arm: str, task: Sandbox, seed: int, out: Path, sft: Path, steps: int, count: int) -> dict[str, float]:
+    """One run of one arm, measured on the way; what it reached."""
+    trainer = make_trainer(arm, task, seed, sft, out / "trainer", steps, seed=seed)
+    oracle, prompts = SandboxOracle(task, seed), list(dict.fromkeys(c.prompt for c in task.load(seed).train))[:count]
     callback = FrontierCallback(
         trainer, out, prompts, [oracle], arm=arm, seed=seed, config="", compare=("online", "offline"),
         every=[s for s in (4, 8, 16, 32, 64, 125, 250, 500) if s < steps], count=count, response_tokens=TOKENS,
     )  # fmt: skip
     trainer.add_callback(callback)
-    trainer.remove_callback(PrinterCallback)
     trainer.train()
     found = [row for row in trainer.state.log_history if "kl_nats" in row][-1]
     said = [row["objective/kl"] for row in trainer.state.log_history if "objective/kl" in row]
     return found | {"objective/kl": said[-1] if said else float("nan")}
+
+
+def quiet_down() -> None:
+    """One thread, and no bars or warnings between the lines."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
 
 
 def main() -> None:
@@ -159,14 +177,10 @@ def main() -> None:
     words.add_argument("--sft-steps", type=int, default=600, help="default: 600")
     words.add_argument("--prompts", type=int, default=256, help="measured prompts (default: 256)")
     args = words.parse_args()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bars()
+    quiet_down()
     task = Sandbox(train_pairs=max(args.steps, 8) * BATCH)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        sft = fine_tuned(task, seed, args.out, args.sft_steps)
+        sft = fine_tuned(task, seed, args.out / f"sft-{seed}", args.sft_steps)
         for arm in args.arms:
             began = time.process_time()
             found = train(arm, task, seed, args.out, sft, args.steps, args.prompts)

@@ -19,6 +19,7 @@ from conftest import WORDS, tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 
 from aligngap.instrument import Gauge
+from aligngap.instrument.folders import find_checkpoints
 from aligngap.integrations.trl import FrontierCallback
 from aligngap.report import build_report
 from aligngap.storage.records import read_folder
@@ -278,3 +279,21 @@ def test_the_example_trains_and_tells(
     assert sorted(set(rows["step"])) == [0, 4, 8]
     longest = rows.groupby("arm")["length_tokens"].max()
     assert longest["offline"] <= 16
+
+
+def test_the_example_leaves_checkpoints_that_are_found_by_seed_and_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[2] / "examples" / "trl" / "checkpoints.py"
+    monkeypatch.syspath_prepend(str(script.parent))  # as python itself puts a script's folder there
+    sizes = ["--seeds", "2", "--steps", "2", "--every", "1", "--sft-steps", "1"]
+    monkeypatch.setattr(sys, "argv", [str(script), "--out", str(tmp_path), *sizes])
+    runpy.run_path(str(script), run_name="__main__")
+    assert len(capsys.readouterr().out.splitlines()) >= 4
+    assert len(set((tmp_path / "prompts.txt").read_text().splitlines())) > 256
+    found = find_checkpoints([[f"{arm}={tmp_path}/{arm}-seed*"] for arm in ("online", "offline")])
+    assert sorted({(f.arm, f.config, f.seed, f.step) for f in found}) == [
+        (arm, "", seed, step) for arm in ("offline", "online") for seed in (0, 1) for step in (1, 2)
+    ]
+    assert len({(Path(f.path) / "model.safetensors").read_bytes() for f in found}) == len(found)
+    assert (tmp_path / "sft" / "model.safetensors").is_file()
