@@ -18,6 +18,7 @@ from pathlib import Path
 
 from confounds import fine_tuned, make_trainer, quiet_down
 
+from aligngap.judges.oracle import SandboxOracle
 from aligngap.tasks.sandbox import Sandbox
 
 
@@ -32,14 +33,15 @@ def main() -> None:
     args = words.parse_args()
     quiet_down()
     task = Sandbox(train_pairs=4096)
-    sft = fine_tuned(task, 0, args.out / "sft", args.sft_steps)
+    oracle, data = SandboxOracle(task, 0), task.load(0)
+    sft = fine_tuned(data.train, 0, args.out / "sft", args.sft_steps)
     for seed in range(args.seeds):
         for arm in ("offline", "online"):
             run = args.out / f"{arm}-seed{seed}"
-            trainer = make_trainer(arm, task, 0, sft, run, args.steps, seed=seed, every=args.every)
+            trainer = make_trainer(arm, oracle, data.train, sft, run, args.steps, seed=seed, every=args.every)
             trainer.train()
             print(run, flush=True)
-    prompts = dict.fromkeys(c.prompt for c in task.load(0).test)
+    prompts = dict.fromkeys(c.prompt for c in data.test)
     (args.out / "prompts.txt").write_text("\n".join(prompts) + "\n")
 
 

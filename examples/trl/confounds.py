@@ -15,7 +15,7 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 from aligngap.integrations.trl import FrontierCallback
 from aligngap.judges.oracle import SandboxOracle
 from aligngap.tasks.sandbox import VOCABULARY, Sandbox
+from aligngap.types import Comparison
 
 #: DPOTrainer's default learning rate, 1e-6, is for models of billions of weights; this one has a tenth of a million
 SCALE = 500
@@ -84,7 +85,7 @@ def told(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fine_tuned(task: Sandbox, seed: int, path: Path, steps: int) -> Path:
+def fine_tuned(pairs: Sequence[Comparison], seed: int, path: Path, steps: int) -> Path:
     """The reference: a folder with a tiny Llama that SFTTrainer has trained on both responses of every pair."""
     if (path / "config.json").exists():
         return path
@@ -95,7 +96,6 @@ def fine_tuned(task: Sandbox, seed: int, path: Path, steps: int) -> Path:
         num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1,
         bos_token_id=None,
     )  # fmt: skip
-    pairs = task.load(seed).train
     rows = [{"prompt": c.prompt, "completion": f" {text}"} for c in pairs for text in (c.chosen, c.rejected)]
     args = SFTConfig(**told(path, steps, seed) | {"learning_rate": 3e-3, "lr_scheduler_type": "linear"})
     trainer = SFTTrainer(
@@ -118,12 +118,19 @@ def reward(oracle: SandboxOracle, end: int) -> Callable[..., list[float]]:
 
 
 def make_trainer(
-    arm: str, task: Sandbox, world: int, sft: Path, folder: Path, steps: int, *, seed: int, every: int = 0
+    arm: str,
+    oracle: SandboxOracle,
+    pairs: Sequence[Comparison],
+    sft: Path,
+    folder: Path,
+    steps: int,
+    *,
+    seed: int,
+    every: int = 0,
 ) -> Any:
-    """TRL's trainer of an arm in the world of a seed; it saves a checkpoint `every` so many steps, if that is not 0."""
+    """TRL's trainer of an arm; it saves a checkpoint `every` so many steps, if that is not 0."""
     kind, own = ARMS[arm]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(sft)
-    oracle, pairs = SandboxOracle(task, world), task.load(world).train
     rows = [{"prompt": c.prompt, "chosen": f" {c.chosen}", "rejected": f" {c.rejected}"} for c in pairs]
     settings = told(folder, steps, seed) | {"learning_rate": RATE, "beta": 0.1} | own
     if every:
@@ -142,10 +149,19 @@ def make_trainer(
     return trainer
 
 
-def train(arm: str, task: Sandbox, seed: int, out: Path, sft: Path, steps: int, count: int) -> dict[str, float]:
+def train(
+    arm: str,
+    oracle: SandboxOracle,
+    pairs: Sequence[Comparison],
+    seed: int,
+    out: Path,
+    sft: Path,
+    steps: int,
+    count: int,
+) -> dict[str, float]:
     """One run of one arm, measured on the way; what it reached."""
-    trainer = make_trainer(arm, task, seed, sft, out / "trainer", steps, seed=seed)
-    oracle, prompts = SandboxOracle(task, seed), list(dict.fromkeys(c.prompt for c in task.load(seed).train))[:count]
+    trainer = make_trainer(arm, oracle, pairs, sft, out / "trainer", steps, seed=seed)
+    prompts = list(dict.fromkeys(c.prompt for c in pairs))[:count]
     callback = FrontierCallback(
         trainer, out, prompts, [oracle], arm=arm, seed=seed, config="", compare=("online", "offline"),
         every=[s for s in (4, 8, 16, 32, 64, 125, 250, 500) if s < steps], count=count, response_tokens=TOKENS,
@@ -180,10 +196,11 @@ def main() -> None:
     quiet_down()
     task = Sandbox(train_pairs=max(args.steps, 8) * BATCH)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        sft = fine_tuned(task, seed, args.out / f"sft-{seed}", args.sft_steps)
+        oracle, pairs = SandboxOracle(task, seed), task.load(seed).train
+        sft = fine_tuned(pairs, seed, args.out / f"sft-{seed}", args.sft_steps)
         for arm in args.arms:
             began = time.process_time()
-            found = train(arm, task, seed, args.out, sft, args.steps, args.prompts)
+            found = train(arm, oracle, pairs, seed, args.out, sft, args.steps, args.prompts)
             print(
                 f"seed {seed}, {arm}: {found['kl_nats']:.2f} nats (TRL's objective/kl {found['objective/kl']:.2f}), "
                 f"win rate {found['win_rate']:.3f}, {time.process_time() - began:.0f} s of CPU time", flush=True,
