@@ -6,6 +6,7 @@ Nothing here reaches the network; every number is a function of a seed.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -162,6 +163,9 @@ class TableJudge:
         first, second = [r.ids[0] for r in a], [r.ids[0] for r in b]
         return Judgement(self.table[first, second], self.table[second, first])
 
+
+#: a browser for the tests of pages, if there is one
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 #: a judge of one's own that raises at its third call
 BREAKS_AT_THE_THIRD_CALL = (

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import complaint
+from conftest import BROWSER, complaint
 from synthetic_records import ArmTruth, make
 
 from aligngap.cli import main
@@ -222,7 +221,6 @@ def test_other_texts_than_those_rated_are_refused(out: Path, tmp_path: Path) -> 
         take_in(out, [sheet])
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVE = """<script>
 const press = key => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 let blob; URL.createObjectURL = b => { blob = b; return "#"; };

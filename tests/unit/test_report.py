@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import BROWSER
 from synthetic_records import ArmTruth, best_of_n_rows, make
 
 from aligngap.report import build_report, headline, words
@@ -214,7 +214,6 @@ def charts_of(page: str) -> dict[str, Any]:
     return found
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TRY = """<script>
 const say = (what, text) => { document.body.dataset[what] = text; };
 addEventListener("error", (e) => say("failed", e.message));
