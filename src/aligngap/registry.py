@@ -5,18 +5,15 @@ Other packages add theirs through the entry-point group `aligngap.<shelf>`, for 
 
 from __future__ import annotations
 
-import ast
 import difflib
-import hashlib
 import importlib
-import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoints, entry_points
-from pathlib import Path
 from typing import Any
 
+from aligngap.source import source_hash, use
 from aligngap.types import AligngapError
 
 SHELVES: dict[str, dict[str, str]] = {
@@ -114,7 +111,7 @@ def get(shelf: str, name: str) -> Any:
 
 
 def source_of(shelf: str, name: str) -> str:
-    """The hash of the source of an object that is not aligngap's own: of its module, or of the whole package it is in.
+    """The hash of the source of an object that is not aligngap's own, as `source.source_hash` takes it.
 
     20 hex digits, which change with every edit there; "" for an object of aligngap.
     """
@@ -124,63 +121,16 @@ def source_of(shelf: str, name: str) -> str:
     return source_hash({module, str(getattr(get(shelf, name), "__module__", ""))})
 
 
-def source_hash(modules: Iterable[str]) -> str:
-    """The hash of the source of some modules, each with all of the package it is in; "" if all are aligngap's own.
+def use_source(code: str, *named: tuple[str, str]) -> None:
+    """Import registered objects, each (shelf, name), and refuse them if their source is another than `code`.
 
-    So is the source of what they import from beside them: modules and packages in the same folder, unless that is
-    where packages are installed.
+    `code` is what `source_of` said of them, joined, when the step that uses them was planned.
     """
-    tops = {module.partition(".")[0] for module in modules} - {"aligngap", ""} - set(sys.stdlib_module_names)
-    if not tops:
-        return ""
-    found, seen = hashlib.sha256(), set[str]()
-    while more := tops - seen:
-        seen |= more
-        tops |= {name for top in more for name in _imported_from_beside(top)}
-    for top in sorted(tops):
-        for file, name in _source_files(top):
-            found.update(f"{top}/{name}\n".encode() + file.read_bytes() + b"\n")
-    return found.hexdigest()[:20]
-
-
-def _imported_from_beside(top: str) -> set[str]:
-    """The modules and packages that the source of one imports, and that lie in the folder in which it lies itself."""
-    files = _source_files(top)
-    if not files:
-        return set()
-    first, name = files[0]
-    folder = first.parent if first.name == f"{top}.py" else first.parents[len(Path(name).parts)]
-    if folder.name in ("site-packages", "dist-packages"):
-        return set()
-    named: set[str] = set()
-    for file, _ in files:
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # which importing it says better
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                named |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                named.add(node.module.partition(".")[0])
-    beside = {n for n in named if (folder / f"{n}.py").is_file() or (folder / n / "__init__.py").is_file()}
-    return beside - {"aligngap"}
-
-
-def _source_files(top: str) -> list[tuple[Path, str]]:
-    """The source files of a module or package, each with its name there."""
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # a module that was made in memory
-        spec = None
-    if spec is None:
-        return []
-    if spec.submodule_search_locations:
-        roots = [Path(place) for place in spec.submodule_search_locations]
-        files = [(file, file.relative_to(root).as_posix()) for root in roots for file in root.rglob("*.py")]
-        return sorted(files, key=lambda found: found[1])
-    origin = Path(spec.origin or "")
-    return [(origin, origin.name)] if origin.is_file() else []
+    if code:
+        for shelf, name in named:
+            get(shelf, name)
+        what = ", ".join(f"{shelf}: `{name}`" for shelf, name in named if source_of(shelf, name))
+        use(what, lambda: "".join(source_of(shelf, name) for shelf, name in named), code)
 
 
 def every(shelf: str) -> list[Any]:

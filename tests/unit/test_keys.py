@@ -3,8 +3,11 @@ new settings; a default that changes needs a new `version` of the steps that rea
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from aligngap import registry
+from aligngap.execute.worker import make
 from aligngap.models.pretrained import check_content, content_of
 from aligngap.pipeline.align import Align
+from aligngap.pipeline.context import Context, Job
 from aligngap.pipeline.plan import expand
 from aligngap.settings import (
     Arm,
@@ -27,9 +32,12 @@ from aligngap.settings import (
     RolloutSpec,
     TokenizerSpec,
 )
+from aligngap.source import begin, check_used, source_hash
 from aligngap.storage import content
+from aligngap.storage.store import Store
+from aligngap.study.build import identity_of, open_judge
 from aligngap.study.load import load
-from aligngap.types import RunFailed
+from aligngap.types import AligngapError, RunFailed
 
 #: The defaults that keys of stored artifacts stand for. Add to it; change nothing in it without raising versions.
 DEFAULTS: dict[type, dict[str, Any]] = {
@@ -172,6 +180,24 @@ def test_a_model_that_changes_under_a_command_is_refused(model: Path) -> None:
         check_content(str(model), planned_as)
 
 
+def begin_anew(*modules: str) -> None:
+    """Let this process forget modules and what it knows of their files, as the next command's process does."""
+    for name in list(sys.modules):
+        if name.partition(".")[0] in modules:
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    """Each test with modules of its own: what it imported is forgotten, and so is what it used."""
+    before = set(sys.modules)
+    yield
+    mine = ("_mine", "_alone", "_against", "_others", "_later")
+    begin_anew(*(name for name in set(sys.modules) - before if name.endswith(mine)))
+    begin()
+
+
 PLUGIN = """
 from dataclasses import dataclass
 from helper_of_mine import SCALE
@@ -198,6 +224,9 @@ def test_editing_the_source_of_a_loss_of_ones_own_moves_the_runs_that_use_it(
     assert before.code
     assert align("recipe.loss={name: mine, beta: 0.1}").name == before.name
     (package / "helper.py").write_text("SCALE = 2.0\n")
+    with pytest.raises(AligngapError, match=r"helper.py: has changed since this process loaded it"):
+        align("recipe.loss={name: mine, beta: 0.1}")
+    begin_anew("losses_of_mine")
     after = align("recipe.loss={name: mine, beta: 0.1}")
     assert after.name != before.name
     assert after.inputs["sft"].name == before.inputs["sft"].name
@@ -216,13 +245,13 @@ def test_the_source_that_a_module_of_ones_own_imports_from_beside_it_is_in_its_k
     constant.write_text("TWO = 2\n")
     (tmp_path / "unused_alone.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = [registry.source_hash(["loss_alone"])]
+    found = [source_hash(["loss_alone"])]
     for file in (formula, constant):
         file.write_text(file.read_text() + "# an edit\n")
-        found.append(registry.source_hash(["loss_alone"]))
+        found.append(source_hash(["loss_alone"]))
     assert len(set(found)) == 3
     (tmp_path / "unused_alone.py").write_text("# an edit\n")
-    assert registry.source_hash(["loss_alone"]) == found[-1]
+    assert source_hash(["loss_alone"]) == found[-1]
 
 
 def test_the_source_of_judges_and_tasks_of_ones_own_is_in_their_keys(
@@ -244,7 +273,130 @@ def test_the_source_of_judges_and_tasks_of_ones_own_is_in_their_keys(
 
     before = names("golden.kind=mine"), names("task.name=mine")
     source.write_text(source.read_text() + "# an edit\n")
+    begin_anew("things_of_mine")
     after = names("golden.kind=mine"), names("task.name=mine")
     assert before[0]["data"] == after[0]["data"]
     assert before[0]["golden"] != after[0]["golden"]
     assert before[1]["data"] != after[1]["data"]
+
+
+def test_source_that_changes_while_a_command_runs_is_refused_by_whoever_loads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that loads another source than was planned refuses it; one that has loaded the planned one goes on."""
+    source = tmp_path / "judge_of_mine.py"
+    source.write_text("def prefer(prompts, a, b):\n    return [0.5 for _ in a]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = JudgeSpec.model_validate({"kind": "function", "object": "judge_of_mine:prefer"})
+    planned = identity_of(spec, "golden")
+    open_judge(spec, planned, "", tmp_path, None)
+    source.write_text("def prefer(prompts, a, b):\n    return [1.0 for _ in range(len(a))]\n")
+    check_used()  # what this process runs is what was planned
+    begin_anew("judge_of_mine")  # and a worker that begins now is not
+    with pytest.raises(AligngapError, match="judge `judge_of_mine:prefer`: has changed while the command ran; repeat"):
+        open_judge(spec, planned, "", tmp_path, None)
+    open_judge(spec, identity_of(spec, "golden"), "", tmp_path, None)
+
+
+@pytest.mark.parametrize(("shelf", "name"), [("losses", "Mine"), ("tasks", "Task"), ("judges", "Judge")])
+def test_the_source_of_every_kind_of_thing_of_ones_own_is_held_against_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelf: str, name: str
+) -> None:
+    source = tmp_path / "held_against.py"
+    source.write_text("from lazy_alone import NUMBER\nclass Mine: ...\nclass Task: ...\nclass Judge: ...\n")
+    (tmp_path / "lazy_alone.py").write_text("NUMBER = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(registry.SHELVES[shelf], "mine", f"held_against:{name}")
+    code = registry.source_of(shelf, "mine")
+    registry.use_source(code, (shelf, "mine"))
+    begin_anew("held_against", "lazy_alone")
+    (tmp_path / "lazy_alone.py").write_text("NUMBER = 1 + 1\n")
+    with pytest.raises(AligngapError, match=f"{shelf}: `mine`: its source has changed while the command ran; repeat"):
+        registry.use_source(code, (shelf, "mine"))
+
+
+def test_what_a_step_loads_on_its_way_is_held_against_the_key_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A helper that the function imports only when it is called, edited between the two."""
+    (tmp_path / "calls_later.py").write_text(
+        "def prefer(p, a, b):\n    import called_later\n    return called_later.x\n"
+    )
+    (tmp_path / "called_later.py").write_text("x = [0.5]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = JudgeSpec.model_validate({"kind": "function", "object": "calls_later:prefer"})
+    judge = open_judge(spec, identity_of(spec, "golden"), "", tmp_path, None)
+    check_used()
+    (tmp_path / "called_later.py").write_text("x = [0.5 + 0.25]\n")
+    assert judge.function()([], [], []) == [0.75]  # type: ignore[attr-defined]
+    with pytest.raises(AligngapError, match="has changed while the command ran; repeat it"):
+        check_used()
+
+
+def test_helpers_found_by_the_python_path_and_in_namespaces_are_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A judge's helper elsewhere on the path, in a folder without __init__.py, and one that hides Python's own."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "space_of_mine").mkdir(parents=True)
+    files = [
+        tmp_path / "b" / "elsewhere_alone.py",
+        tmp_path / "b" / "space_of_mine" / "rules.py",
+        tmp_path / "colorsys.py",
+    ]
+    (tmp_path / "a" / "asks_others.py").write_text(
+        "import elsewhere_alone\nfrom space_of_mine.rules import RULE\nimport colorsys, json, torch\n"
+    )
+    for file in files:
+        file.write_text("RULE = 1\n")
+    for folder in (tmp_path / "a", tmp_path / "b", tmp_path):
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    found = [source_hash(["asks_others"])]
+    for file in files:
+        file.write_text("RULE = 2\n")
+        found.append(source_hash(["asks_others"]))
+    assert len(set(found)) == 4
+    assert len({source_hash([f"space_of_mine.{name}"]) for name in ("rules", "other")} - {""}) == 1
+
+
+def test_what_a_judge_declares_to_read_is_in_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, words = tmp_path / "reads_words.py", tmp_path / "words.txt"
+    source.write_text('reads_files = ["words.txt"]\nreads_environment = ["WORDS_OF_MINE"]\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(AligngapError, match=r"reads_words.py: reads_files names words.txt, which is not there"):
+        source_hash(["reads_words"])
+    words.write_text("good\n")
+    found = [source_hash(["reads_words"])]
+    words.write_text("better\n")
+    found.append(source_hash(["reads_words"]))
+    monkeypatch.setenv("WORDS_OF_MINE", "1")
+    found.append(source_hash(["reads_words"]))
+    assert len(set(found)) == 3
+    source.write_text("reads_files = [__file__]\n")
+    with pytest.raises(AligngapError, match="must be a plain list of names"):
+        source_hash(["reads_words"])
+
+
+@pytest.mark.parametrize("kind", ["data", "ready-judge"])
+def test_a_step_that_was_planned_with_other_source_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The worker's own way: the step is opened with the source that lies there now, and its key names another."""
+    (tmp_path / "planned_of_mine.py").write_text(
+        "from aligngap.tasks.sandbox import Sandbox\nfrom aligngap.judges.function import FunctionJudge\n"
+        "class Task(Sandbox): ...\nclass Judge(FunctionJudge): ...\ndef prefer(p, a, b):\n    return [0.5 for _ in a]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(registry.SHELVES["tasks"], "mine", "planned_of_mine:Task")
+    monkeypatch.setitem(registry.SHELVES["judges"], "mine", "planned_of_mine:Judge")
+    golden = "golden={kind: mine, object: 'planned_of_mine:prefer'}"
+    plan = expand(load("opening", ["task={name: mine, train_pairs: 40, test_pairs: 20}", golden]))
+    found = next(step for step in plan.steps() if step.kind == kind)
+    assert getattr(found, "code", "")
+    store = Store(tmp_path / "store")
+    store.prepare()
+    other = found.model_copy(update={"code": "0" * 20})
+    with pytest.raises(AligngapError, match="its source has changed while the command ran; repeat it"):
+        other.open(Context(store), Job()) if kind == "ready-judge" else make(other, Context(store))  # type: ignore[attr-defined]
+    assert not store.has(other.name)

@@ -65,6 +65,8 @@ def test_a_function_judges(rules: Path) -> None:
     assert found.hard.tolist() == [1.0, 0.5]
     before = judge.identity()
     rules.write_text(RULES + "\n# another\n")
+    assert judge.identity() == before  # the source that this process runs, and not what lies there since
+    del sys.modules["my_rules"]
     assert judge.identity() != before
 
 

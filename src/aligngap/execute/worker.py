@@ -20,6 +20,7 @@ from aligngap.execute.agenda import Answer, Event
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.context import Context, Job, never
 from aligngap.pipeline.kinds import step_from_json
+from aligngap.source import check_used
 from aligngap.storage.files import disk_line, disk_trouble, write_text
 from aligngap.storage.provenance import provenance
 from aligngap.storage.runlog import RunLog
@@ -78,7 +79,9 @@ def work_on(step: Step, ctx: Context, job: Job) -> None:
     job.log.note("started", step=step.label, process=os.getpid(), device=ctx.device_name, **world.about())
     started, cpu = time.monotonic(), time.process_time()
     try:
+        check_used()
         about = step.run(ctx, job)
+        check_used()
     except BaseException as error:
         with suppress(OSError):  # a full disk may be the very reason
             job.log.note("stopped" if isinstance(error, Stopped) else "failed", why=repr(error))

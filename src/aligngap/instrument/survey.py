@@ -31,6 +31,7 @@ from aligngap.pipeline.drawn import (
 )
 from aligngap.registry import source_of
 from aligngap.settings import JudgeSpec, Limits, ModelSpec
+from aligngap.source import begin
 from aligngap.storage.content import hash_of
 from aligngap.storage.store import Store
 from aligngap.study.build import build_judge
@@ -123,6 +124,7 @@ def plan_survey(
     from aligngap.tasks.prompts import read_prompts
 
     quiet()
+    begin()
     check_size(setting.reference_samples, setting.reference_prompts, setting.reference_opponents)
     text = read_prompts(setting.prompts, setting.column)
     where = fetched(setting.reference)

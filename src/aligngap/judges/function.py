@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from aligngap.registry import source_hash
 from aligngap.settings import Settings
+from aligngap.source import source_hash
 from aligngap.types import AligngapError, Judgement, Prompt, Response
 
 
@@ -44,6 +44,11 @@ class FunctionJudge(Settings):
     def check(self, folder: Path) -> None:
         """Import it now."""
         self.function()
+
+    def open(self, folder: Path, device: Any) -> FunctionJudge:
+        """The judge itself, its module imported: what a step then asks is what it has held against its key."""
+        self.function()
+        return self
 
     def function(self) -> Callable[..., Any]:
         module, _, name = self.object.partition(":")

@@ -233,6 +233,10 @@ class Align(Step):
             # Log-probabilities that come with the data are the SFT policy's.
             return with_reference(moving, pairs, anew=self.start is not None or bool(self.reference_every))
 
+        own = [("losses", self.loss.name)]
+        own += [("corrections", self.correction.name)] if self.correction is not None else []
+        own += [("rollouts", self.rollouts.engine)] if self.source.sampled else []
+        registry.use_source(self.code, *own)
         objective = pair_objective(
             policy, recipe_loss(self.loss, self.label_smoothing, self.on_policy_kl, self.correction)
         )

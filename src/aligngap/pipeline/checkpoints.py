@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from aligngap.judges.kinds import OpenedKind
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.measure import whole
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Limits, ModelSpec, Settings
-from aligngap.study.build import build_judge
+from aligngap.study.build import open_judge
 from aligngap.types import AligngapError, Judge, Judgement, Prompt, Response, RunFailed
 
 if TYPE_CHECKING:
@@ -293,7 +292,7 @@ class AskJudge(Step):
         from aligngap.storage.checksums import write_sealed
         from aligngap.storage.pairs import write_rows
 
-        judge = job.asked(open_ready(self.judge, self.identity, ctx))
+        judge = job.asked(open_ready(self, ctx))
         prompts = self.left.prompts.prompts(ctx)
         left, right = (side.read(ctx).responses for side in (self.left, self.right))
         rows: list[dict[str, Any]] = []
@@ -322,15 +321,21 @@ class AskJudge(Step):
         return Judgement(*answers).hard
 
 
-def open_ready(spec: JudgeSpec, identity: dict[str, Any], ctx: Context) -> Judge:
-    """A judge that is ready, opened once per process."""
+class Asking(Protocol):
+    """A step that asks a ready judge."""
+
+    judge: JudgeSpec
+    identity: dict[str, Any]
+    code: str
+
+
+def open_ready(step: Asking, ctx: Context) -> Judge:
+    """The ready judge of a step, opened once per process."""
 
     def load() -> Judge:
-        kind = build_judge(spec)
-        judge: Judge = kind.open(ctx.store.root, ctx.device) if isinstance(kind, OpenedKind) else kind
-        return judge
+        return open_judge(step.judge, step.identity, step.code, ctx.store.root, ctx.device)
 
-    return ctx.cached(("judge", spec.model_dump_json(), str(identity)), load)
+    return ctx.cached(("judge", step.judge.model_dump_json(), str(step.identity), step.code), load)
 
 
 def ask(judge: Judge, prompts: Sequence[Prompt], left: Sequence[Response], right: Sequence[Response]) -> Judgement:

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from aligngap.pipeline.base import Step, configuration_of
+from aligngap.registry import use_source
 from aligngap.seeding import derive
 from aligngap.settings import Limits, ModelSpec, TokenizerSpec
 from aligngap.study.build import build_task
@@ -61,6 +62,7 @@ class Data(Step):
         from aligngap.storage.pairs import write_rows
 
         check_content(self.tokenizer.path, self.content, weights=False)
+        use_source(self.code, ("tasks", str(self.task["name"])))
         task = build_task(self.task)
         loaded = task.load(self.seed)
         if task.fingerprint() != self.fingerprint:

@@ -172,7 +172,7 @@ class JudgeReference(Step):
         from aligngap.storage.checksums import write_sealed
         from aligngap.storage.pairs import write_rows
 
-        judge = job.asked(open_ready(self.judge, self.identity, ctx))
+        judge = job.asked(open_ready(self, ctx))
         prompts, drawn = self.drawn.asked(ctx), self.drawn.read(ctx)
         rows: list[dict[str, Any]] = []
         for part in chunks(range(len(prompts)), max(1, SAVED // (drawn.samples * self.drawn.opponents))):

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from aligngap.judges.kinds import OpenedKind
 from aligngap.pipeline.base import Step, configuration_of
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.sft import Sft, tokenizer_of
 from aligngap.pipeline.teaching import HeadStart, Taught, teach
+from aligngap.registry import use_source
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Settings
-from aligngap.study.build import build_judge, build_task
+from aligngap.study.build import build_judge, build_task, open_judge
 from aligngap.types import Judge, JudgeFailed, Pair, RunFailed, TellingJudge
 
 if TYPE_CHECKING:
@@ -35,8 +35,11 @@ class OracleJudge(Settings):
         """The judge, loaded once per process, as the job asks it."""
         from aligngap.judges.oracle import SandboxOracle
 
-        key = ("oracle", self.model_dump_json())
-        return job.asked(ctx.cached(key, lambda: SandboxOracle(build_task(self.task), self.seed)))
+        def load() -> Judge:
+            use_source(self.code, ("tasks", str(self.task["name"])))
+            return SandboxOracle(build_task(self.task), self.seed)
+
+        return job.asked(ctx.cached(("oracle", self.model_dump_json()), load))
 
 
 class FitJudge(Taught):
@@ -63,7 +66,7 @@ class FitJudge(Taught):
         folder = self.backbone.made(ctx, "policy")
         spec, how = self.backbone.model, self.spec.optimization
         assert how is not None  # `build_judge` has checked it
-        kind = build_judge(self.spec)
+        kind = self.built()
         if self.taught is not None:
             judge = kind.load(self.taught.made(ctx, "model"), folder, spec)
             judge.key = self.name
@@ -78,11 +81,16 @@ class FitJudge(Taught):
         about, _ = held_against(judge, held_out)
         return about | {"training_pairs": len(pairs)} | stopped
 
+    def built(self) -> Any:
+        """The kind of judge, its source found to be that in the key."""
+        use_source(self.code, ("judges", self.spec.kind))
+        return build_judge(self.spec)
+
     def open(self, ctx: Context, job: Job) -> Judge:
         """The trained judge, loaded once per process, as the job asks it."""
 
         def load() -> Judge:
-            kind = build_judge(self.spec)
+            kind = self.built()
             model, backbone = self.made(ctx, "model"), self.backbone.made(ctx, "policy")
             learner = kind.load(model, backbone, self.backbone.model)
             learner.to(ctx.device)
@@ -100,7 +108,7 @@ class FitJudge(Taught):
 
         assert self.spec.optimization is not None  # `build_judge` has checked it
         model, backbone = self.made(ctx, "model"), self.backbone.made(ctx, "policy")
-        judge = build_judge(self.spec).load(model, backbone, self.backbone.model)
+        judge = self.built().load(model, backbone, self.backbone.model)
         judge.to(ctx.device)
         how = self.spec.optimization.model_copy(update={"steps": steps, "lora": None})
         items = judge.items(pairs, np.random.default_rng(derive(seed, "shown order")))
@@ -140,9 +148,7 @@ class ReadyJudge(Step):
         """The ready judge, opened once per process, as the job asks it."""
 
         def load() -> Judge:
-            kind = build_judge(self.spec)
-            judge: Judge = kind.open(ctx.store.root, ctx.device) if isinstance(kind, OpenedKind) else kind
-            return judge
+            return open_judge(self.spec, self.identity, self.code, ctx.store.root, ctx.device)
 
         return job.asked(ctx.cached(self.name, load))
 

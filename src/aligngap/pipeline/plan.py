@@ -28,6 +28,7 @@ from aligngap.pipeline.teaching import HeadStart
 from aligngap.registry import source_of
 from aligngap.seeding import derive
 from aligngap.settings import Arm, JudgeSpec, LossSpec, ModelSpec, Optimization, RolloutSpec, Study, TokenizerSpec
+from aligngap.source import begin
 from aligngap.study.build import asks, build_judge, build_task, has_oracle, identity_of, needs_probabilities
 from aligngap.study.variants import apply_variant, grid_of
 from aligngap.types import AligngapError
@@ -125,6 +126,7 @@ class Pipeline:
             taught = HeadStart(
                 data=self.data, backbone=backbone, task=self.study.task, worlds=before.worlds, pairs=before.pairs,
                 spec=own.model_copy(update={"optimization": how, "labels": None, "stop_every": None}), seed=seed,
+                code=code,
             )  # fmt: skip
         return FitJudge(
             data=self.data, labels=labels, backbone=backbone, spec=own, seed=seed, split=split, code=code, taught=taught
@@ -272,6 +274,7 @@ def expand(study: Study) -> Plan:
 
     Under a variant an arm is named "ARM[VARIANT]"; what the variant does not touch is shared with the study.
     """
+    begin()
     _content.cache_clear()
     _fingerprint.cache_clear()  # files may have changed since this process last looked
     _template.cache_clear()

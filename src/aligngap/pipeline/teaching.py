@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.data import Data
 from aligngap.pipeline.sft import Sft, tokenizer_of
+from aligngap.registry import use_source
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Optimization
 from aligngap.study.build import build_judge, build_task
@@ -50,11 +51,14 @@ class HeadStart(Taught):
     worlds: int
     pairs: int
     seed: int
+    code: str = ""  # of the source of a kind of judge that is not aligngap's own
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         folder, how = self.backbone.made(ctx, "policy"), self.spec.optimization
         assert how is not None  # `build_judge` has checked it
         tokenizer = tokenizer_of(ctx, self.data, self.backbone.model)
+        use_source(self.code, ("judges", self.spec.kind))
+        use_source(self.data.code, ("tasks", str(self.task["name"])))
         kind = build_judge(self.spec)
         judge = kind.start(folder, self.backbone.model, tokenizer, key=self.name, seed=derive(self.seed, "head"))
         judge.to(ctx.device)

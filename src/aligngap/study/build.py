@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from aligngap import registry
-from aligngap.judges.kinds import IdentifiedKind, LearningKind
+from aligngap.judges.kinds import IdentifiedKind, LearningKind, OpenedKind
 from aligngap.losses import ReadsProbabilities
 from aligngap.settings import JudgeSpec, LossSpec, Study, explain
 from aligngap.settings.base import say_wrong
-from aligngap.types import AligngapError, OracleTask
+from aligngap.source import use
+from aligngap.storage.store import digest
+from aligngap.types import AligngapError, Judge, OracleTask
 
 
 def build_task(section: dict[str, Any]) -> Any:
@@ -70,6 +73,22 @@ def identity_of(spec: JudgeSpec, where: str) -> dict[str, Any]:
     except AligngapError as error:
         raise AligngapError(f"{where}.{error}") from error
     return found
+
+
+def open_judge(spec: JudgeSpec, identity: dict[str, Any], code: str, folder: Path, device: Any) -> Judge:
+    """A ready judge, opened and found to be the one whose `identity` and source stand in the key of a step.
+
+    `folder` is the store, where it may keep files. AligngapError if it has changed since the step was planned.
+    """
+    registry.use_source(code, ("judges", spec.kind))
+    kind = build_judge(spec)
+    judge: Judge = kind.open(folder, device) if isinstance(kind, OpenedKind) else kind
+    what = f"judge `{spec.options.get('object', spec.kind)}`"
+    if digest(identity_of(spec, what)) != digest(identity):
+        raise AligngapError(f"{what}: has changed while the command ran; repeat it")
+    if isinstance(source := identity.get("source"), str):
+        use(what, lambda: str(identity_of(spec, what).get("source")), source)
+    return judge
 
 
 def recipe_loss(spec: LossSpec, label_smoothing: float, on_policy_kl: float, correction: LossSpec | None = None) -> Any:
