@@ -19,6 +19,7 @@ from aligngap.hypotheses.few_labels import (
     REGIMES,
     SIZE_REGIMES,
     Regime,
+    between,
     cells,
     phase,
     scatter,
@@ -105,10 +106,21 @@ def test_a_head_start_is_told_from_an_ignorant_judge(epochs: View) -> None:
 
 def test_a_judge_that_is_too_small_is_told(sizes: View) -> None:
     found = {v.name: v.outcome for v in FEW_LABELS.judge(sizes)}
-    assert found.pop("twins by size") == CONTRADICTED  # the planted twins have every sign wrong
+    for name in ("twins by size", "twins between sizes"):
+        assert found.pop(name) == CONTRADICTED  # the planted twins have every sign wrong
     assert found == dict.fromkeys(found, SUPPORTED)
     assert FEW_LABELS.touched(sizes)
     assert not EPOCHS.touched(sizes)
+
+
+def test_between_judges_forecast_and_measurement_share_no_run(epochs: View) -> None:
+    found = between(epochs, EPOCHS_REGIMES, 1.0)
+    assert len(found) == 9  # three pairs of judges at each number of labels
+    left, right = EPOCHS_REGIMES[0], EPOCHS_REGIMES[3]
+    (cell,) = (c for c in found if left.judge in c.name and right.judge in c.name and f"{left.labels:,}" in c.name)
+    for values, place in ((cell.measured, 0), (cell.forecast, 1)):
+        alone = epochs.at(1.0).contrast({left.arms[place]: 1.0, right.arms[place]: -1.0}).found.budgets[0]
+        assert values == pytest.approx(list(alone.by_seed))
 
 
 def test_where_nothing_is_planted_nothing_is_found() -> None:

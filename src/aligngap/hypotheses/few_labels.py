@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -67,6 +68,10 @@ CALIBRATED = (
     "offline on the twin's, by the golden judge; t interval over seeds. Supported if it lies within 0.5 to 1.5; "
     "contradicted if wholly outside; else inconclusive."
 )
+APART = (
+    "The same over the differences between two judges at equal labels and 1 nat, the measured one on the twins': the "
+    "offline arm falls out, so forecast and measurement share no run. The twins' own noise pulls this slope towards 0."
+)
 
 
 def cells(view: View, every: Sequence[Regime], kl: float) -> list[Cell]:
@@ -83,22 +88,46 @@ def cells(view: View, every: Sequence[Regime], kl: float) -> list[Cell]:
     return out
 
 
+def between(view: View, every: Sequence[Regime], kl: float) -> list[Cell]:
+    """The differences between the gaps of two judges with as many labels, forecast and measured, by seed."""
+    found = [(r, c) for r in every for c in cells(view, [r], kl)]
+    return [
+        Cell(f"{mine.name} - {other.name}", mine.forecast - other.forecast, mine.measured - other.measured)
+        for (left, mine), (right, other) in combinations(found, 2)
+        if left.labels == right.labels and mine.forecast.shape == other.forecast.shape
+    ]
+
+
 def calibrated(name: str, every: Sequence[Regime]) -> Rule:
     """The rule that asks whether the twins of all regimes forecast their gaps."""
+    return _slope(name, CALIBRATED, every, cells, "regimes")
 
+
+def apart(name: str, every: Sequence[Regime]) -> Rule:
+    """The rule that asks whether the twins forecast how the gaps of two judges differ."""
+    return _slope(name, APART, every, between, "pairs of judges")
+
+
+def _slope(
+    name: str,
+    text: str,
+    every: Sequence[Regime],
+    found: Callable[[View, Sequence[Regime], float], list[Cell]],
+    what: str,
+) -> Rule:
     def judge(view: View, rule: Rule) -> Verdict:
-        found = fit(cells(view, every, 1.0))
-        if found is None:
-            return rule.leave_undefined("Fewer than three regimes reach 1 nat with their twins.")
-        low, high = found.interval
-        text = (
-            f"The slope is {found.slope.value:.2f} ({low:.2f} to {high:.2f}) over {found.cells} regimes, the root mean "
-            f"square error {found.error:.3f}; of {found.said} forecasts of more than two points {found.right} have the "
-            "sign that was measured."
+        fitted = fit(found(view, every, 1.0))
+        if fitted is None:
+            return rule.leave_undefined(f"Fewer than three {what} reach 1 nat with their twins.")
+        low, high = fitted.interval
+        reason = (
+            f"The slope is {fitted.slope.value:.2f} ({low:.2f} to {high:.2f}) over {fitted.cells} {what}, the root "
+            f"mean square error {fitted.error:.3f}; of {fitted.said} forecasts of more than two points {fitted.right} "
+            "have the sign that was measured."
         )
-        return rule.found(found.outcome, found.slope, found.interval, text)
+        return rule.found(fitted.outcome, fitted.slope, fitted.interval, reason)
 
-    return Rule(name, "", CALIBRATED, every[0].arms, judge)
+    return Rule(name, "", text, every[0].arms, judge)
 
 
 def phase(every: Sequence[Regime], kl: float = 1.0) -> Callable[[View], Dial | None]:
@@ -181,6 +210,7 @@ EPOCHS = Hypothesis(
         fades("head start fades", MUCH, MOST),
         no_better("ignorant judge", LEAST.arms[0], LEAST.arms[2]),
         calibrated("twins by head start", EPOCHS_REGIMES),
+        apart("twins between head starts", EPOCHS_REGIMES),
     ),
     dial=phase(EPOCHS_REGIMES),
     more=_figures(EPOCHS_REGIMES),
@@ -201,6 +231,7 @@ FEW_LABELS = Hypothesis(
         ahead("small judge behind", SMALL[2].arms[2], SMALL[2].arms[0]),
         ahead("small judge costs", SAME[2].arms[0], SMALL[2].arms[0]),
         calibrated("twins by size", SIZE_REGIMES),
+        apart("twins between sizes", SIZE_REGIMES),
     ),
     dial=phase(SIZE_REGIMES),
     more=_figures(SIZE_REGIMES),

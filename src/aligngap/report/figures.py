@@ -216,7 +216,8 @@ def training(analysis: Analysis) -> Chart | None:
 def dial_chart(dial: Dial) -> Chart:
     """A quantity against a knob, each value with its interval."""
     names = {p.x: p.label for points in dial.series.values() for p in points} if dial.named else None
-    plain = not dial.joined and not dial.named and all(len(points) <= FEW for points in dial.series.values())
+    few = all(len(points) <= FEW for points in dial.series.values())
+    plain = few and not (dial.joined or dial.named or dial.diagonal)
     series = []
     for name, style in arm_styles(tuple(dial.series)).items():
         points = dial.series[name]
