@@ -194,7 +194,7 @@ def calibrated(kl: float, evaluator: str, by: str) -> Rule:
 
 
 def scatter(view: View, evaluator: str, by: str) -> Dial | None:
-    """Measured against forecast gap, a point a cell, a series a KL: means over seeds with their 95% intervals."""
+    """Measured against forecast gap, a point a cell, a series a KL: means over seeds ± their standard errors."""
     series: dict[str, tuple[Point, ...]] = {}
     for kl in KLS:
         points = []
@@ -202,7 +202,7 @@ def scatter(view: View, evaluator: str, by: str) -> Dial | None:
             ok = np.isfinite(cell.forecast) & np.isfinite(cell.measured)
             if ok.any():
                 x, y = (Estimate.mean(v[ok]) for v in (cell.forecast, cell.measured))
-                wide = [critical(e.n, LEVEL) * e.se if e.n > 1 else NAN for e in (x, y)]
+                wide = [e.se if e.n > 1 else NAN for e in (x, y)]
                 ends = (x.value - wide[0], x.value + wide[0])
                 points.append(Point(x.value, y.value, y.value - wide[1], y.value + wide[1], cell.name, ends))
         if points:
@@ -217,7 +217,7 @@ def scatter(view: View, evaluator: str, by: str) -> Dial | None:
 
 def _figure(by: str, evaluator: str) -> Figure:
     short = "judge" if evaluator == "golden judge" else "truth"
-    title = f"Measured against forecast gap, {'law' if by == 'law' else 'twin'}, by the {evaluator}."
+    title = f"Measured against forecast gap, {by}, by the {evaluator} (± standard errors over seeds)."
     return Figure(f"{by}-{short}", title, lambda view: scatter(view, evaluator, by))
 
 
