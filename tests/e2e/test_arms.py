@@ -34,6 +34,7 @@ def test_the_arms_beyond_the_paper(tmp_path: Path) -> None:
     words = run_command(tmp_path, workers=1)
     study = (tmp_path / "tiny.yaml").read_text()
     head = study[: study.index("arms:")].replace("loss: {name: ipo", "on_policy_kl: 0.04\n  loss: {name: ipo")
+    head = head.replace("opponents: [sft, chosen]", "opponents: [sft, chosen, best_of_n]")
     (tmp_path / "tiny.yaml").write_text(head + STUDY.lstrip())
     finish(words, tmp_path)
     records = pd.read_parquet(tmp_path / "out" / "records.parquet")
@@ -49,6 +50,9 @@ def test_the_arms_beyond_the_paper(tmp_path: Path) -> None:
     assert (records.loc[records["step"] == 0, "flops"] == 0).all()
     assert end["flops"]["online-best-of-4"] > end["flops"]["online"] > end["flops"]["reuse-4"] > end["flops"]["offline"]
     assert end["flops"]["offline"] > records.set_index(["arm", "step"])["flops"]["offline", 4].iloc[0] > 0
+    assert set(records["opponent"]) == {"sft", "chosen", "best_of_n"}
+    against = records.groupby("opponent")["opponent_length_tokens"].first()
+    assert against["best_of_n"] != against["sft"]  # other responses of the same policy
     moved = end["kl_nats"].drop("reuse-4")
     assert moved.nunique() == len(moved)  # every arm ends at a policy of its own
     crossed = pd.read_parquet(tmp_path / "out" / "crossed.parquet").merge(records, on=["run", "step", "opponent"])

@@ -14,6 +14,7 @@ from aligngap.measurement import Opponent
 from aligngap.models.policy import Policy
 from aligngap.pipeline import best_of_n as pipeline_best_of_n
 from aligngap.pipeline.best_of_n import best_of_n, shares_of_best, sizes
+from aligngap.pipeline.measure import best_of
 from aligngap.stats.reference import gain_per_nat
 from aligngap.stats.scaling_law import best_of_n_kl
 from aligngap.storage.columns import BEST_OF_N_COLUMNS
@@ -79,6 +80,13 @@ def test_win_rates_are_the_average_over_all_subsets() -> None:
             found = rows[(rows["opponent"] == opponent.name) & (rows["n"] == m)].iloc[0]
             assert found["win_rate"] == pytest.approx(np.mean(by_prompt), abs=1e-9)
             assert found["win_rate_se"] == pytest.approx(np.std(by_prompt, ddof=1) / np.sqrt(len(PROMPTS)), rel=0.05)
+
+
+def test_the_opponent_is_the_response_that_the_round_robin_ranks_first() -> None:
+    drawn = Writer().sample(PROMPTS, 5, 0)
+    chosen = best_of(ScoreJudge(LOOKS), PROMPTS, drawn)
+    for row, (best,) in zip(drawn, chosen, strict=True):  # one score a response: the best beats each of the others
+        assert LOOKS[best.ids[0]] == max(LOOKS[r.ids[0]] for r in row)
 
 
 def test_a_subset_is_ranked_by_its_own_members() -> None:

@@ -15,7 +15,7 @@ from aligngap.pipeline.reference import ReferenceSamples
 from aligngap.pipeline.sft import Sft
 from aligngap.seeding import derive
 from aligngap.settings import Limits, MeasurementSpec
-from aligngap.types import Damaged, Prompt, Response
+from aligngap.types import Damaged, Judge, Prompt, Response
 
 if TYPE_CHECKING:
     from aligngap.measurement import Opponent
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 
 class Responses(Step):
-    """One response to each measured prompt by a finished policy: an opponent, sampled once for the whole study."""
+    """One response to each measured prompt by a finished policy: an opponent, sampled once for the whole study.
+
+    With a judge in `picked_by` it is the best of `of` responses, as that judge ranks them in a round
+    robin; of those that tie for it the first.
+    """
 
     version: ClassVar[int] = 3  # 2 multiplied T5's padding, 1 sampled and attended by transformers
     kind: Literal["responses"] = "responses"
@@ -32,19 +36,23 @@ class Responses(Step):
     measurement: MeasurementSpec
     limits: Limits
     seed: int
+    picked_by: FitJudge | ReadyJudge | None = None
+    of: int = 1
 
     @cached_property
     def configuration(self) -> Any:
         m = self.measurement
-        own = {"prompts": m.prompts, "split": m.split, "limits": self.limits.model_dump(), "seed": self.seed}
-        return own | {"policy": self.policy.name}  # the rest of the measurement does not change a response
+        own: dict[str, Any] = {"prompts": m.prompts, "split": m.split, "limits": self.limits.model_dump()}
+        own |= {"seed": self.seed, "policy": self.policy.name}  # the rest of the measurement does not change a response
+        return own if self.picked_by is None else own | {"picked_by": self.picked_by.name, "of": self.of}
 
     def run(self, ctx: Context, job: Job) -> dict[str, Any]:
         from aligngap.storage.pairs import write_rows
 
         prompts = self.data.prompts(ctx, self.measurement.split, self.measurement.prompts)
         policy = self.policy.policy(ctx)
-        answers = policy.sample(prompts, 1, derive(self.seed, "opponent", self.policy.name))
+        drawn = policy.sample(prompts, self.of, derive(self.seed, "opponent", self.policy.name))
+        answers = drawn if self.picked_by is None else best_of(self.picked_by.open(ctx, job), prompts, drawn)
         rows = [
             {"prompt_id": p.id, "ids": list(r[0].ids), "ended": r[0].ended, "text": r[0].text}
             for p, r in zip(prompts, answers, strict=True)
@@ -61,6 +69,15 @@ class Responses(Step):
 
         rows = read_rows(self.made(ctx, "responses.parquet"))
         return [Response(tuple(r["ids"]), bool(r["ended"]), r["text"]) for r in rows]
+
+
+def best_of(judge: Judge, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]]) -> list[list[Response]]:
+    """Of the responses to each prompt the one with the highest mean probability of beating the others, in a list of
+    one."""
+    from aligngap.streams import judge_pairs
+
+    best = judge_pairs(judge, prompts, drawn).sum(axis=2).argmax(axis=1)  # the diagonal adds the same to all
+    return [[row[int(i)]] for row, i in zip(drawn, best, strict=True)]
 
 
 class Measure(Step):

@@ -100,6 +100,8 @@ class Pipeline:
             # And it meets the study's own golden policy.
             arm = Arm(behavior="policy", judge="golden", soft_labels=needs_probabilities(own.study))
             self.opponents["golden_policy"] = own.responses(own.recipe_run(arm, "golden policy"))
+        if "best_of_n" in study.measurement.opponents:  # as the study's own proxy picks them
+            self.opponents["best_of_n"] = own.responses(own.sft, own.proxy, study.measurement.opponent_best_of)
 
     def tuned(self, model: ModelSpec, how: Optimization, split: Literal["train", "judge"] = "train") -> Sft:
         return Sft(
@@ -192,10 +194,11 @@ class Pipeline:
             + (source_of("rollouts", written_by) if source.sampled else ""),
         )  # fmt: skip
 
-    def responses(self, policy: Sft | Align) -> Responses:
+    def responses(self, policy: Sft | Align, picked_by: FitJudge | ReadyJudge | None = None, of: int = 1) -> Responses:
         return Responses(
             data=self.data, policy=policy, measurement=self.study.measurement, limits=self.study.limits,
-            seed=derive(self.seed, "opponents"),
+            seed=derive(self.seed, "opponents", *(("best of", of) if picked_by is not None else ())),
+            picked_by=picked_by, of=of,
         )  # fmt: skip
 
     def best_of_n(self) -> BestOfN:

@@ -36,7 +36,7 @@ ARM_ORDER = ("online", "offline", "online-golden", "offline-proxy")
 FEATURED = 7
 #: the place of a verdict that is about no assertion of the paper
 LAST = 1000
-OPPONENT_ORDER = ("golden_policy", "sft", "chosen")
+OPPONENT_ORDER = ("golden_policy", "sft", "chosen", "best_of_n")
 
 #: column -> axis label
 DYNAMICS = {

@@ -18,7 +18,9 @@ from aligngap.types import Estimate, Verdict
 
 #: runs that are named where some are missing
 SOME = 6
-SHORT = {"golden_policy": "golden policy", "sft": "SFT policy", "chosen": "chosen responses"}
+SHORT = {
+    "golden_policy": "golden policy", "sft": "SFT policy", "chosen": "chosen responses", "best_of_n": "best-of-n",
+}  # fmt: skip
 
 
 def number(x: float, digits: int = 3, sign: bool = False) -> str:

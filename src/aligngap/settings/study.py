@@ -26,9 +26,11 @@ class MeasurementSpec(Settings):
     prompts: int = Field(default=512, ge=2, description="prompts behind KL and win rates")
     kl_prompts: int = Field(default=256, ge=2, description="prompts behind the forward KL; at most `prompts`")
     pairs: int = Field(default=1024, ge=2, description="held-out pairs for accuracy and log-ratios")
-    opponents: list[Literal["golden_policy", "sft", "chosen"]] = Field(
-        default=["golden_policy", "sft", "chosen"], description="whom the win rates are against; sft is always there"
-    )
+    opponents: list[Literal["golden_policy", "sft", "chosen", "best_of_n"]] = Field(
+        default=["golden_policy", "sft", "chosen"], description="whom the win rates are against; sft is always there. "
+        "best_of_n is the SFT policy's best of `opponent_best_of` responses as the proxy ranks, trained neither way"
+    )  # fmt: skip
+    opponent_best_of: int = Field(default=4, ge=2, description="responses of which the opponent best_of_n is the best")
     split: Literal["train", "test"] = Field(default="train", description="which prompts are used")
     best_of_n: int = Field(default=16, ge=0, description="largest n of the best-of-n reference; 0: leave it out")
     best_of_n_prompts: int = Field(default=256, ge=2, description="prompts behind it; at most `prompts`")

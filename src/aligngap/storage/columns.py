@@ -9,6 +9,7 @@ OPPONENTS = {
     "golden_policy": "the golden policy",
     "sft": "the SFT policy",
     "chosen": "the data's chosen responses",
+    "best_of_n": "the SFT policy's best of n",
 }
 
 
@@ -50,7 +51,7 @@ RECORD_COLUMNS: dict[str, tuple[str, str]] = {
     "beta": ("float", "regularisation strength of the loss"),
     "learning_rate": ("float", "peak learning rate"),
     "step": ("int", "optimiser steps taken; 0 is the SFT policy, and left out of runs that start elsewhere"),
-    "opponent": ("str", "whom the win rate is against: golden_policy, sft or chosen"),
+    "opponent": ("str", "whom the win rate is against: golden_policy, sft, chosen or best_of_n"),
     "kl_nats": (
         "float",
         "KL(policy || reference) per response: exact per token over the vocabulary, along own samples",
