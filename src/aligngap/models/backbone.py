@@ -150,7 +150,8 @@ class Backbone:
 
     def _sharded(self) -> bool:
         """Whether FSDP gathers each layer's weights when the layer itself is called."""
-        return any(hasattr(m, "unshard") for m in self.model.modules())
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return together and any(hasattr(m, "unshard") for m in self.model.modules())
 
     def _packs(self) -> bool:
         """Whether a T5 is read without its padding: where our own attention computes and nothing hangs on its layers.
