@@ -111,6 +111,10 @@ def parser() -> argparse.ArgumentParser:
             "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE",
             help="override a setting, for instance seeds=3 or task.path=pairs.jsonl; may be repeated",
         )  # fmt: skip
+        sub.add_argument(
+            "--compile", dest="sets", action="append_const", const="policy.compile=true",
+            help="compile parts of the policy for gradient steps; the same as --set policy.compile=true",
+        )  # fmt: skip
         sub.add_argument("--out", type=Path, help="output folder (default: out/STUDY)")
         sub.add_argument("--store", type=Path, help="folder of shared artifacts (default: store/ beside the outputs)")
 

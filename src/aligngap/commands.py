@@ -141,10 +141,12 @@ def carry_out(
     from aligngap.execute.refresh import Refresher
     from aligngap.execute.together import Together, launch
     from aligngap.execute.watch import follow, watch
+    from aligngap.execute.worker import keep_compiled
     from aligngap.parallel.world import in_world
     from aligngap.storage.files import check_writable
     from aligngap.storage.records import write_failures
 
+    keep_compiled(store)
     processes = checks.pick_processes(args, made)
     if processes > 1 and not in_world():
         return launch(words, processes, args.threads)

@@ -88,6 +88,23 @@ def test_a_point_of_every_arm_comes_before_the_rest() -> None:
     assert min(rank[name] for name in early) > max(rank[name] for name in rank.keys() - early)
 
 
+def test_points_of_the_compared_arms_come_first() -> None:
+    """What the first comparison needs outranks all else, though the compared arms are not the first of the study."""
+    plan = expand(load("opening", ["compare=[online-golden, offline]"]))
+    first = {run.arm: run.measure for run in reversed(plan.runs)}
+    assert list(reversed(first)) == ["online", "offline", "offline-proxy", "online-golden"]
+    shown = [plan.start[plan.runs[0].name], *(first[arm] for arm in plan.study.compare)]
+    compared = {s.name for wanted in shown for s in wanted.walk()}
+    rank = importance(plan.steps())
+    others = rank.keys() - compared
+    assert first["online"].name in others
+    assert min(rank[name] for name in compared) > max(rank[name] for name in others)
+
+    run = first["online"].run_
+    assert run is not None
+    assert rank[first["offline"].name] > rank[run.name]
+
+
 def test_ray_that_is_not_installed_is_one_line() -> None:
     """With `ray` made unimportable, in a fresh interpreter."""
     code = (

@@ -469,6 +469,24 @@ def test_check_head_notices_a_wrong_head(monkeypatch: pytest.MonkeyPatch) -> Non
     refused(policy.check_head, "t5", "differ")
 
 
+def test_weights_of_a_model_that_was_checked_are_not_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found out of the family goes over, and the weights are the folder's own."""
+    start, other = tiny_policy("llama"), tiny_policy("llama", seed=1)
+    start.check_head()
+    start.shares = start.keeps = False  # as of a family that cannot
+    other.save(tmp_path)
+    monkeypatch.delattr(Policy, "check_head")
+    loaded = Policy.load(tmp_path, response_tokens=4, alike=start)
+    assert (loaded.shares, loaded.keeps) == (False, False)
+    batch = collate([(4, 5), (6,)], [(7, 1), (8, 9, 1)])
+    assert torch.equal(loaded.logps(batch), other.logps(batch))
+    assert not torch.equal(loaded.logps(batch), start.logps(batch))
+    with pytest.raises(AttributeError):
+        Policy.load(tmp_path, response_tokens=4)
+
+
 def test_judge_and_policy_share_hidden_states(policies: Policies) -> None:
     """The preference model is the same backbone: states at completion positions do not depend on the batch."""
     policy = policies("llama")

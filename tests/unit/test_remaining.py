@@ -251,3 +251,26 @@ def test_what_many_steps_take_lies_between_its_bounds() -> None:
     ).seconds()
     longest, shared = max(rank.values()), sum(guessed.values()) / 16
     assert 0.95 * max(longest, shared) <= left <= 1.05 * (longest + shared)
+
+
+@pytest.mark.parametrize(("runs", "times"), [(10, 6), (500, 1)])
+def test_a_long_agenda_is_not_played_through_at_every_event(
+    runs: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a thousand steps that would be most of what surrounds a tiny one; a short agenda is always as it stands."""
+    played: list[int] = []
+    through = Remaining._through
+    monkeypatch.setattr(Remaining, "_through", lambda self, left: played.append(1) or through(self, left))
+    steps = opening(runs=runs)
+    guessed, clock = {s.name: s.guess for s in steps}, [0.0]
+    left = Remaining(steps, guessed, rank_of(steps), Pace(), lambda: 1, MACHINE, now=lambda: clock[0], load=lambda: 0.0)
+    for step in steps[:3]:
+        left.start(step)
+        left.seconds()
+        clock[0] += 0.3
+        left.end(step, made=True)
+        left.seconds()
+    assert len(played) == times
+    clock[0] += 3.0
+    left.seconds()
+    assert len(played) == times + 1

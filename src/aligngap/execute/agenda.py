@@ -104,7 +104,7 @@ class Agenda:
 
     def lost(self) -> Iterator[tuple[Step, str]]:
         """Steps that cannot be made any more, and why; each is told once."""
-        for step in list(self.waiting.values()):
+        for step in list(self.waiting.values()) if self.broken else ():
             why = [need.name for need in step.inputs.values() if need.name in self.broken]
             if why:
                 del self.waiting[step.name]

@@ -226,17 +226,18 @@ class Local:
 def importance(steps: Sequence[Step]) -> dict[str, float]:
     """Work on the longest chain that starts at each step: what much depends on goes first.
 
-    Before all else goes the first run of each arm with its measurement, that of the SFT policy, and what they need: a
-    study shows a point of every arm as soon as it can, and not after the last run.
+    Before all else goes the first run of each arm with its measurement, that of the SFT policy, and what they need,
+    arm by arm in the order of the steps: a study shows a point of the arms that it compares as soon as it can, then one
+    of every other arm, and neither after the last run.
     """
     rank: dict[str, float] = {s.name: s.units() for s in steps}
-    everything, shown = sum(rank.values()), set[str]()
+    first: dict[str, str] = {}  # the measurement that comes first of each arm
     for step in steps:
         if isinstance(step, Measure):
-            arm = step.run_.source.arm.model_dump_json() if step.run_ is not None else "sft"
-            if arm not in shown:
-                shown.add(arm)
-                rank[step.name] += everything
+            first.setdefault(step.run_.source.arm.model_dump_json() if step.run_ is not None else "sft", step.name)
+    everything = sum(rank.values())
+    for later, name in enumerate(reversed(first.values())):
+        rank[name] += (later + 1) * everything
     for step in reversed(steps):  # needs come before what needs them
         for need in step.inputs.values():
             if need.name in rank:

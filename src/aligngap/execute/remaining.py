@@ -20,6 +20,7 @@ from aligngap.pipeline.base import Step
 OPEN_SECONDS = 4.0  #: from a worker's start to its first step: imports
 LAST_SHARE = 0.03  #: of a step that takes longer than foreseen, what is left of it at least
 ANEW_SECONDS = 2.0  #: between two times that the agenda is played through
+MANY = 100  #: steps waiting, above which it is not played through again for every step that starts or ends
 MINUTE = 60.0  #: over which the operating system averages its load
 AHEAD = 0.02  #: uncertainty of a fraction done: a step's parts are not all equally long
 ENOUGH = 0.1  #: variance of a running step's pace below which it tells of others of its kind: from 7% of it on
@@ -100,7 +101,7 @@ class Remaining:
         if self.waiting.pop(step.name, None) is not None:
             self.running[step.name] = Running(step, self.opened < self.slots())
             self.opened += 1
-        self.known = None
+        self._change()
 
     def see(self, step: Step, fraction: float) -> None:
         """A running step says that this share of it is done."""
@@ -112,7 +113,8 @@ class Remaining:
         """A step has ended or will never start; its duration where it was made from its beginning to its end."""
         self._pass()
         self.waiting.pop(step.name, None)
-        ended, self.known = self.running.pop(step.name, None), None
+        ended = self.running.pop(step.name, None)
+        self._change()
         if ended is None or not made or ended.resumed():
             return None
         seconds = ended.alone
@@ -121,6 +123,11 @@ class Remaining:
         found = Duration(kind_of(step), self.guessed[step.name], max(seconds, 0.01))
         self.done.append(found)
         return found
+
+    def _change(self) -> None:
+        """Note that the agenda is another: a long one is then played through when it is time to, and not at once."""
+        if len(self.waiting) <= MANY:
+            self.known = None
 
     def _pass(self) -> None:
         """Let the time since the last look pass for what is running, and for what is known of the machine's load."""

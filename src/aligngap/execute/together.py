@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from aligngap.execute.agenda import Agenda, Answer, Event, position, this_machine
 from aligngap.execute.local import importance
-from aligngap.execute.worker import attempt, leave_with, make, make_or_set_aside, work_on
+from aligngap.execute.worker import attempt, keep_compiled, leave_with, make, make_or_set_aside, work_on
 from aligngap.parallel.world import ALONE, Released, World
 from aligngap.pipeline.base import Step
 from aligngap.pipeline.context import Context, Job, never
@@ -108,6 +108,7 @@ class Together:
         leave_with(os.getppid())
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         quiet()
+        keep_compiled(store)
         self.store, self.threads = store, threads
         torch.set_num_threads(threads)
         self.world = Processes(parallel, device)

@@ -28,6 +28,8 @@ from aligngap.storage.store import Store
 from aligngap.storage.tracking import Track, Tracking
 from aligngap.types import AligngapError, Damaged, RunFailed, Stopped
 
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  #: the variable that says where torch keeps what it has compiled
+
 
 def make(step: Step, ctx: Context, job: Job | None = None) -> bool:
     """Make one artifact in this process; False if it was there already.
@@ -144,6 +146,7 @@ class Worker:
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         os.chdir(settings.folder)
+        keep_compiled(Store(Path(settings.root)))
         torch.set_num_threads(settings.threads)
         quiet()
         self.settings, self.busy, self.stopping = settings, False, False
@@ -160,6 +163,14 @@ class Worker:
             return attempt(step, lambda: make_sound(step, self.context, job), self.context.store)
         finally:
             self.busy = False
+
+
+def keep_compiled(store: Store) -> None:
+    """Have torch keep what it compiles beside a store's unfinished work, unless the environment names a folder.
+
+    To be called before anything of torch's compiler is imported, which names a folder of its own.
+    """
+    os.environ.setdefault(COMPILED, str(store.root.resolve() / "partial" / "compiled"))
 
 
 def leave_with(parent: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aligngap.models import attention, lora, packed
+from aligngap.models import attention, compiled, lora, packed
 from aligngap.models.batch import Batch, Ids, collate, pad, positions
 from aligngap.models.encoding import Encoding, generation_ends
 from aligngap.models.loading import PLAIN, seeded
@@ -46,6 +46,8 @@ class Backbone:
     ) -> None:
         self.model = model.eval()
         attention.use(model)
+        if spec.compile:
+            compiled.use(model)
         self.tokenizer = tokenizer
         self.spec, self.adapter = spec, adapter
         self.pad_id: int = tokenizer.pad_token_id
@@ -79,7 +81,14 @@ class Backbone:
 
     @property
     def alike_without_gradient(self) -> bool:
-        """Whether a forward pass gives the same bits with gradient and without: our own attention does, on a CPU."""
+        """Whether a forward pass gives the same bits with gradient and without: our own attention does, on a CPU.
+
+        Not a compiled model, which computes without gradient by its plain code.
+        """
+        return self._attends() and not self.spec.compile
+
+    def _attends(self) -> bool:
+        """Whether our own attention computes, with gradient and without."""
         own = self.model.config._attn_implementation == attention.ATTENTION
         return own and self.device.type == "cpu" and self.spec.dtype == "float32" and self.spec.dropout == 0.0
 
@@ -141,14 +150,15 @@ class Backbone:
 
     def _sharded(self) -> bool:
         """Whether FSDP gathers each layer's weights when the layer itself is called."""
-        return any(hasattr(m, "unshard") for m in self.model.modules())
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return together and any(hasattr(m, "unshard") for m in self.model.modules())
 
     def _packs(self) -> bool:
         """Whether a T5 is read without its padding: where our own attention computes and nothing hangs on its layers.
 
         Not where activations are computed again, under dropout, nor with FSDP.
         """
-        t5 = self.model.config.model_type == "t5" and self.alike_without_gradient
+        t5 = self.model.config.model_type == "t5" and self._attends()
         return t5 and not self.spec.gradient_checkpointing and not self._sharded()
 
     def _continue(self, batch: Batch) -> Tensor:

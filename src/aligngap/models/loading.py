@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from aligngap.models import chat
+from aligngap.models.compiled import check_compiler
 from aligngap.models.pretrained import locate, refusal
 from aligngap.settings import ModelSpec
 from aligngap.types import AligngapError, first_line
@@ -163,6 +164,8 @@ def config_of(spec: ModelSpec, **settings: Any) -> Any:
 def check_spec(spec: ModelSpec) -> None:
     """Refuse a model that cannot be named, built, read or used as the study says, before anything is computed."""
     config = config_of(spec)
+    if spec.compile:
+        check_compiler()
     if spec.path is not None and "model_type" in spec.model_fields_set and spec.model_type != config.model_type:
         what = f"is a `{config.model_type}` model, and the study says model_type `{spec.model_type}`"
         raise AligngapError(f"model {spec.path}: {what}; leave model_type out, or name another model")

@@ -63,10 +63,20 @@ class Policy(Backbone):
         )  # fmt: skip
 
     @classmethod
-    def load(cls, path: str | Path, *, response_tokens: int, key: str = "", spec: ModelSpec = PLAIN) -> Policy:
-        """The policy in a folder, run as `spec` says."""
+    def load(
+        cls, path: str | Path, *, response_tokens: int, key: str = "", spec: ModelSpec = PLAIN,
+        alike: Policy | None = None,
+    ) -> Policy:  # fmt: skip
+        """The policy in a folder, run as `spec` says.
+
+        Its log-probabilities are held against its own forward pass, unless those of one `alike` were: the same model
+        with other weights.
+        """
         policy = cls(load_model(path, spec), load_tokenizer(path), response_tokens=response_tokens, key=key, spec=spec)
-        policy.check_head()
+        if alike is None:
+            policy.check_head()
+        else:
+            policy.shares, policy.keeps = alike.shares, alike.keeps
         return policy
 
     def save(self, path: str | Path) -> None:

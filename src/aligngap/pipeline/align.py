@@ -268,7 +268,8 @@ class Align(Step):
         if adapter is not None:  # on the weights it started from, which are in memory
             adapted: Policy = self.start_policy(ctx).adapted(adapter, key, 0, folder)
             return adapted
-        policy = Policy.load(folder, response_tokens=self.limits.response_tokens, key=key, spec=self.sft.model)
+        tokens, start = self.limits.response_tokens, self.start_policy(ctx)
+        policy = Policy.load(folder, response_tokens=tokens, key=key, spec=self.sft.model, alike=start)
         policy.to(ctx.device)
         return policy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,10 +79,15 @@ def configuration_of(step: Step) -> dict[str, Any]:
 
 def _list_given(model: BaseModel) -> dict[str, Any]:
     """The fields of a settings object that are not at their defaults."""
-    fields = type(model).model_fields
-    values = {name: getattr(model, name) for name in fields}
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    defaults = _defaults(type(model))
+    values = {name: getattr(model, name) for name in defaults}
     return {name: v for name, v in values.items() if v != defaults[name]} | (model.model_extra or {})
+
+
+@cache
+def _defaults(kind: Any) -> dict[str, Any]:
+    """What the fields of a class of settings are where nobody says; to be compared with, not to be changed."""
+    return {n: field.get_default(call_default_factory=True) for n, field in kind.model_fields.items()}
 
 
 def _described(value: Any) -> Any:

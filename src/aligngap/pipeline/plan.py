@@ -63,9 +63,9 @@ class Plan:
     judges_probes: dict[int, JudgesProbe] = field(default_factory=dict)
 
     def steps(self) -> list[Step]:
-        """Every step once, needs before what needs them."""
+        """Every step once, needs before what needs them; of the runs' measurements those of the compared arms first."""
         wanted = [*self.start.values(), *self.references.values(), *self.probes.values(), *self.judges_probes.values()]
-        wanted += [r.measure for r in self.runs]
+        wanted += [r.measure for r in sorted(self.runs, key=lambda r: r.arm not in self.study.compare)]
         wanted += [r.crossed for r in self.runs if r.crossed is not None]
         return list({s.name: s for w in wanted for s in w.walk()}.values())
 

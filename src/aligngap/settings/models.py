@@ -45,6 +45,9 @@ class ModelSpec(Settings):
     gradient_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass: less memory, same result"
     )
+    compile: bool = Field(
+        default=False, description="compile norms and feed-forward parts for gradient steps; needs a C++ compiler"
+    )
     chat: bool = Field(default=False, description="write prompts by the tokenizer's chat template")
     template: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the chat template, for instance {enable_thinking: false}"
