@@ -12,6 +12,7 @@ from scipy import stats
 from synthetic_records import planted_clouds
 
 from aligngap.report.words import say_unreached
+from aligngap.stats.axes import say_nats
 from aligngap.stats.budgets import BUDGETS, at_budgets
 from aligngap.stats.clouds import Cloud, Clouds
 from aligngap.stats.peaks import ending_of, first_at, kl_to_reach, peaks_of
@@ -142,7 +143,7 @@ def test_an_arm_that_falls_short_is_counted_and_not_judged() -> None:
     assert (four.mean.n, np.isnan(four.by_seed[4])) == (4, True)
     assert np.isnan(four.p)
     nothing = at_budgets(Clouds(tuple(clouds)), DIFFERENCE, (16.0,))
-    assert "16 nats in 0 of 5 seeds" in nothing.why
+    assert nothing.why.endswith("16 nats in 0 of 5 seeds. Budgets from 0.5 to 3 nats can be judged: name some there.")
 
 
 def test_an_arm_that_starts_above_a_budget_is_said_to() -> None:
@@ -154,7 +155,7 @@ def test_an_arm_that_starts_above_a_budget_is_said_to() -> None:
     assert nothing.budgets[1].passed == {"ppo": 0, "dpo": 0}
     assert nothing.why == (
         "No KL budget lies between the first and the last checkpoint of every run: ppo starts above 1 nat in 3 runs; "
-        "dpo ends below 2. Name other budgets."
+        "dpo ends below 2 nats. Budgets from 1.5 to 1.9 nats can be judged: name some there."
     )
     some = at_budgets(Clouds(tuple(clouds)), {"ppo": 1.0, "dpo": -1.0}, (1.0, 1.7))
     (line,) = say_unreached(some)
@@ -162,6 +163,33 @@ def test_an_arm_that_starts_above_a_budget_is_said_to() -> None:
         "Not judged at 1 nat, where not every seed can be read in both arms. Earlier checkpoints are missing: ppo "
         "starts above 1 nat in 3 runs."
     )
+
+
+def test_budgets_that_are_named_as_judgeable_are_judged() -> None:
+    """The range is rounded inwards, so that its own ends can be named; where there is none, that is said."""
+    weights = {"ppo": 1.0, "dpo": -1.0}
+
+    def between(low: float, high: float) -> Clouds:
+        pairs = [(one("ppo", s, [low, 9.0], [0.5, 0.7]), one("dpo", s, [0.01, high], [0.5, 0.6])) for s in range(3)]
+        return Clouds(tuple(c for pair in pairs for c in pair))
+
+    def say(clouds: Clouds) -> str:
+        return at_budgets(clouds, weights, (0.001, 20.0)).why
+
+    for low, high, named in [(1.512, 1.989, (1.6, 1.9)), (0.0123, 0.0199, (0.013, 0.019)), (1.23, 1.239, (1.23, 1.23))]:
+        clouds = between(low, high)
+        if named[0] < named[1]:
+            assert f"Budgets from {named[0]:g} to {named[1]:g} nats can be judged" in say(clouds)
+            assert all(b.judged for b in at_budgets(clouds, weights, named).budgets)
+        else:
+            assert "Only budgets of about 1.23 nats can be judged." in say(clouds)
+    assert "so no budget can be judged" in say(between(3.0, 2.0))
+
+
+def test_a_number_of_nats_has_its_unit() -> None:
+    assert [say_nats(1), say_nats(1.5), say_nats(1, 2, 4), say_nats(1.04, digits=".2g")] == [
+        "1 nat", "1.5 nats", "1, 2 and 4 nats", "1 nat",
+    ]  # fmt: skip
 
 
 def test_a_run_that_falls_short_leaves_its_configuration_out_of_every_seed() -> None:

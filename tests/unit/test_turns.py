@@ -209,6 +209,19 @@ def test_compare_writes_the_prompts_of_a_model_with_a_template_by_it(tmp_path: P
     assert not load_tokenizer(tmp_path / "base").chat_template
 
 
+@pytest.mark.parametrize(
+    ("kl", "budgets"), [(None, [1, 2, 4, 8]), (0.5, [0.5, 1, 2, 4, 8]), (2.0, [1, 2, 4, 8]), (3.0, [1, 2, 3, 4, 8])]
+)
+def test_the_kl_at_which_compare_decides_is_a_budget_of_its_report(
+    tmp_path: Path, kl: float | None, budgets: list[float]
+) -> None:
+    """Otherwise a report that decides at .5 nats says that no arm reached 1."""
+    given = {"policy": str(instruct(tmp_path, None)), "task": "pairs.jsonl", "kl": kl}
+    study = own_study(**given)
+    assert (study.decision_kl, study.budgets) == (kl, budgets)
+    assert own_study(**given, sets=["budgets=[2.5]"]).budgets == [2.5]
+
+
 # ------------------------------------------------------------------------------------------------------------ no end
 
 

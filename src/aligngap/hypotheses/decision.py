@@ -19,7 +19,7 @@ from scipy import special
 
 from aligngap.hypotheses.view import View
 from aligngap.stats.axes import MIN_KL_NATS
-from aligngap.stats.budgets import EQUIVALENCE_LEVEL, AtBudgets, Budget
+from aligngap.stats.budgets import EQUIVALENCE_LEVEL, AtBudgets, Budget, common_range
 from aligngap.stats.estimate import NAN
 from aligngap.stats.power import MAX_SEEDS, POWER, Spread, power, seeds_needed, spread_of
 from aligngap.stats.seedwise import Seedwise, mean_over_seeds
@@ -254,22 +254,9 @@ def best_kl(view: View, seed: int) -> tuple[float, str]:
 def common(view: View) -> tuple[float, float]:
     """The range of KL that some shared configuration covers in both arms in every seed; (inf, 0) if there is none."""
     arms = (view.online, view.offline)
-    by = {(c.arm, c.seed): c for c in view.clouds().items if c.arm in arms and c.seed not in view.spent}
-    seeds = sorted({s for _, s in by})
-    if not seeds or any((a, s) not in by for a in arms for s in seeds):
-        return math.inf, 0.0
-    shared = set.intersection(*({*by[key].configs} for key in by))
-    best = (math.inf, 0.0)
-    for config in shared:
-        ends = []
-        for cloud in by.values():
-            x = cloud.x[cloud.run == cloud.configs.index(config)]
-            x = x[np.isfinite(x)]
-            ends.append((float(x.min()), float(x.max())) if len(x) else (math.inf, 0.0))
-        low, high = max(e[0] for e in ends), min(e[1] for e in ends)
-        if low < high and high > best[1]:
-            best = (low, high)
-    return best
+    clouds = view.clouds()
+    seeds = {c.seed for c in clouds.items if c.arm in arms} - set(view.spent)
+    return common_range(clouds, arms, seeds)
 
 
 def option(view: View, arm: str, margin: float) -> Option:

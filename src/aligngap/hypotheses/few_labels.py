@@ -22,8 +22,9 @@ import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
 from aligngap.hypotheses.forecast import Cell, fit
-from aligngap.hypotheses.rules import Rule, ahead, contrast, nats, no_better
+from aligngap.hypotheses.rules import Rule, ahead, contrast, no_better
 from aligngap.hypotheses.view import View, under
+from aligngap.stats.axes import say_nats
 from aligngap.stats.estimate import NAN
 from aligngap.types import Verdict
 
@@ -152,7 +153,7 @@ def phase(every: Sequence[Regime], kl: float = 1.0) -> Callable[[View], Dial | N
         if not series:
             return None
         lines = {name: tuple(points) for name, points in series.items()}
-        y = f"online − offline at {nats(kl)}"
+        y = f"online − offline at {say_nats(kl)}"
         return Dial("golden labels", y, lines, log_x=True, reference=0.0)
 
     return draw
@@ -170,7 +171,7 @@ def scatter(every: Sequence[Regime], kls: Sequence[float] = (0.5, 1.0, 2.0)) -> 
                 if (ok := np.isfinite(c.forecast) & np.isfinite(c.measured)).any()
             ]
             if points:
-                series[nats(kl)] = tuple(sorted(points, key=lambda p: p.x))
+                series[say_nats(kl)] = tuple(sorted(points, key=lambda p: p.x))
         if not series:
             return None
         x, y = "gap that the twin forecasts", "measured gap, golden judge"

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import Rule, nats
+from aligngap.hypotheses.rules import Rule
 from aligngap.hypotheses.verdicts import CONTRADICTED, INCONCLUSIVE, SUPPORTED
 from aligngap.hypotheses.view import View, base_of, variant_of
+from aligngap.stats.axes import say_nats
 from aligngap.stats.budgets import Budget
 from aligngap.stats.estimate import NAN
 from aligngap.stats.seedwise import LEVEL, critical
@@ -166,7 +167,7 @@ def fit(found: Sequence[Cell]) -> Fit | None:
 
 
 TEXT = (
-    "Over all cells that reach {kl:g} nat{s} (an online arm with a twin, an offline arm, a configuration, a variant), "
+    "Over all cells that reach {kl} (an online arm with a twin, an offline arm, a configuration, a variant), "
     "per seed the slope through 0 of the measured gap on the one that {by} forecasts, by the {evaluator}; t interval "
     "over seeds. Supported if it lies within 0.5 to 1.5; contradicted if wholly outside; else inconclusive."
 )
@@ -178,7 +179,7 @@ def calibrated(kl: float, evaluator: str, by: str) -> Rule:
     def judge(view: View, rule: Rule) -> Verdict:
         found = fit(cells(view, kl, evaluator, by))
         if found is None:
-            return rule.leave_undefined(f"Fewer than three cells reach {kl:g} nats.")
+            return rule.leave_undefined(f"Fewer than three cells reach {say_nats(kl)}.")
         reason = (
             f"The slope is {found.slope.value:.2f} over {found.cells} cells and {found.slope.n} seed"
             f"{'s' * (found.slope.n > 1)}; the root mean square error of one seed's cell is {found.error:.3f}; "
@@ -188,7 +189,7 @@ def calibrated(kl: float, evaluator: str, by: str) -> Rule:
 
     words = {"law": "the first-order law", "twin": "the twin"}[by]
     short = "" if evaluator == "golden judge" else ", truth"
-    text = TEXT.format(kl=kl, s="" if kl == 1 else "s", by=words, evaluator=evaluator)
+    text = TEXT.format(kl=say_nats(kl), by=words, evaluator=evaluator)
     column = "slope" if not short else "oracle_slope"
     return Rule(f"{by} at {kl:g}{short}", "", text, ("online", TWIN, "offline"), judge, column)
 
@@ -206,7 +207,7 @@ def scatter(view: View, evaluator: str, by: str) -> Dial | None:
                 ends = (x.value - wide[0], x.value + wide[0])
                 points.append(Point(x.value, y.value, y.value - wide[1], y.value + wide[1], cell.name, ends))
         if points:
-            series[nats(kl)] = tuple(sorted(points, key=lambda p: p.x))
+            series[say_nats(kl)] = tuple(sorted(points, key=lambda p: p.x))
     if not series:
         return None
     words = "the first-order law" if by == "law" else "the twin"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from aligngap.hypotheses.base import Hypothesis
-from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, judge_sign, nats, say_differences
+from aligngap.hypotheses.rules import AT_BUDGETS, BY, SIGN, Rule, judge_sign, say_differences
 from aligngap.hypotheses.verdicts import (
     CENSORED,
     CONTRADICTED,
@@ -22,6 +22,7 @@ from aligngap.hypotheses.verdicts import (
     one_seed,
 )
 from aligngap.hypotheses.view import View
+from aligngap.stats.axes import say_nats
 from aligngap.stats.peaks import ending_of, peaks_of
 from aligngap.stats.seedwise import mean_over_seeds
 from aligngap.types import Estimate, Verdict
@@ -119,7 +120,7 @@ def _r8(view: View, rule: Rule) -> Verdict:
     elif falls and order == SUPPORTED:
         outcome = SUPPORTED
     means = ", ".join(f"{c.effect.value:+.1f} nats in {arm}" for arm, c in each.items())
-    text = f"At {nats(apart.kl)} of KL the winners' log-ratio is {means}. "
+    text = f"At {say_nats(apart.kl)} of KL the winners' log-ratio is {means}. "
     text += say_differences(f"{online} − {offline}", apart.found)
     return rule.found(outcome, at.mean, at.interval, text + one_seed(len(apart.seeds)), p=apart.found.p)
 

@@ -26,6 +26,7 @@ from aligngap.hypotheses.verdicts import (
     undefined,
 )
 from aligngap.hypotheses.view import NOTHING, Contrast, View, Weights
+from aligngap.stats.axes import say_nats
 from aligngap.stats.budgets import AtBudgets, Budget
 from aligngap.stats.estimate import NAN
 from aligngap.types import Estimate, Verdict
@@ -121,7 +122,7 @@ def same(name: str, a: str, b: str, claim: str = "") -> Rule:
         near = all(x.equivalence[0] > -MARGIN and x.equivalence[1] < MARGIN for x in judged)
         outcome = CONTRADICTED if far else SUPPORTED if near else INCONCLUSIVE
         at = max(judged, key=lambda x: abs(x.mean.value))
-        said = f" The 90% interval at {nats(at.kl)} is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
+        said = f" The 90% interval at {say_nats(at.kl)} is {at.equivalence[0]:+.3f} to {at.equivalence[1]:+.3f}."
         reason = say_differences(f"{a} − {b}", found.found) + said + one_seed(len(found.seeds))
         p = NAN if outcome == CONTRADICTED else p_equivalence(found.found, MARGIN)  # which tests the other direction
         return rule.found(outcome, at.mean, at.interval, reason, _share(view, weights), p)
@@ -223,13 +224,13 @@ def say_differences(what: str, found: AtBudgets) -> str:
     out = f"{what} is {judged}."
     for b in found.judged:
         if left_out := [f"{n} of {arm}" for arm, n in b.short.items() if n]:
-            out += f" At {nats(b.kl)} {' and '.join(left_out)} ended below: their configurations are left out there."
+            who = " and ".join(left_out)
+            out += f" At {say_nats(b.kl)} {who} ended below: their configurations are left out there."
     lost = [b for b in found.budgets if not b.judged]
     short = dict.fromkeys(f"{arm}'s runs" for b in lost for arm, n in b.short.items() if n)
     if lost:
-        names = " and ".join(f"{b.kl:g}" for b in lost)
         why = f": {' and '.join(short)} ended below." if short else "."
-        out += f" Not judged at {names} nat{'s' if names != '1' else ''}{why}"
+        out += f" Not judged at {say_nats(*(b.kl for b in lost))}{why}"
     return out
 
 
@@ -237,9 +238,4 @@ def at(b: Budget) -> str:
     """One budget's difference with its interval."""
     low, high = b.interval
     ends = f" ({low:+.3f} to {high:+.3f})" if np.isfinite(low) else ""
-    return f"{b.mean.value:+.3f}{ends} at {nats(b.kl)}"
-
-
-def nats(kl: float) -> str:
-    """A KL budget with its unit."""
-    return f"{kl:g} nat{'' if kl == 1 else 's'}"
+    return f"{b.mean.value:+.3f}{ends} at {say_nats(b.kl)}"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from aligngap.hypotheses.base import Dial, Figure, Hypothesis, Point
-from aligngap.hypotheses.rules import AT_BUDGETS, BY, MARGIN, Rule, ahead, contrast, nats, same
+from aligngap.hypotheses.rules import AT_BUDGETS, BY, MARGIN, Rule, ahead, contrast, same
 from aligngap.hypotheses.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -27,6 +27,7 @@ from aligngap.hypotheses.verdicts import (
     p_value,
 )
 from aligngap.hypotheses.view import Contrast, View, under
+from aligngap.stats.axes import say_nats
 from aligngap.stats.wall_clock import System, steps_by
 from aligngap.types import Verdict
 
@@ -79,7 +80,7 @@ def too_old(view: View, rule: Rule) -> Verdict:
     at = min(judged, key=lambda b: b.interval[1]) if old else judged[-1]  # where it is surest that something is lost
     low, high = at.interval
     said = [
-        f"From {age} steps on pairs are too old here: at {nats(at.kl)} {-at.mean.value:.3f} of win rate lost "
+        f"From {age} steps on pairs are too old here: at {say_nats(at.kl)} {-at.mean.value:.3f} of win rate lost "
         f"({-high:.3f} to {-low:.3f})."
         if old
         else f"No age up to {oldest} steps is told to be too old."
@@ -93,7 +94,7 @@ def too_old(view: View, rule: Rule) -> Verdict:
     bought = view.contrast({under(f"age-{oldest}", CLIPPED): 1.0, f"age-{oldest}": -1.0})
     if under(f"age-{oldest}", CLIPPED) in view.arms and bought.defined:
         low, high = bought.interval
-        where = f" at {nats(bought.kl)}"
+        where = f" at {say_nats(bought.kl)}"
         said.append(f"At age {oldest} clipping buys {bought.effect.value:+.3f}{where} ({low:+.3f} to {high:+.3f}).")
     reason = " ".join(said) + one_seed(len(found[age].seeds))
     return rule.found(outcome, at.mean, at.interval, reason, p=found[age].found.p if old else float("nan"))
@@ -131,7 +132,7 @@ def frontier(view: View, score: str = "win") -> Dial | None:
         ages = {arm: mean_age(view, arm) for arm in view.numbered(prefix)}
         beside = {arm: view.contrast({arm: 1.0, "online": -1.0}, score) for arm, age in ages.items() if age > 0}
         series[name] = tuple(Point(ages[arm], *b, arm) for arm, c in beside.items() for b in _at(c, kl))
-    y = f"difference to online{BY[score]} at {nats(kl)}"
+    y = f"difference to online{BY[score]} at {say_nats(kl)}"
     return Dial(STEPS_TEXT, y, {n: p for n, p in series.items() if p}, log_x=True, reference=0.0)
 
 

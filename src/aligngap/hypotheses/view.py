@@ -274,7 +274,7 @@ class View:
         out = {}
         for seed, mine in table.groupby("seed"):
             wide = mine.pivot_table(index=["run", "step"], columns="prompt_id", values="win").dropna(axis=1)
-            found = rows.set_index(["run", "step"]).reindex(wide.index).reset_index()
+            found = wide.index.to_frame(index=False).merge(rows, how="left", on=["run", "step"])
             values = wide.to_numpy(np.float64)
             n = values.shape[1]
             if n:

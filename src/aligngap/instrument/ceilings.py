@@ -14,6 +14,7 @@ import pandas as pd
 
 from aligngap.instrument.survey import Survey
 from aligngap.pipeline.context import Context
+from aligngap.stats.axes import say_nats
 from aligngap.stats.ceiling import ESS_FLOOR, ceiling
 from aligngap.storage.files import write_text
 
@@ -61,9 +62,9 @@ def say_ceilings(table: pd.DataFrame) -> str:
     first = lacking.iloc[0]
     left = first["effective_samples"]
     of = f"{left:.0f} of {samples} count" if math.isfinite(left) else f"no choice among {samples} lies there"
-    most = f"known up to {carried['kl_nats'].max():.2g} nats; beyond, " if len(carried) else ""
+    most = f"known up to {say_nats(carried['kl_nats'].max(), digits='.2g')}; beyond, " if len(carried) else ""
     need = math.ceil(150 * math.exp(first["kl_nats"]) / 50) * 50
     return (
-        f"efficiency: {most}at {first['kl_nats']:.2g} nats {of}, and a ceiling takes {ESS_FLOOR:g}: "
+        f"efficiency: {most}at {say_nats(first['kl_nats'], digits='.2g')} {of}, and a ceiling takes {ESS_FLOOR:g}: "
         f"about --reference-samples {need}"
     )

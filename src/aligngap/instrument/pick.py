@@ -21,6 +21,7 @@ from scipy import special
 
 from aligngap.instrument.rows import REFERENCE
 from aligngap.stats.adjust import holm
+from aligngap.stats.axes import say_nats
 from aligngap.stats.estimate import interval
 from aligngap.storage.records import Tables, read_folder
 from aligngap.types import AligngapError, Estimate
@@ -75,10 +76,10 @@ def pick(out: Path, kl: float | None = None, policy: str | None = None) -> Pick:
         raise AligngapError(f"{out}: has no win rates against the reference; measure it with --judge")
     rows = rows[rows["win_rate"].notna()]
     within = rows if kl is None else rows[rows["kl_nats"] <= kl]
-    if not len(within):
+    if kl is not None and not len(within):
         near = rows.sort_values("kl_nats").iloc[0]
         what = f"{near['run']}@{near['step']} at {near['kl_nats']:.3g}"
-        raise AligngapError(f"{out}: no checkpoint lies at or below {kl:g} nats; the nearest is {what}: raise --kl")
+        raise AligngapError(f"{out}: no checkpoint lies at or below {say_nats(kl)}; the nearest is {what}: raise --kl")
     wins = wins_of(tables, within)
     first = np.array([in_first_half(str(prompt)) for prompt in wins.columns])
     if first.sum() < 2 or (~first).sum() < 2:
@@ -131,7 +132,7 @@ def p_of(gap: Estimate) -> float:
 def sentences(found: Pick) -> list[str]:
     """The choice and its doubts, a line each."""
     c, (low, high) = found.chosen, found.interval
-    at = "at any KL" if found.budget is None else f"at or below {found.budget:g} nats"
+    at = "at any KL" if found.budget is None else f"at or below {say_nats(found.budget)}"
     left = f", {found.beyond} beyond it left out" if found.beyond else ""
     lines = [
         f"{c.name}: KL {c.kl.value:.3g} ± {c.kl.se:.2g} nats; it wins against the reference on {c.win.value:.1%} of "
@@ -141,12 +142,16 @@ def sentences(found: Pick) -> list[str]:
     if low <= 0.5:
         lines.append("doubt: it is not shown to beat the reference (the interval reaches down to 50%)")
     if found.budget is not None and c.kl.value + 1.96 * c.kl.se > found.budget:
-        lines.append(f"doubt: its KL may lie above {found.budget:g} nats (95% up to {c.kl.value + 1.96 * c.kl.se:.3g})")
+        lines.append(
+            f"doubt: its KL may lie above {say_nats(found.budget)} (95% up to {c.kl.value + 1.96 * c.kl.se:.3g})"
+        )
     if found.better:
         told = ", ".join(f"{o.name} ({o.win.value:.1%})" for o in found.better[:SHOWN])
         lines.append(f"doubt: the other half of the prompts prefers {told}; measure on more prompts")
     if found.alike:
-        told = ", ".join(f"{o.name} ({o.kl.value:.3g} nats, {o.win.value:.1%})" for o in found.alike[:SHOWN])
+        told = ", ".join(
+            f"{o.name} ({say_nats(o.kl.value, digits='.3g')}, {o.win.value:.1%})" for o in found.alike[:SHOWN]
+        )
         more = f" and {len(found.alike) - SHOWN} more" if len(found.alike) > SHOWN else ""
         lines.append(f"not told apart from it, the least KL first: {told}{more}")
     elif found.candidates > 1:

@@ -34,6 +34,7 @@ from aligngap.instrument.rows import (
 from aligngap.instrument.survey import Survey
 from aligngap.pipeline.checkpoints import AskJudge
 from aligngap.pipeline.context import Context
+from aligngap.stats.axes import say_nats
 from aligngap.storage.files import write_text
 from aligngap.types import Estimate
 
@@ -209,6 +210,6 @@ def sentence(kl: float, a: str, b: str, of: Sequence[tuple[Match, np.ndarray]]) 
     low, high = max(0.0, means.mean() - half), min(1.0, means.mean() + half)
     at = [np.mean([m.kls[side] for m, _ in of]) for side in (0, 1)]
     return (
-        f"against each other at about {kl:g} nats: {a} ({at[0]:.2f} nats) wins against {b} ({at[1]:.2f} nats) "
+        f"against each other at about {say_nats(kl)}: {a} ({at[0]:.2f} nats) wins against {b} ({at[1]:.2f} nats) "
         f"on {means.mean():.1%} of prompts (95% {low:.1%} to {high:.1%}, over {over})"
     )

@@ -155,8 +155,9 @@ def say_unreached(found: AtBudgets) -> list[str]:
         return []
     ended = {nats(b.kl): ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) for b in lost}
     runs, passed = "; ".join(f"{at_kl}: {who}" for at_kl, who in ended.items() if who), above(lost)
-    where = " and ".join(kl(b.kl) for b in lost)
-    said = f"Not judged at {where} nat{'s' * (where != '1')}, where not every seed can be read in both arms."
+    where = [kl(b.kl) for b in lost]
+    listed = " and ".join(filter(None, (", ".join(where[:-1]), where[-1])))
+    said = f"Not judged at {listed} nat{'s' * (listed != '1')}, where not every seed can be read in both arms."
     if runs:
         said += f" Runs that ended below ({runs}) moved less than the others and are not missing at random."
     if passed:

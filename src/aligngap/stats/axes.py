@@ -26,6 +26,13 @@ MIN_KL_NATS = 0.1
 TINY = 1e-9
 
 
+def say_nats(*kls: float, digits: str = "g") -> str:
+    """KLs with their unit, each written by `digits`: "1 nat", "1, 2 and 4 nats"."""
+    shown = [format(kl, digits) for kl in kls]
+    listed = " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+    return f"{listed} nat{'s' * (listed != '1')}"
+
+
 @dataclass(frozen=True)
 class Axis:
     """One x-axis. `u` is the position on it: ln x on a log axis, x itself on a plain one."""

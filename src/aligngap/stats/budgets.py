@@ -21,11 +21,14 @@ Leaves out: what happens between budgets, which the figures show; peaks and ends
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
 import numpy as np
 
+from aligngap.stats.axes import say_nats
 from aligngap.stats.clouds import Clouds
 from aligngap.stats.estimate import NAN, FloatArray
 from aligngap.stats.seedwise import LEVEL, Mask, Places, Reading, Seedwise, mean_over_seeds, read_run
@@ -149,7 +152,7 @@ def at_budgets(
         out.append(
             Budget(
                 kl=float(kl),
-                mean=Estimate(mean.value, mean.se, mean.n, f"difference at {kl:g} nats, {how}"),
+                mean=Estimate(mean.value, mean.se, mean.n, f"difference at {say_nats(kl)}, {how}"),
                 interval=mean.interval(level, together) if sure else (NAN, NAN),
                 equivalence=mean.interval(EQUIVALENCE_LEVEL) if sure else (NAN, NAN),
                 p=mean.p() if sure else NAN,
@@ -160,7 +163,7 @@ def at_budgets(
                 passed=passed,
             )
         )
-    why = "" if together else _say_unreached(out, len(seeds))
+    why = "" if together else _say_unreached(out, len(seeds), common_range(clouds, arms, seeds))
     return AtBudgets(tuple(out), seeds, configs, values, why)
 
 
@@ -169,6 +172,27 @@ def shared_configs(table: Table, arms: Sequence[str], seeds: Sequence[int]) -> t
     ran = [{c for s in seeds for c in table[a].get(s, {})} for a in arms]
     first = dict.fromkeys(c for s in seeds for c in table[arms[0]].get(s, {}))
     return tuple(c for c in first if all(c in other for other in ran))
+
+
+def common_range(clouds: Clouds, arms: Sequence[str], seeds: Collection[int]) -> tuple[float, float]:
+    """The range of KL that some configuration covers in each of these arms and seeds; (inf, 0) if there is none.
+
+    Of several ranges it is the one that ends at the highest KL.
+    """
+    by = {(c.arm, c.seed): c for c in clouds.items if c.arm in arms and c.seed in seeds}
+    if not seeds or any((a, s) not in by for a in arms for s in seeds):
+        return math.inf, 0.0
+    best = (math.inf, 0.0)
+    for config in sorted(set.intersection(*({*c.configs} for c in by.values()))):
+        ends = []
+        for cloud in by.values():
+            x = cloud.x[cloud.run == cloud.configs.index(config)]
+            x = x[np.isfinite(x)]
+            ends.append((float(x.min()), float(x.max())) if len(x) else (math.inf, 0.0))
+        low, high = max(e[0] for e in ends), min(e[1] for e in ends)
+        if low < high and high > best[1]:
+            best = (low, high)
+    return best
 
 
 def _find_reached(table: Table, arms: Sequence[str], seeds: Sequence[int], configs: Sequence[str], m: int) -> Mask:
@@ -283,24 +307,32 @@ def above(budgets: Sequence[Budget]) -> str:
     for arm, kls in arms.items():
         if kls:
             runs = max(b.passed[arm] for b in budgets)
-            where = " and ".join(f"{kl:g}" for kl in kls)
-            parts.append(
-                f"{arm} starts above {where} nat{'' if where == '1' else 's'} in {runs} run{'s' if runs > 1 else ''}"
-            )
+            parts.append(f"{arm} starts above {say_nats(*kls)} in {runs} run{'s' if runs > 1 else ''}")
     return "; ".join(parts)
 
 
-def _say_unreached(found: Sequence[Budget], seeds: int) -> str:
-    least = found[0]
+def _say_unreached(found: Sequence[Budget], seeds: int, between: tuple[float, float]) -> str:
+    least, remedy = found[0], _name_range(*between)
     passed = above(found)
     if passed:
         below = {a: [b.kl for b in found if b.short[a]] for a in least.short}
-        ends = [f"{arm} ends below {' and '.join(f'{kl:g}' for kl in kls)}" for arm, kls in below.items() if kls]
+        ends = [f"{arm} ends below {say_nats(*kls)}" for arm, kls in below.items() if kls]
         why = "; ".join([passed, *ends])
-        return f"No KL budget lies between the first and the last checkpoint of every run: {why}. Name other budgets."
+        return f"No KL budget lies between the first and the last checkpoint of every run: {why}. {remedy}"
     reached = sum(np.isfinite(v) for v in least.by_seed)
     return (
-        f"No budget was reached by every arm in every seed: {least.kl:g} nat{'' if least.kl == 1 else 's'} in "
-        f"{reached} of {seeds} "
-        f"seed{'s' if seeds > 1 else ''}."
+        f"No budget was reached by every arm in every seed: {say_nats(least.kl)} in {reached} of {seeds} "
+        f"seed{'s' if seeds > 1 else ''}. {remedy}"
     )
+
+
+def _name_range(low: float, high: float) -> str:
+    """Which budgets could be judged, as a sentence: two digits of the range, or three, rounded inwards."""
+    if low >= high:
+        return "Their runs have no range of KL in common in any configuration, so no budget can be judged."
+    for digits in (2, 3):
+        up, down = (Context(prec=digits, rounding=to) for to in (ROUND_CEILING, ROUND_FLOOR))
+        first, last = float(up.create_decimal(repr(low))), float(down.create_decimal(repr(high)))
+        if first < last:
+            return f"Budgets from {first:g} to {say_nats(last)} can be judged: name some there."
+    return f"Only budgets of about {say_nats(low, digits='.4g')} can be judged."

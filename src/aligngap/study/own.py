@@ -7,9 +7,11 @@ resumed as in any study. Leaves out: the decision, which the report makes from t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 
 from aligngap.settings import Study
+from aligngap.stats.budgets import BUDGETS
 from aligngap.study.build import build_task
 from aligngap.study.load import load
 from aligngap.types import AligngapError
@@ -31,7 +33,8 @@ def own_study(
 
     The prompts of a model that has a chat template are written by it, and the limits are made to fit the windows of the
     models, unless `sets` say otherwise.
-    `kl` is the KL in nats at which it decides; None leaves it to the best checkpoint of either arm.
+    `kl` is the KL in nats at which it decides, and a budget at which the report compares; None leaves the decision to
+    the best checkpoint of either arm.
     """
     own = [f"policy.path={json.dumps(policy)}", f"task.path={json.dumps(task)}"]
     if has_template(policy):
@@ -39,7 +42,7 @@ def own_study(
     if seeds is not None:
         own.append(f"seeds={seeds}")
     if kl is not None:
-        own.append(f"decision_kl={kl}")
+        own += [f"decision_kl={kl}", *([f"budgets={sorted({kl, *BUDGETS})}"] if 0 < kl < math.inf else [])]
     study = load(STUDIES[budget], [*own, *sets])
     return study if sets_limits(sets) else fitted(study)
 
