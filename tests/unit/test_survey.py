@@ -15,6 +15,7 @@ import torch
 from conftest import BREAKS_AT_THE_THIRD_CALL, WORDS, tiny_policy
 
 from aligngap.execute.worker import make
+from aligngap.instrument.ceilings import write_ceilings
 from aligngap.instrument.folders import find_checkpoints
 from aligngap.instrument.gauge import Gauge
 from aligngap.instrument.judging import parse_judge
@@ -268,6 +269,26 @@ def test_checkpoints_are_compared_with_each_other_at_equal_kl(place: Place, judg
     assert "wins against offline" in line
     table = (place.folder / "matched.csv").read_text().splitlines()
     assert len(table) == 1 + len(found)
+
+
+def test_what_another_study_left_in_the_folder_is_gone(place: Place) -> None:
+    """Files that only some commands write, pages and forecasts: of the folder's records, or not there."""
+    survey, ctx, out = place.plan(), place.context(), place.folder / "out"
+    place.make(survey, ctx)
+    (out / "figures").mkdir(parents=True)
+    derived = ("matched.csv", "ceilings.csv", "best_of_n.parquet", "probe.parquet", "crossed.parquet")
+    pages, kept = ("report.html", "summary.md", "figures/gap.svg"), ("forecast.csv", "expected.csv", "expected.json")
+    for name in ("study.yaml", *derived, *pages, *kept, "notes.txt"):
+        (out / name).write_text("another's")
+    collect(survey, ctx, out, "", ["online", "offline"], [1.0])
+    write_matches([], ctx, out)
+    write_ceilings(survey, ctx, out)
+    assert [name for name in (*derived, *pages, *kept) if (out / name).exists()] == []
+    assert sorted(p.name for p in (out / "earlier").iterdir()) == sorted(kept)
+    assert (out / "notes.txt").exists()
+    (out / "report.html").write_text("its own")
+    collect(survey, ctx, out, "", ["online", "offline"], [1.0])
+    assert (out / "report.html").exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- picking
