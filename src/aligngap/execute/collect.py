@@ -110,6 +110,8 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
                 asked.setdefault(judge, Counter()).update(counts)
     if asked:
         about["judges"] = asked
+    if unvouched := store.unvouched(about["artifacts"]):
+        about["unvouched"] = unvouched
     shown: set[str] = set()
     for run in plan.runs:
         about["pipeline"] += describe_parts(run, plan.start[run.name], store, shown)

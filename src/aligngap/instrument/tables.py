@@ -90,6 +90,8 @@ def collect(
             asked.setdefault(judge, Counter()).update(counts)
     if asked:
         about["judges"] = asked
+    if unvouched := ctx.store.unvouched(made_steps):
+        about["unvouched"] = unvouched
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return sum(len(run["checkpoints"]) for run in runs.values())
 
