@@ -131,6 +131,7 @@ def carry_out(
     command = shlex.join(["aligngap", *words])
     if "RANK" not in os.environ and (text := repeat.said(made, store, out, command)) is not None:
         print_remarks(known)
+        checks.tell_unvouched(made.steps(), store)
         print(text)
         print(f"aligngap: all is as it was; `aligngap report {out}` makes the page anew", file=sys.stderr)
         return 0
@@ -156,6 +157,7 @@ def carry_out(
         return 0
     checks.check_models(made.study)
     print_remarks(known)
+    checks.tell_unvouched(made.steps(), store)
     checks.check_judges(made, store)
     store.prepare()
     check_writable(out)

@@ -19,6 +19,8 @@ import yaml
 from test_survive import small
 
 from aligngap.cli import main
+from aligngap.execute.checks import tell_unvouched
+from aligngap.execute.collect import collect
 from aligngap.execute.ray import work as ray_work
 from aligngap.execute.worker import make, make_or_set_aside, make_sound, work
 from aligngap.judges.answers import Answers
@@ -28,7 +30,7 @@ from aligngap.pipeline.plan import Plan, expand
 from aligngap.pipeline.training import is_whole, kept_at
 from aligngap.storage.audit import State, audit, look_at
 from aligngap.storage.checksums import seal, write_sealed
-from aligngap.storage.store import Store
+from aligngap.storage.store import SEALED, Store
 from aligngap.study.load import validate
 from aligngap.types import AligngapError, Damaged, RunFailed
 
@@ -221,6 +223,42 @@ def test_an_old_artifact_is_read_and_nothing_vouches_for_it(store: Store) -> Non
     about["configuration"]["seed"] = 12
     path.write_text(json.dumps(about))
     assert not store.has(name)
+
+
+def strip(store: Store, name: str, *more: str) -> None:
+    """Take the checksums out of a manifest, as if it were of before there were any."""
+    path = store.path(name) / "manifest.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in about.items() if k not in (*SEALED, *more)}))
+
+
+def test_a_manifest_that_has_lost_its_checksums_is_damaged(store: Store, plan: Plan) -> None:
+    """It says what it was made from, which manifests of before checksums do not: named, set aside, made again."""
+    name = artifact(store, "sft", "policy/model.safetensors")
+    flip(store.path(name) / "policy/model.safetensors")
+    strip(store, name)
+    assert look_at(store, name).state == State.DAMAGED
+    with pytest.raises(Damaged, match=r"manifest.json: has lost its checksums"):
+        store.open(name, "policy")
+    assert make(step_named(plan, name), Context(store))
+    assert look_at(store, name).state == State.SOUND
+    assert (store.root / "damaged" / name).is_dir()
+
+
+def test_what_nothing_vouches_for_is_told_and_named_in_the_provenance(
+    store: Store, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [run.align.name for run in plan.runs][:2]
+    tell_unvouched(plan.steps(), store)
+    assert capsys.readouterr().err == ""
+    for name in old:
+        strip(store, name, "made_from")
+    assert collect(plan, store, tmp_path / "out") == len(plan.runs)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["unvouched"] == sorted(old)
+    tell_unvouched(plan.steps(), store)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "2 artifacts were made before there were checksums, and nothing vouches for them" in line
+    assert all(name in line for name in old)
 
 
 def test_bit_flips_anywhere_are_found_or_change_nothing(store: Store) -> None:

@@ -170,6 +170,8 @@ def test_what_is_expected_is_computed_and_keeps_its_time(tmp_path: Path) -> None
     write_expected("few-labels", tmp_path)
     assert (tmp_path / "expected.json").read_text() == about
     assert write_expected("opening", tmp_path) is None
+    assert not file.exists()  # what was expected of another study stands beside no other's records
+    assert (tmp_path / "earlier" / "expected.json").read_text() == about
 
 
 @pytest.mark.usefixtures("quick")

@@ -19,6 +19,7 @@ from aligngap.ratings.sheet import read_choices, read_key
 from aligngap.report.people import list_people
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import read_folder, read_ratings, write_table
+from aligngap.storage.reuse import begin_folder
 from aligngap.types import AligngapError
 
 ARMS = ("online", "offline")
@@ -260,3 +261,25 @@ def test_the_page_is_rated_by_keyboard_and_keeps_its_choices(out: Path, tmp_path
     assert rater == "ann, b"
     assert len(choices) == 3
     assert main(["ratings", "import", str(out), str(tmp_path / "back.csv")]) == 0
+
+
+def test_ratings_stay_with_the_responses_that_were_rated(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records written again leave them; other responses in their place move them aside, where no report reads them."""
+    export(out, tmp_path / "sheets")
+    (key,) = (out / "ratings").glob("*.json")
+    filled = fill(tmp_path / "sheets" / "sheet.csv", key, 0.6, tmp_path / "rater.csv")
+    assert main(["ratings", "import", str(out), str(filled)]) == 0
+    samples = read_folder(out).samples
+    begin_folder(out, "name: again", samples)
+    assert (out / "ratings.parquet").exists()
+    rated = read_ratings(out).iloc[0]
+    mine = (samples["arm"] == rated["first"]) & (samples["step"] == rated["first_step"])
+    mine &= (samples["seed"] == rated["seed"]) & (samples["prompt_id"] == rated["prompt_id"])
+    assert mine.any()
+    begin_folder(out, "name: again", samples.assign(response=samples["response"].mask(mine, "other words")))
+    assert not (out / "ratings.parquet").exists()
+    assert (out / "earlier" / "ratings.parquet").exists()
+    assert "moved to" in capsys.readouterr().err
+    assert not len(read_folder(out).ratings)

@@ -15,10 +15,11 @@ import torch
 from conftest import BREAKS_AT_THE_THIRD_CALL, WORDS, tiny_policy
 
 from aligngap.execute.worker import make
+from aligngap.instrument.ceilings import write_ceilings
 from aligngap.instrument.folders import find_checkpoints
 from aligngap.instrument.gauge import Gauge
 from aligngap.instrument.judging import parse_judge
-from aligngap.instrument.pick import export_pick, pick, sentences
+from aligngap.instrument.pick import export_pick, pick, say_where, sentences
 from aligngap.instrument.rows import OfRun, frames_of, write_frames
 from aligngap.instrument.survey import Setting, Survey, plan_survey
 from aligngap.instrument.tables import collect, matches, write_matches
@@ -130,6 +131,29 @@ def test_the_same_weights_elsewhere_are_measured_once(place: Place) -> None:
     assert place.make(again, ctx) == 0
     assert place.make(place.plan("other=moved", response_tokens=7), ctx) == 3
     assert place.make(place.plan("other=moved", seed=1), ctx) == 3
+
+
+def test_the_same_weights_are_no_second_run_of_a_policy(place: Place) -> None:
+    """A copy passed off as another seed is refused, whatever its config.json says; copies of the reference are not."""
+    runs = place.folder / "runs"
+    for seed in (0, 1):
+        shutil.copytree(place.folder / "sft", runs / f"online-seed{seed}" / "checkpoint-5")
+    place.plan()
+    assert place.told == []
+    shutil.copytree(runs / "offline-seed0", runs / "copied-seed1")
+    place.plan("online=runs/offline-seed0", "offline=runs/offline-seed*", "copied=runs/copied-seed1")
+    assert place.told == [
+        "policies online and offline share the weights of 2 checkpoints",
+        "policies online and copied are the same weights throughout; a difference is none of training",
+        "policies offline and copied share the weights of 2 checkpoints",
+    ]
+    shutil.rmtree(runs / "offline-seed1")
+    shutil.move(runs / "copied-seed1", runs / "offline-seed1")
+    config = runs / "offline-seed1" / "checkpoint-10" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    two = r"offline-seed0/checkpoint-10 and .*offline-seed1/checkpoint-10 hold the same weights"
+    with pytest.raises(AligngapError, match=f"{two}, given as offline seed=0@10 and offline seed=1@10; leave one out"):
+        place.plan()
 
 
 def test_a_hundred_checkpoints_resume_without_one_done_twice(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +271,26 @@ def test_checkpoints_are_compared_with_each_other_at_equal_kl(place: Place, judg
     assert len(table) == 1 + len(found)
 
 
+def test_what_another_study_left_in_the_folder_is_gone(place: Place) -> None:
+    """Files that only some commands write, pages and forecasts: of the folder's records, or not there."""
+    survey, ctx, out = place.plan(), place.context(), place.folder / "out"
+    place.make(survey, ctx)
+    (out / "figures").mkdir(parents=True)
+    derived = ("matched.csv", "ceilings.csv", "best_of_n.parquet", "probe.parquet", "crossed.parquet")
+    pages, kept = ("report.html", "summary.md", "figures/gap.svg"), ("forecast.csv", "expected.csv", "expected.json")
+    for name in ("study.yaml", *derived, *pages, *kept, "notes.txt"):
+        (out / name).write_text("another's")
+    collect(survey, ctx, out, "", ["online", "offline"], [1.0])
+    write_matches([], ctx, out)
+    write_ceilings(survey, ctx, out)
+    assert [name for name in (*derived, *pages, *kept) if (out / name).exists()] == []
+    assert sorted(p.name for p in (out / "earlier").iterdir()) == sorted(kept)
+    assert (out / "notes.txt").exists()
+    (out / "report.html").write_text("its own")
+    collect(survey, ctx, out, "", ["online", "offline"], [1.0])
+    assert (out / "report.html").exists()
+
+
 # ----------------------------------------------------------------------------------------------------------- picking
 
 
@@ -323,6 +367,14 @@ def test_a_pick_is_written_as_a_folder_that_stands_alone(place: Place, judge: An
     assert gauge.kl(to).reverse.value == pytest.approx(found.chosen.kl.value, abs=1e-9)
     arm, seed = found.chosen.run.split(" seed=")
     weights = place.folder / f"runs/{arm}-seed{seed}/checkpoint-{found.chosen.step}/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x11")
+    assert say_where(out, found) == [f"it lies in {weights.parent}"]
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"\x11")
     with pytest.raises(AligngapError, match=r"has changed since .* was measured; measure it again"):
         export_pick(out, found, place.folder / "again", None)
+    (line,) = say_where(out, found)
+    assert line.startswith(f"doubt: {weights.parent}: has changed since {found.chosen.name} was measured")
+    weights.write_bytes(whole[:-9])
+    assert "it is not what was measured" in say_where(out, found)[0]
+    shutil.rmtree(weights.parent)
+    assert "is no longer there" in say_where(out, found)[0]

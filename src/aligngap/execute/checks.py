@@ -15,6 +15,7 @@ from aligngap.types import AligngapError, FileTask, RunFailed, one_line
 
 if TYPE_CHECKING:
     from aligngap.execute.agenda import Executor
+    from aligngap.pipeline.base import Step
     from aligngap.pipeline.plan import Plan
     from aligngap.settings import Study
     from aligngap.storage.store import Store
@@ -52,6 +53,15 @@ def check_data(made: Plan, store: Store) -> list[TaskData]:
         if run.align.reference_every is not None:
             check_reference(*unread.get(run.align.data.fingerprint, ("", ())))
     return list(read.values())
+
+
+def tell_unvouched(steps: Sequence[Step], store: Store) -> None:
+    """Say on stderr which artifacts of a plan nothing vouches for, since they were made before there were checksums."""
+    old = store.unvouched(step.name for step in steps)
+    if old:
+        named = ", ".join(old[:3]) + (f" and {len(old) - 3} more" if len(old) > 3 else "")
+        what = f"{len(old)} artifacts were made before there were checksums, and nothing vouches for them: {named}"
+        print(f"aligngap: {store.root}: {what}; remove their folders to make them anew", file=sys.stderr)
 
 
 def check_reference(source: str, unread: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from aligngap.storage.columns import (
     SAMPLE_COLUMNS,
 )
 from aligngap.storage.files import write_text
+from aligngap.storage.reuse import begin_folder
 from aligngap.storage.store import Store
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
@@ -109,16 +110,21 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
                 asked.setdefault(judge, Counter()).update(counts)
     if asked:
         about["judges"] = asked
+    if unvouched := store.unvouched(about["artifacts"]):
+        about["unvouched"] = unvouched
     shown: set[str] = set()
     for run in plan.runs:
         about["pipeline"] += describe_parts(run, plan.start[run.name], store, shown)
     columns = {"rows": RECORD_COLUMNS, "per_prompt": PER_PROMPT_COLUMNS, "samples": SAMPLE_COLUMNS}
     files = {"rows": records.RECORDS, "per_prompt": records.PER_PROMPT, "samples": records.SAMPLES}
-    for table, frames in tables.items():
-        whole = pd.concat(frames, ignore_index=True) if frames else records.empty(columns[table])
-        records.write_table(out / files[table], whole[list(columns[table])], columns[table])
-    resolved = plan.study.model_dump(mode="json")
-    write_text(out / "study.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    whole = {
+        table: pd.concat(frames, ignore_index=True) if frames else records.empty(columns[table])
+        for table, frames in tables.items()
+    }
+    resolved = yaml.safe_dump(plan.study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    begin_folder(out, resolved, whole["samples"], (records.BEST_OF_N, records.PROBE, records.CROSSED))
+    for table, frame in whole.items():
+        records.write_table(out / files[table], frame[list(columns[table])], columns[table])
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return count
 

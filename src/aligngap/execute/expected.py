@@ -18,8 +18,9 @@ import pandas as pd
 from aligngap.hypotheses.few_labels import LABELS, REGIMES, Regime
 from aligngap.storage.files import write_text
 from aligngap.storage.provenance import commit
+from aligngap.storage.reuse import EXPECTED, move_aside
 
-FILE, ABOUT = "expected.csv", "expected.json"
+FILE, ABOUT = EXPECTED
 #: seeds of the capacity world that choose and judge nothing else
 SEEDS = range(1000, 1003)
 BETAS = (0.2, 0.1, 0.05, 0.025)
@@ -30,10 +31,12 @@ FAINT = 0.01
 def write_expected(study: str, out: Path) -> Path | None:
     """Write what is expected of the study of this name, once; None for a study without regimes.
 
-    A file that says the same is left as it is, with the time at which it was written first.
+    A file that says the same is left as it is, with the time at which it was written first; one that another study
+    has left there is moved aside.
     """
     regimes = REGIMES.get(study)
     if regimes is None:
+        move_aside(out, *EXPECTED)
         return None
     text = expected(regimes).to_csv(index=False, float_format="%.3f")
     file = out / FILE

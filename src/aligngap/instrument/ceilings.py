@@ -17,8 +17,7 @@ from aligngap.pipeline.context import Context
 from aligngap.stats.axes import say_nats
 from aligngap.stats.ceiling import ESS_FLOOR, ceiling
 from aligngap.storage.files import write_text
-
-CEILINGS = "ceilings.csv"  #: the ceiling at every checkpoint's KL, with the effective samples that carry it
+from aligngap.storage.reuse import CEILINGS
 
 
 def write_ceilings(survey: Survey, ctx: Context, out: Path) -> list[str]:

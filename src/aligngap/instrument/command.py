@@ -81,7 +81,7 @@ def say(line: str) -> None:
 
 def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, out: Path, compared: list[str]) -> int:
     """Make a survey's steps, then the verdicts of checkpoints against each other, then tables and report."""
-    from aligngap.execute.checks import pick_device
+    from aligngap.execute.checks import pick_device, tell_unvouched
     from aligngap.execute.console import stages
     from aligngap.execute.local import Local
     from aligngap.execute.watch import watch
@@ -97,6 +97,7 @@ def carry_out(args: argparse.Namespace, words: Sequence[str], survey: Survey, ou
     store = Store(args.store or out.parent / "store")
     if args.plan:
         return show_plan(survey, store)
+    tell_unvouched(survey.steps(), store)
     check_judges(survey, store)
     store.prepare()
     check_writable(out)

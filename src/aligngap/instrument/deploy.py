@@ -24,15 +24,13 @@ TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "a
 def write_checkpoint(out: Path, place: Mapping[str, Any], to: Path, said: Sequence[str], name: str) -> Path:
     """Write the checkpoint into the folder `to`, whole or not at all. AligngapError if it is no longer what was
     measured."""
-    from aligngap.models.checkpoint import has_tokenizer, identity_of, is_adapter, load_any, tokenizer_of
+    from aligngap.models.checkpoint import has_tokenizer, is_adapter, load_any, tokenizer_of
 
     measured = read_measured(out)
     path, base = str(place["path"]), measured.get("base")
     folder = Path(path)
-    if not folder.exists():
-        raise AligngapError(f"{path}: is no longer there; put {name} back, or measure it where it lies now")
-    if place["content"] and identity_of(path, base) != place["content"]:
-        raise AligngapError(f"{path}: has changed since {name} was measured; measure it again")
+    if wrong := changed(place, base, name):
+        raise AligngapError(wrong)
     with whole_folder(to) as beside:
         if folder.is_dir() and not is_adapter(folder):
             copy_files(folder, beside, (*KEPT, *TOKENIZER))
@@ -42,6 +40,22 @@ def write_checkpoint(out: Path, place: Mapping[str, Any], to: Path, said: Sequen
             tokenizer_of(str(measured["reference"]), base).save_pretrained(str(beside))
         (beside / "README.md").write_text(card(name, said, measured), encoding="utf-8")
     return to
+
+
+def changed(place: Mapping[str, Any], base: str | None, name: str) -> str:
+    """What is wrong with a measured checkpoint where it lies, in one line; "" if its weights are those measured."""
+    from aligngap.models.checkpoint import identity_of
+
+    path = str(place["path"])
+    if not Path(path).exists() and not path.startswith("package:"):
+        return f"{path}: is no longer there; put {name} back, or measure it where it lies now"
+    try:
+        found = identity_of(path, base)
+    except AligngapError as error:
+        return f"{error}; it is not what was measured as {name}"
+    if place["content"] and found != place["content"]:
+        return f"{path}: has changed since {name} was measured; measure it again"
+    return ""
 
 
 def copy_files(folder: Path, to: Path, patterns: Sequence[str]) -> None:

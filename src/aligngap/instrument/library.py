@@ -48,7 +48,7 @@ def measure(
     from aligngap.pipeline.context import Context, Job
     from aligngap.report import build_report
     from aligngap.storage.files import check_writable
-    from aligngap.storage.records import read_folder
+    from aligngap.storage.records import read_folder, write_failures
     from aligngap.storage.store import Store
 
     place = Path(out)
@@ -72,6 +72,7 @@ def measure(
     for match in found:
         make_sound(match.step, ctx, Job())
     collect(survey, ctx, place, "aligngap.measure(…)", compare or (), kl)
+    write_failures(place, {})
     write_matches(found, ctx, place)
     write_ceilings(survey, ctx, place)
     if specs:

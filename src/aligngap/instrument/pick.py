@@ -190,6 +190,11 @@ def export_pick(out: Path, found: Pick, to: Path, store: Path | None) -> Path:
 
 
 def say_where(out: Path, found: Pick) -> Sequence[str]:
-    """The line that says where the chosen weights lie."""
+    """The line that says where the chosen weights lie, or that those which lie there are not what was measured."""
     place = place_of(out, found.chosen)
-    return [] if place is None else [f"it lies in {place['path']}"]
+    if place is None:
+        return []
+    from aligngap.instrument.deploy import changed, read_measured
+
+    wrong = changed(place, read_measured(out).get("base"), found.chosen.name)
+    return [f"doubt: {wrong}" if wrong else f"it lies in {place['path']}"]

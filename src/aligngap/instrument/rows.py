@@ -21,6 +21,7 @@ from aligngap.stats.budgets import BUDGETS
 from aligngap.storage import records
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.files import write_text
+from aligngap.storage.reuse import STUDY, keep_ratings
 from aligngap.types import AligngapError, Estimate, Prompt
 
 if TYPE_CHECKING:
@@ -187,9 +188,10 @@ def add_rows(out: Path | str, measured: Measured, *, compare: tuple[str, str] | 
             if len(before):
                 before = before[(before["run"] != run.run) | (before["step"] != run.step)]
             kept[name] = pd.concat([before, after], ignore_index=True) if len(before) else after
+        keep_ratings(place, kept["samples"])
         write_frames(place, Frames(**kept))
         arms = list(dict.fromkeys(kept["records"]["arm"]))
-        write_study(place, run.study, arms, compare)
+        write_text(place / STUDY, study_text(run.study, arms, compare))
 
 
 def _read(out: Path) -> Frames:
@@ -199,8 +201,8 @@ def _read(out: Path) -> Frames:
     return Frames(found.records, found.per_prompt, found.samples)
 
 
-def write_study(out: Path, study: str, arms: Sequence[str], compare: Sequence[str] | None = None, **more: Any) -> None:
-    """Write the `study.yaml` that a report of measured checkpoints reads: arms, the two compared, KL budgets."""
+def study_text(study: str, arms: Sequence[str], compare: Sequence[str] | None = None, **more: Any) -> str:
+    """The `study.yaml` that a report of measured checkpoints reads: arms, the two compared, KL budgets."""
     two = list(compare or arms[:2])
     if len(two) == 1:
         two = [two[0], two[0]]
@@ -212,7 +214,7 @@ def write_study(out: Path, study: str, arms: Sequence[str], compare: Sequence[st
         "budgets": list(BUDGETS),
         **more,
     }
-    write_text(out / "study.yaml", yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
 
 
 def check_arm(name: str) -> str:

@@ -6,6 +6,7 @@ that is not whole, as while a trainer writes it, is told and passed over; the sa
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,12 +166,38 @@ def plan_survey(
         )
     if not readings:
         raise AligngapError("no checkpoint is whole yet; repeat the command when one is")
+    check_distinct({c: r.policy for c, r in readings.items() if r.policy is not None}, reference, tell)
     verdicts = {
         (checkpoint, role): ask_step(judge, reading, start)
         for role, judge in zip(ROLES, setting.judges, strict=False)
         for checkpoint, reading in readings.items()
     }
     return Survey(name, setting, prompts, start, readings, verdicts, behind_steps(setting, prompts, size, readings))
+
+
+def check_distinct(given: Mapping[Found, Weights], reference: Weights, tell: Callable[[str], None]) -> None:
+    """Refuse the same weights given as two runs of one policy, and tell where two policies share weights.
+
+    A step 0, and a copy of the reference, are in every run that starts there.
+    """
+    from aligngap.models.checkpoint import weights_identity
+
+    start = weights_identity(reference.path, reference.base)
+    hashes = {c: weights_identity(w.path, w.base) for c, w in given.items() if c.step > 0}
+    moved = {c: h for c, h in hashes.items() if h not in ("", start)}
+    first: dict[tuple[str, str], Found] = {}
+    for c, h in moved.items():
+        other = first.setdefault((c.arm, h), c)
+        if (other.config, other.seed) != (c.config, c.seed):
+            what = f"{other.path} and {c.path} hold the same weights, given as {other.name} and {c.name}"
+            raise AligngapError(f"--policy {c.arm}: {what}; leave one out, or put the right checkpoint in its place")
+    arms = list(dict.fromkeys(c.arm for c in moved))
+    of = {arm: {h for c, h in moved.items() if c.arm == arm} for arm in arms}
+    for one, other_arm in itertools.combinations(arms, 2):
+        if of[one] == of[other_arm]:
+            tell(f"policies {one} and {other_arm} are the same weights throughout; a difference is none of training")
+        elif shared := of[one] & of[other_arm]:
+            tell(f"policies {one} and {other_arm} share the weights of {len(shared)} checkpoints")
 
 
 def behind_steps(

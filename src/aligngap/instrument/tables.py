@@ -28,17 +28,17 @@ from aligngap.instrument.rows import (
     OfRun,
     frames_of,
     rows_of,
+    study_text,
     write_frames,
-    write_study,
 )
 from aligngap.instrument.survey import Survey
 from aligngap.pipeline.checkpoints import AskJudge
 from aligngap.pipeline.context import Context
 from aligngap.stats.axes import say_nats
 from aligngap.storage.files import write_text
+from aligngap.storage.reuse import CEILINGS, EXPECTED, MATCHED, begin_folder, move_aside
 from aligngap.types import Estimate
 
-MATCHED = "matched.csv"  #: checkpoints of two policies judged against each other at about equal KL
 NEAR = 1.35  #: the largest ratio of a checkpoint's KL to a budget at which it stands for it
 
 
@@ -72,14 +72,16 @@ def collect(
     if not runs:
         return 0
     frames = judged_by_outcome(frames_of(found), runs)
-    write_frames(out, frames)
     arms = list(dict.fromkeys(of.arm for of, _ in found))
     own = survey.setting
     measured = {
         "reference": own.reference, "prompts": own.prompts, "base": own.base, "chat": survey.prompts.spec.chat,
         "response_tokens": own.response_tokens, "judges": [j.model_dump(exclude_none=True) for j in own.judges],
     }  # fmt: skip
-    write_study(out, survey.name, arms, compare or None, budgets=list(budgets), measured=measured)
+    study = study_text(survey.name, arms, compare or None, budgets=list(budgets), measured=measured)
+    begin_folder(out, study, frames.samples, (MATCHED, CEILINGS))
+    move_aside(out, *EXPECTED)
+    write_frames(out, frames)
     about: dict[str, Any] = {"command": command, "runs": runs, "pipeline": told(survey, ctx), "artifacts": {}}
     made_steps = [s.name for s in survey.steps() if ctx.store.has(s.name)]
     about["artifacts"] = {name: ctx.store.manifest(name)["provenance"] for name in made_steps}
@@ -89,6 +91,8 @@ def collect(
             asked.setdefault(judge, Counter()).update(counts)
     if asked:
         about["judges"] = asked
+    if unvouched := ctx.store.unvouched(made_steps):
+        about["unvouched"] = unvouched
     write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return sum(len(run["checkpoints"]) for run in runs.values())
 

@@ -130,6 +130,18 @@ def identity_of(path: str, base: str | None = None) -> str:
     return digest(found)
 
 
+def weights_identity(path: str, base: str | None = None) -> str:
+    """The hash of a checkpoint's weights alone, whatever its configuration says; with those of an adapter's base."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return content_of(path)
+    found = sorted(hash_of(file) for file in weights_of(folder))
+    if is_adapter(folder):
+        place = base_path(folder, base)
+        found.append(weights_identity(place) or place)
+    return digest(found)
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no whole model."""
     return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()

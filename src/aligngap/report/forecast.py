@@ -14,10 +14,10 @@ from aligngap.report import words
 from aligngap.report.folder import read_compared, read_declared, read_study
 from aligngap.storage.files import write_text
 from aligngap.storage.records import read_folder
+from aligngap.storage.reuse import FORECAST
 from aligngap.types import Estimate
 
 OPPONENT = "sft"
-FILE = "forecast.csv"
 
 
 def write_forecast(folder: Path) -> str:
@@ -37,14 +37,16 @@ def write_forecast(folder: Path) -> str:
         for variant, found in every.items()
         for f in found
     ]  # fmt: skip
-    write_text(folder / FILE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+    write_text(folder / FORECAST, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
     seeds = words.seeds(len(view.seeds))
     head = f"forecast of online's lead in win rate against the SFT policy, before any online run ({seeds}):"
     found = [f for those in every.values() for f in those]
     said = [under_variant(v) + line(f) for v, those in every.items() for f in those] or [
         "nothing: no run left the SFT policy, or the records have no rho"
     ]
-    return "\n".join([head, *(f"  {s}" for s in said), *(f"  {s}" for s in notes(found)), f"written: {folder / FILE}"])
+    return "\n".join(
+        [head, *(f"  {s}" for s in said), *(f"  {s}" for s in notes(found)), f"written: {folder / FORECAST}"]
+    )
 
 
 def varied_pairs(folder: Path, view: View, twin: str, offline: str) -> dict[str, tuple[str, str]]:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,10 @@ class Store:
         listed = self.manifest(name).get("files")
         return "" if listed is None else digest(listed)
 
+    def unvouched(self, names: Iterable[str]) -> list[str]:
+        """Those of some artifacts that are there and have no checksums, being made before there were any."""
+        return sorted(name for name in set(names) if self.has(name) and "files" not in self.manifest(name))
+
     def set_aside(self, name: str) -> None:
         """Move an artifact that is damaged out of the way, so that it is made again, and say so on stderr."""
         with self._lock(name).acquire():
@@ -230,7 +234,12 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _old_manifest(found: dict[str, Any], path: Path, name: str) -> dict[str, Any]:
-    """A manifest of before there were checksums, if it is of the artifact that its folder is called after."""
+    """A manifest of before there were checksums, if it is of the artifact that its folder is called after.
+
+    One that says what it was made from is younger than checksums, and has lost its own.
+    """
+    if "made_from" in found:
+        raise Damaged(f"{path}: has lost its checksums")
     key = digest({"version": found.get("version"), "configuration": found.get("configuration")})
     if f"{found.get('kind')}-{key}" != name or not isinstance(found.get("result"), dict):
         raise Damaged(f"{path}: is not what was written")
