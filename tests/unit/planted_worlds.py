@@ -91,7 +91,8 @@ def train(
         "tokenizer": {"kind": "word"}, "limits": {"prompt_tokens": 4, "response_tokens": 1},
         "policy": {"model_type": "t5", "config": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1,
                                                   "num_decoder_layers": 1, "num_heads": 2}},
-        "sft": {"steps": 60, "batch": 64, "learning_rate": 1e-2}, "golden": judge, "proxy": judge,
+        "sft": {"steps": 60, "batch": 64, "learning_rate": 1e-2}, "golden": judge,
+        "proxy": {"optimization": judge["optimization"] | {"steps": 2}},  # no arm is labelled by it
         "recipe": {"loss": loss,
                    "optimization": {"steps": 48, "batch": 32, "learning_rate": 3e-3}},
         "measurement": {"checkpoints": [3, 6, 12, 24], "prompts": PROMPTS, "kl_prompts": 8, "pairs": 16,
