@@ -8,7 +8,7 @@
 
 It fine-tunes a tiny Llama on the sandbox's responses (SFTTrainer), then trains it by DPOTrainer on the sandbox's pairs
 and by OnlineDPOTrainer on responses of its own, for each seed, with a checkpoint every so many steps. Nothing of
-aligngap runs while they train. Needs `pip install aligngap[trl]`.
+aligngap runs while they train. Needs aligngap[trl].
 """
 
 from __future__ import annotations

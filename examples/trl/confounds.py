@@ -6,7 +6,7 @@
 A tiny Llama is fine-tuned (SFTTrainer) on the sandbox's responses, then trained by DPOTrainer on its pairs and by
 OnlineDPOTrainer on its own responses. The labels of both are the sandbox's true preference, and so are the win rates:
 the arms differ in who wrote the responses, and in nothing else but what the table ARMS says. FrontierCallback measures
-them all on the same prompts. A seed has a world, a reference and runs of its own. Needs `pip install aligngap[trl]`.
+them all on the same prompts. A seed has a world, a reference and runs of its own. Needs aligngap[trl].
 """
 
 from __future__ import annotations

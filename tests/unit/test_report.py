@@ -22,6 +22,7 @@ from aligngap.report import build_report, headline, words
 from aligngap.report.chart import Payload, escape_json
 from aligngap.report.figures import clip_text, difference_limits
 from aligngap.report.folder import find_command
+from aligngap.report.page import mark_settings
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import (
     BEST_OF_N,
@@ -230,6 +231,14 @@ addEventListener("load", () => {
   const before = shown();
   key.dispatchEvent(new MouseEvent("click", { bubbles: true }));
   say("hidden", String(shown() < before));
+  const gaps = [...document.querySelectorAll(".change div")].map((row) => {
+    const label = document.createRange();
+    label.selectNodeContents(row.querySelector("b"));
+    return row.querySelector("span").getBoundingClientRect().left - label.getBoundingClientRect().right;
+  });
+  say("gap", String(Math.floor(Math.min(...gaps))));
+  const wide = document.querySelector("#comparisons");
+  say("wide", String(wide.scrollWidth - wide.parentElement.clientWidth));
 });
 </script>"""
 
@@ -247,12 +256,23 @@ def test_the_page_draws_answers_a_click_and_hands_out_files(made: Path, tmp_path
     assert "step " in body
     assert "win rate 0." in body
     assert 'data-hidden="true"' in body
+    assert int(re.search(r'data-gap="(-?\d+)"', body)[1]) >= 8  # type: ignore[index]  # a label does not touch its sentence
+    assert int(re.search(r'data-wide="(-?\d+)"', body)[1]) <= 0  # type: ignore[index]  # the comparisons are not cut
     assert {"text/csv", "image/svg+xml", "image/png"} <= set(re.search(r'data-files="([^"]*)"', body)[1].split())  # type: ignore[index]
     charts = charts_of((made / "report.html").read_text())["charts"]
     drawn = re.findall(r'data-chart="([^"]*)"[^>]*data-drawn="(\d+)"', done)
     assert set(charts) == {name for name, _ in drawn}
     assert done.count("<svg") >= len(charts)
     assert all(int(width) > 300 for _, width in drawn)
+
+
+def test_settings_in_a_sentence_are_marked_and_the_rest_is_escaped(made: Path) -> None:
+    assert mark_settings("`probe` is 0 & `<b>`") == "<code>probe</code> is 0 &amp; <code>&lt;b&gt;</code>"
+    assert mark_settings("one ` and two") == "one ` and two"
+    page = (made / "report.html").read_text()
+    seen = re.sub(r"<(script|pre|style)\b.*?</\1>", "", page, flags=re.S)
+    assert "<code>" in seen
+    assert not re.search(r"`\w+`", seen)
 
 
 def test_hostile_text_is_escaped_everywhere(made: Path) -> None:

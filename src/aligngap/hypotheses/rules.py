@@ -223,7 +223,7 @@ def say_differences(what: str, found: AtBudgets) -> str:
     judged = ", ".join(at(b) for b in found.judged)
     out = f"{what} is {judged}."
     for b in found.judged:
-        if left_out := [f"{n} of {arm}" for arm, n in b.short.items() if n]:
+        if left_out := [f"{n} run{'s' * (n > 1)} of {arm}" for arm, n in b.short.items() if n]:
             who = " and ".join(left_out)
             out += f" At {say_nats(b.kl)} {who} ended below: their configurations are left out there."
     lost = [b for b in found.budgets if not b.judged]

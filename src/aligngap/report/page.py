@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -44,6 +45,7 @@ def write_page(
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["settings"] = mark_settings
     template = environment.from_string(files.joinpath("template.html.j2").read_text(encoding="utf-8"))
     styles, payload = arm_styles(analysis.arms), Payload()
     for name, chart in charts.items():
@@ -96,6 +98,15 @@ def write_page(
     )
     write_text(path, text)
     return path
+
+
+def mark_settings(text: Any) -> Any:
+    """What a sentence says, escaped, with a setting's name between backticks marked as code."""
+    import markupsafe
+
+    if not isinstance(text, str) or "`" not in text:
+        return text
+    return markupsafe.Markup(re.sub(r"`([^`\s]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
 
 
 def opening(analysis: Analysis) -> dict[str, Any]:

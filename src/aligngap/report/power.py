@@ -31,8 +31,8 @@ def change_of_mind(analysis: Analysis) -> list[tuple[str, str]]:
     top = found.judged[-1].kl
     beyond = [x for x in found.budgets if not x.judged and x.kl > top]
     if not beyond:
-        named = "`--kl`" if analysis.given else "`budgets`"
-        where = f"Nothing is known above {words.nats(top)}, the largest budget of the study ({named} names them)."
+        named = "--kl" if analysis.given else "the study"
+        where = f"Nothing is known above {words.nats(top)}, the largest budget that {named} names."
         return [*out, ("KL", where)]
     short = [arm for arm in (a, b) if beyond[0].short.get(arm)]
     farther = "Later checkpoints" if analysis.given else "More steps or a smaller beta"
