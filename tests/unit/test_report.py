@@ -328,6 +328,17 @@ def test_a_table_that_was_edited_is_told_on_screen_and_in_the_report(
     assert read_folder(tmp_path).changed == ()
 
 
+def test_the_page_says_at_which_commit_and_whether_with_changes_artifacts_were_made(tmp_path: Path) -> None:
+    """An edited clone: two artifacts of two states of the source, both named on the page."""
+    save(tmp_path, make(prompts=5, seeds=(0,), opponents=("sft",)))
+    made_at = {"sft-1": "abc123abc123", "align-1": "abc123abc123+changes"}
+    about = {"artifacts": {name: {"commit": commit, "seconds": 1.0} for name, commit in made_at.items()}}
+    (tmp_path / "provenance.json").write_text(json.dumps(about))
+    page = build_report(tmp_path).read_text()
+    provenance = page.partition('id="provenance"')[2]
+    assert "abc123abc123+changes" in provenance.replace("&#43;", "+")
+
+
 def test_numbers_for_reading() -> None:
     assert [words.number(x, 3, True) for x in (-0.0004, 0.0004, 0.0006, np.nan)] == ["0.000", "0.000", "+0.001", "–"]
     assert [words.nats(x) for x in (1.0, 0.5, 12.0)] == ["1 nat", "0.5 nats", "12 nats"]
