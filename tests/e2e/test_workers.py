@@ -64,6 +64,34 @@ def test_a_study_whose_workers_are_killed_ten_times_ends_the_same(warm: Warm, tm
     same(whole / "out", folder / "out")
 
 
+EDITED = """
+from pathlib import Path
+
+def prefer(prompts, a, b):
+    helper = Path(__file__).with_name("edited_helper.py")
+    helper.write_text("HALF = 1 / 2" + " " * 8)  # as its owner does, in an editor, while the command runs
+    import edited_helper
+    return [edited_helper.HALF for _ in a]
+"""
+
+
+def test_source_that_is_edited_while_worker_processes_run_is_refused(warm: Warm, tmp_path: Path) -> None:
+    """A worker that loads a helper after it was edited makes nothing of it; the same command then goes on."""
+    folder = folder_of(tmp_path, "edited")
+    raw = yaml.safe_load(small()) | {"golden": {"kind": "function", "object": "edited_judge:prefer"}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(raw))
+    (folder / "edited_judge.py").write_text(EDITED)
+    (folder / "edited_helper.py").write_text("HALF = 0.5")
+    code, _, said = warm.run([*WORDS, "out"], folder)
+    assert code == 2, said
+    assert "has changed while the command ran; repeat it" in said
+    assert "Traceback" not in said
+    asked = [p.name for p in (folder / "store").glob("*/manifest.json") if p.parent.name.startswith("measure-")]
+    assert not asked  # what stands on the judge is not made of the edited one under the old one's key
+    code, _, said = warm.run([*WORDS, "out"], folder)
+    assert code == 0, said
+
+
 # --------------------------------------------------------------------------- with workers that only pretend to work
 
 

@@ -27,6 +27,7 @@ from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECO
 from aligngap.storage.records import (
     BEST_OF_N,
     FORMAT_KEY,
+    TABLE_LIST,
     read_folder,
     read_per_prompt,
     read_records,
@@ -59,7 +60,7 @@ def test_tables_come_back_as_written(tmp_path: Path) -> None:
     write_table(tmp_path / "again.parquet", rows, SAMPLE_COLUMNS)
     pd.testing.assert_frame_equal(read_samples(tmp_path / "again.parquet"), frames[2], check_dtype=False)
     assert pq.read_schema(tmp_path / "again.parquet").metadata[FORMAT_KEY] == b"1"
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_texts_come_as_sorted_categories_where_asked(tmp_path: Path) -> None:
@@ -322,6 +323,40 @@ def test_equal_series_and_texts_stand_once_on_the_page(made: Path) -> None:
     shown = [s["data"] for chart in charts for panel in chart["panels"] for s in panel["series"]]
     assert len(set(shown)) == len(found["data"]) < len(shown)
     assert len(set(found["texts"])) == len(found["texts"])
+
+
+def test_a_table_that_was_edited_is_told_on_screen_and_in_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the sealed list that tables are written with; a folder without one is read as it is."""
+    save(tmp_path, make(prompts=20, seeds=(0, 1)))
+    assert read_folder(tmp_path).changed == ()
+    table = pq.read_table(tmp_path / "records.parquet")
+    rows = table.to_pandas()
+    rows["win_rate"] = np.where(rows["arm"] == "offline", rows["win_rate"] * 0.9, rows["win_rate"])
+    pq.write_table(pa.Table.from_pandas(rows, schema=table.schema), tmp_path / "records.parquet")
+    said = "records.parquet was changed after aligngap wrote it"
+    build_report(tmp_path)
+    for text in (headline(tmp_path), (tmp_path / "summary.md").read_text(), (tmp_path / "report.html").read_text()):
+        assert said in text
+    read_folder(tmp_path)
+    assert capsys.readouterr().err.count("records.parquet: was changed after aligngap wrote it") == 1
+    sealed = (tmp_path / TABLE_LIST).read_text()
+    (tmp_path / TABLE_LIST).write_text(sealed.replace("samples", "example"))
+    assert read_folder(tmp_path).changed == (TABLE_LIST,)
+    (tmp_path / TABLE_LIST).unlink()
+    assert read_folder(tmp_path).changed == ()
+
+
+def test_the_page_says_at_which_commit_and_whether_with_changes_artifacts_were_made(tmp_path: Path) -> None:
+    """An edited clone: two artifacts of two states of the source, both named on the page."""
+    save(tmp_path, make(prompts=5, seeds=(0,), opponents=("sft",)))
+    made_at = {"sft-1": "abc123abc123", "align-1": "abc123abc123+changes"}
+    about = {"artifacts": {name: {"commit": commit, "seconds": 1.0} for name, commit in made_at.items()}}
+    (tmp_path / "provenance.json").write_text(json.dumps(about))
+    page = build_report(tmp_path).read_text()
+    provenance = page.partition('id="provenance"')[2]
+    assert "abc123abc123+changes" in provenance.replace("&#43;", "+")
 
 
 def test_numbers_for_reading() -> None:

@@ -18,6 +18,7 @@ import yaml
 from conftest import TINY_STUDY
 
 from aligngap.pipeline.plan import expand
+from aligngap.storage import provenance as origin
 from aligngap.storage.files import check_writable, write_text
 from aligngap.storage.store import Store, digest
 from aligngap.study.load import validate
@@ -309,3 +310,21 @@ def test_seeds_share_nothing_and_equal_work_is_shared() -> None:
         count = {"data": 2, "sft": 2, "judge": 4}[kind]
         assert sum(s.kind == kind for s in steps) == count
     assert len({derived.align.seed for derived in plan.runs}) == 2
+
+
+def test_the_commit_of_an_edited_clone_has_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`+changes` where a tracked file differs from HEAD, whether or not a step's version was raised."""
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+    source = tmp_path / "provenance.py"
+    source.write_text("x = 1\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(origin, "__file__", str(source))
+    clean = origin.commit.__wrapped__()
+    assert len(clean) == 12
+    source.write_text("x = 2\n")
+    assert origin.commit.__wrapped__() == f"{clean}+changes"

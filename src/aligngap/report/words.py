@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -232,8 +232,22 @@ def caveats(analysis: Analysis) -> list[str]:
 def warnings(analysis: Analysis) -> list[str]:
     """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
     dropped = [w for o in analysis.opponents for w in analysis.clouds[o].warnings]
-    found = dropped + warn_stopped(analysis.records) + warn_failed(analysis.failures) + warn_apart(analysis.runs)
+    found = (
+        warn_changed(analysis.changed)
+        + dropped
+        + warn_stopped(analysis.records)
+        + warn_failed(analysis.failures)
+        + warn_apart(analysis.runs)
+    )
     return list(dict.fromkeys(found))
+
+
+def warn_changed(changed: Sequence[str]) -> list[str]:
+    """A sentence about tables that are not what aligngap wrote; none where all are."""
+    if not changed:
+        return []
+    was = "were" if len(changed) > 1 else "was"
+    return [f"{' and '.join(changed)} {was} changed after aligngap wrote it; what is said here rests on the change."]
 
 
 def warn_stopped(records: pd.DataFrame) -> list[str]:
