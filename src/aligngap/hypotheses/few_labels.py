@@ -70,8 +70,10 @@ CALIBRATED = (
     "contradicted if wholly outside; else inconclusive."
 )
 APART = (
-    "The same over the differences between two judges at equal labels and 1 nat, the measured one on the twins': the "
-    "offline arm falls out, so forecast and measurement share no run. The twins' own noise pulls this slope towards 0."
+    "Over the differences between two judges at equal labels and 1 nat, per seed the slope through 0 of the measured "
+    "one on the twins', by the golden judge; t interval over seeds. The offline arm falls out, so forecast and "
+    "measurement share no run; the twins' own noise pulls the slope towards 0. Supported if it lies within 0.5 to 1.5; "
+    "contradicted if wholly outside; else inconclusive."
 )
 
 
