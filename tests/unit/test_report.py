@@ -18,11 +18,13 @@ import pytest
 from conftest import BROWSER
 from synthetic_records import ArmTruth, best_of_n_rows, make
 
+from aligngap.hypotheses.verdicts import INCONCLUSIVE, SUPPORTED
 from aligngap.report import build_report, headline, words
 from aligngap.report.chart import Payload, escape_json
 from aligngap.report.figures import clip_text, difference_limits
 from aligngap.report.folder import find_command
 from aligngap.report.page import mark_settings
+from aligngap.report.sections import say_leading
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.records import (
     BEST_OF_N,
@@ -34,7 +36,7 @@ from aligngap.storage.records import (
     read_samples,
     write_table,
 )
-from aligngap.types import AligngapError
+from aligngap.types import AligngapError, Estimate, Verdict
 
 HOSTILE = "<script>alert(1)</script> </script><img src=x onerror=alert(2)> <b>x</b> %{x} & \"'"
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
@@ -469,3 +471,18 @@ def test_reading_side_imports_no_torch(made: Path) -> None:
         "assert not {'torch', 'transformers', 'ray'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_is_decided_of_the_named_claims_stands_on_the_first_screen() -> None:
+    one = Estimate(0.07, 0.01, 5, "mean over seeds")
+    every = [
+        Verdict("named", SUPPORTED, "", one, (0.04, 0.1), "It is.", p_adjusted=0.007, primary=True),
+        Verdict("undecided", INCONCLUSIVE, "", one, (-0.04, 0.1), "It may be.", p_adjusted=0.3, primary=True),
+        Verdict("explored", SUPPORTED, "", one, (0.04, 0.1), "It seems.", p_adjusted=0.01),
+        Verdict("led", INCONCLUSIVE, "", one, (-0.04, 0.1), "It is asked."),
+    ]
+    judged = SimpleNamespace(hypothesis=SimpleNamespace(name="few-labels", leads=("led",)), verdicts=every)
+    assert say_leading(SimpleNamespace(judged=[judged])) == [  # type: ignore[arg-type]
+        "It is. (named: supported, +0.070 (+0.040 to +0.100), adjusted p 0.007)",
+        "It is asked. (led: inconclusive, +0.070 (−0.040 to +0.100))",
+    ]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from aligngap.hypotheses.base import Judged
+from aligngap.hypotheses.verdicts import CONTRADICTED, SUPPORTED
 from aligngap.report import words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.types import Verdict
@@ -25,13 +26,22 @@ def list_judged(analysis: Analysis) -> list[Judged]:
 
 
 def say_leading(analysis: Analysis) -> list[str]:
-    """What a hypothesis found that its reader wants first, with the verdict: for the first screen."""
+    """What a hypothesis found that its reader wants first, with the verdict: for the first screen.
+
+    That is what the hypothesis leads with, and what is decided of the claims that the study named beforehand.
+    """
     return [
-        f"{v.reason} ({v.name}: {v.outcome}, {effect(v)})"
+        f"{v.reason} ({v.name}: {v.outcome}, {effect(v)}{adjusted(v)})"
         for judged in list_judged(analysis)
         for v in judged.verdicts
-        if v.name in judged.hypothesis.leads and math.isfinite(v.effect.value)
+        if math.isfinite(v.effect.value)
+        and (v.name in judged.hypothesis.leads or (v.primary and v.outcome in (SUPPORTED, CONTRADICTED)))
     ]
+
+
+def adjusted(v: Verdict) -> str:
+    """A verdict's adjusted p-value after a comma; nothing where the rule has no test."""
+    return f", adjusted p {v.p_adjusted:.3f}" if math.isfinite(v.p_adjusted) else ""
 
 
 def titles_of(judged: Judged) -> list[str]:
