@@ -187,7 +187,7 @@ def fades(name: str, few: Regime, many: Regime) -> Rule:
     online, _, offline = few.arms
     later, _, after = many.arms
     weights = {online: 1.0, offline: -1.0, later: -1.0, after: 1.0}
-    what = f"the lead of online with {few.labels} labels less that with {many.labels}, {few.judge}"
+    what = f"the lead of online with {few.labels:,} labels less that with {many.labels:,} ({few.judge})"
     return contrast(name, weights, what)
 
 

@@ -193,10 +193,11 @@ def share(
 
 def contrast(name: str, weights: Mapping[str, float], what: str, claim: str = "") -> Rule:
     """The rule that asks whether a weighted sum of arms is above 0 at equal KL."""
-    text = f"{what[0].upper()}{what[1:]}, {AT_BUDGETS}. {SIGN}"
+    subject = what[0].upper() + what[1:]
+    text = f"{subject}, {AT_BUDGETS}. {SIGN}"
 
     def judged(view: View, rule: Rule) -> Verdict:
-        return judge_sign(view, rule, view.contrast(weights), "It", weights)
+        return judge_sign(view, rule, view.contrast(weights), subject, weights)
 
     return Rule(name, claim, text, tuple(weights), judged)
 
