@@ -106,7 +106,8 @@ def get(shelf: str, name: str) -> Any:
     """The registered object, imported now. An unknown name says what was meant."""
     found = names(shelf)
     if name not in found:
-        raise AligngapError(f"{shelf}: no `{name}`{did_you_mean(name, found)}")
+        own = "; one of your own is named by an entry point of its package (docs/adding.md)" if ":" in name else ""
+        raise AligngapError(f"{shelf}: no `{name}`{did_you_mean(name, found)}{own}")
     return _imported(shelf, name, found[name])
 
 

@@ -98,6 +98,18 @@ def test_what_the_command_says_and_writes(tmp_path: Path) -> None:
     assert table["law"].iloc[0] == pytest.approx(np.sqrt(2.0) * 0.05, abs=1e-5)
 
 
+def test_runs_that_ended_early_are_told(tmp_path: Path) -> None:
+    gains, slopes = {TWIN: 0.1, "offline": 0.05}, {TWIN: 0.1, "offline": 0.05}
+    table = records(gains, slopes)
+    (tmp_path / "study.yaml").write_text(f"name: s\ncompare: [{TWIN}, offline]\nbudgets: [1.0, 2.0]\n")
+    write_table(tmp_path / "per_prompt.parquet", empty(PER_PROMPT_COLUMNS), PER_PROMPT_COLUMNS)
+    write_table(tmp_path / "records.parquet", table[(table["seed"] == 0) | (table["kl_nats"] < 2)], RECORD_COLUMNS)
+    said = write_forecast(tmp_path)
+    assert "of the 2 seeds not all reach every budget: 1 at 2 nats; --steps makes the runs longer" in said
+    write_table(tmp_path / "records.parquet", table[table["kl_nats"] < 0.1], RECORD_COLUMNS)
+    assert "no KL budget was reached: the runs ended at 0 nats; --steps makes them longer" in write_forecast(tmp_path)
+
+
 def test_what_is_run_is_the_study_without_its_online_arm() -> None:
     study = load("opening", ["recipe.optimization.steps=80"])
     made = forecast_study(study)

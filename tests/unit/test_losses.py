@@ -321,3 +321,8 @@ def test_a_bad_choice_is_refused(name: str, options: dict[str, Any]) -> None:
 def test_hyper_parameters_are_frozen() -> None:
     with pytest.raises(AttributeError):
         IPO().beta = 3.0  # type: ignore[misc]
+
+
+def test_a_loss_named_by_its_module_is_told_how_ones_own_is_named() -> None:
+    with pytest.raises(AligngapError, match="named by an entry point of its package"):
+        registry.get("losses", "my_hinge:MarginHinge")

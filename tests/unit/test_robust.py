@@ -249,7 +249,8 @@ def test_a_study_that_was_large_enough_looks_for_less() -> None:
     assert "would be needed to see a difference of 0.02" in say_seeds(s)
     assert "would show a difference of 0.02" in say_prompts(s)
     assert "would be needed to see a difference of 0.05" in say_seeds(replace(s, between=0.01))
-    assert "no verdict below 5" in say_seeds(replace(s, seeds=3))
+    assert "no verdict below 5: run at least so many" in say_seeds(replace(s, seeds=3))
+    assert say_prompts(replace(s, seeds=3)) == "No number of prompts gives a verdict with 3 seeds: it takes 5."
 
 
 def test_one_seed_cannot_say() -> None:

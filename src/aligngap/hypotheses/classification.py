@@ -36,7 +36,10 @@ from aligngap.types import Estimate, Verdict
 WEAK = 0.3
 #: five points: the paper calls 45 to 55% chance (64 pairs a checkpoint, 95% half-width 12 points)
 CHANCE = 0.05
-NO_PROBE = "The classifiers were not held along the online run (`probe` is 0); to do so: aligngap run classification."
+NO_PROBE = (
+    "The classifiers were not held along the online run (`probe` is 0); to do so: --set probe=1024, or aligngap run "
+    "classification."
+)
 RULE_R6 = (
     "Accuracy against the golden model on the online run's own pairs, mean over its checkpoints. Supported if the 95% "
     "two-level intervals of the proxy minus the final online and minus the final offline policy lie above 0; "

@@ -44,9 +44,8 @@ def write_forecast(folder: Path) -> str:
     said = [under_variant(v) + line(f) for v, those in every.items() for f in those] or [
         "nothing: no run left the SFT policy, or the records have no rho"
     ]
-    return "\n".join(
-        [head, *(f"  {s}" for s in said), *(f"  {s}" for s in notes(found)), f"written: {folder / FORECAST}"]
-    )
+    remarks = notes(found, len(view.seeds), ended(view, twin, offline))
+    return "\n".join([head, *(f"  {s}" for s in (*said, *remarks)), f"written: {folder / FORECAST}"])
 
 
 def varied_pairs(folder: Path, view: View, twin: str, offline: str) -> dict[str, tuple[str, str]]:
@@ -92,9 +91,22 @@ def say_estimate(e: Estimate, interval: tuple[float, float]) -> str:
     return words.effect(e.value, interval) if math.isfinite(e.value) else "–"
 
 
-def notes(found: list[Forecast]) -> list[str]:
-    """What a reader must know of these numbers."""
+def ended(view: View, *arms: str) -> float:
+    """The KL in nats that some run of every arm reached, the farthest."""
+    kl = view.records[view.records["arm"].isin(arms)].groupby("arm")["kl_nats"].max()
+    return float(kl.min()) if len(kl) else math.nan
+
+
+def notes(found: list[Forecast], seeds: int, reached: float) -> list[str]:
+    """What a reader must know of these numbers: of so many seeds, whose runs reached a KL in nats."""
+    known = [f for f in found if f.twin.n or f.law.n]
+    if not known:
+        return [f"no KL budget was reached: the runs ended at {words.nats(reached)}; --steps makes them longer"]
     out = ["the law is a first-order statement: beyond 1 nat it overstates, beyond 2 at most its sign is worth reading"]
+    fewer = {f.kl: max(f.law.n, f.twin.n) for f in known if max(f.law.n, f.twin.n) < seeds}
+    if fewer:
+        each = ", ".join(f"{n} at {words.nats(kl)}" for kl, n in fewer.items())
+        out.append(f"of the {seeds} seeds not all reach every budget: {each}; --steps makes the runs longer")
     if any(f.law.n == 1 for f in found):
         out.append("one seed: the intervals are over prompts alone, and training noise is in none of them")
     return out

@@ -51,7 +51,7 @@ def say_seeds(s: Spread) -> str:
     if not math.isfinite(s.between):
         return say_needed(s)
     seen = power(s, DETECT, s.seeds, s.prompts)
-    verdict = f" There is no verdict below {LEAST_SEEDS}." if s.seeds < LEAST_SEEDS else ""
+    verdict = f" There is no verdict below {LEAST_SEEDS}: run at least so many." if s.seeds < LEAST_SEEDS else ""
     has = f"These {s.seeds} see a difference of {DETECT:g} with {power_as_text(seen)} power."
     return f"{has} {say_needed(s, SMALL if seen >= POWER else DETECT)}{verdict}"
 
@@ -60,6 +60,8 @@ def say_prompts(s: Spread) -> str:
     """What more prompts would bring at the seeds that were run."""
     if not math.isfinite(s.between):
         return f"More than these {s.prompts:,} narrow the interval of this one training run, and say nothing of others."
+    if s.seeds < LEAST_SEEDS:
+        return f"No number of prompts gives a verdict with {s.seeds} seeds: it takes {LEAST_SEEDS}."
     size = SMALL if power(s, DETECT, s.seeds, s.prompts) >= POWER else DETECT
     n, end = prompts_needed(s, size, s.seeds), f"a difference of {size:g} with 80% power"
     if n is None:
