@@ -177,6 +177,7 @@ def carry_out(
             store.set_aside(error.name)
     write_failures(out, {name: one_line(message) for name, message in outcome.failed.items()})
     if count:
+        checks.tell_fewer_prompts(made.study, out)
         text = tell(out)
         print(text)
         if not outcome.failed:

@@ -64,6 +64,18 @@ def tell_unvouched(steps: Sequence[Step], store: Store) -> None:
         print(f"aligngap: {store.root}: {what}; remove their folders to make them anew", file=sys.stderr)
 
 
+def tell_fewer_prompts(study: Study, out: Path) -> None:
+    """Say on stderr where a task has fewer prompts than the study asks to measure on: more of them cannot be had."""
+    import pandas as pd
+
+    from aligngap.storage.records import RECORDS
+
+    asked, there = study.measurement.prompts, pd.read_parquet(out / RECORDS, columns=["prompts"])["prompts"].max()
+    if there < asked:
+        what = f"measurement.prompts is {asked:,}, and its {study.measurement.split} split has {there:,}"
+        print(f"aligngap: {study.name}: {what}; all of them were used", file=sys.stderr)
+
+
 def check_reference(source: str, unread: Sequence[str]) -> None:
     """Refuse log-probabilities that are stored with the data, of a reference that stays, where a run's moves."""
     stored = [f"`{name}`" for name in unread if name in REFERENCE_COLUMNS]
