@@ -141,7 +141,7 @@ def budget_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     found = analysis.main
     return [
         (
-            words.kl(b.kl),
+            f"{b.kl:.3g}",
             f"{words.number(b.mean.value, 3, True)} ± {words.number(b.mean.se)}",
             words.span(b.interval) if b.judged else "not judged",
             words.span(b.equivalence) if b.judged else "–",

@@ -32,7 +32,7 @@ def change_of_mind(analysis: Analysis) -> list[tuple[str, str]]:
     beyond = [x for x in found.budgets if not x.judged and x.kl > top]
     if not beyond:
         named = "--kl" if analysis.given else "the study"
-        where = f"Nothing is known above {words.nats(top)}, the largest budget that {named} names."
+        where = f"Nothing is known above {words.budget(top)}, the largest budget that {named} names."
         return [*out, ("KL", where)]
     short = [arm for arm in (a, b) if beyond[0].short.get(arm)]
     farther = "Later checkpoints" if analysis.given else "More steps or a smaller beta"
@@ -40,8 +40,8 @@ def change_of_mind(analysis: Analysis) -> list[tuple[str, str]]:
         *out,
         (
             "KL",
-            f"Nothing is judged above {words.nats(top)}: runs of {' and '.join(short) or 'both arms'} ended before "
-            f"{words.nats(beyond[0].kl)}. {farther} would show whether {a} and {b} part there.",
+            f"Nothing is judged above {words.budget(top)}: runs of {' and '.join(short) or 'both arms'} ended before "
+            f"{words.budget(beyond[0].kl)}. {farther} would show whether {a} and {b} part there.",
         ),
     ]
 

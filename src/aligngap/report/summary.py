@@ -31,7 +31,7 @@ def comparison_row(pair: tuple[str, str], opponent: str, found: AtBudgets) -> tu
         words.SHORT.get(opponent, opponent),
         f"{pair[0]} − {pair[1]}",
         "; ".join(words.at(b) for b in found.judged) or found.why,
-        ", ".join(words.kl(b.kl) for b in found.budgets if not b.judged) or "–",
+        ", ".join(f"{b.kl:.3g}" for b in found.budgets if not b.judged) or "–",
         str(len(found.configs)),
         str(len(found.seeds)),
     )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from aligngap.hypotheses.verdicts import CONTRADICTED, SUPPORTED, decide_anywhere
 from aligngap.report.analysis import Analysis
+from aligngap.stats.axes import say_nats
 from aligngap.stats.budgets import LEAST_SEEDS, AtBudgets, Budget, above
 from aligngap.stats.peaks import kl_to_reach, peaks_of
 from aligngap.stats.seedwise import mean_over_seeds
@@ -34,13 +35,18 @@ def number(x: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def kl(x: float) -> str:
-    """A KL in nats, three significant digits at most."""
+    """A measured KL in nats, two significant digits below 10."""
     return "–" if not math.isfinite(x) else f"{x:.2g}" if x < 10 else f"{x:.0f}"
 
 
 def nats(x: float) -> str:
     """A KL with its unit."""
     return f"{kl(x)} nat{'s' * (kl(x) != '1')}"
+
+
+def budget(x: float) -> str:
+    """A KL budget with its unit, three significant digits at most: what somebody named is told as it was named."""
+    return say_nats(x, digits=".3g")
 
 
 def pm(e: Estimate, digits: int = 3) -> str:
@@ -81,7 +87,7 @@ def at(b: Budget, sign: float = 1.0) -> str:
     """One budget's difference, with the interval that holds for all budgets at once where it is judged."""
     low, high = sorted((sign * b.interval[0], sign * b.interval[1]))
     ends = f" ({span((low, high))})" if math.isfinite(low) else ""
-    return f"{number(sign * b.mean.value, 3, True)}{ends} at {nats(b.kl)}"
+    return f"{number(sign * b.mean.value, 3, True)}{ends} at {budget(b.kl)}"
 
 
 def claim(analysis: Analysis) -> str:
@@ -153,9 +159,9 @@ def say_unreached(found: AtBudgets) -> list[str]:
     lost = [b for b in found.budgets if not b.judged]
     if not lost or not found.judged:
         return []
-    ended = {nats(b.kl): ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) for b in lost}
+    ended = {budget(b.kl): ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) for b in lost}
     runs, passed = "; ".join(f"{at_kl}: {who}" for at_kl, who in ended.items() if who), above(lost)
-    where = [kl(b.kl) for b in lost]
+    where = [f"{b.kl:.3g}" for b in lost]
     listed = " and ".join(filter(None, (", ".join(where[:-1]), where[-1])))
     said = f"Not judged at {listed} nat{'s' * (listed != '1')}, where not every seed can be read in both arms."
     if runs:

@@ -318,7 +318,9 @@ def _say_unreached(found: Sequence[Budget], seeds: int, between: tuple[float, fl
         below = {a: [b.kl for b in found if b.short[a]] for a in least.short}
         ends = [f"{arm} ends below {say_nats(*kls)}" for arm, kls in below.items() if kls]
         why = "; ".join([passed, *ends])
-        return f"No KL budget lies between the first and the last checkpoint of every run: {why}. {remedy}"
+        return (
+            f"None of the KL budgets named lies between the first and the last checkpoint of every run: {why}. {remedy}"
+        )
     reached = sum(np.isfinite(v) for v in least.by_seed)
     return (
         f"No budget was reached by every arm in every seed: {say_nats(least.kl)} in {reached} of {seeds} "

@@ -189,10 +189,10 @@ def compare(
     x = ca.grid[inside]
     if not inside.any() or x[-1] - x[0] < axis.narrow:
         what = axis.name
-        text = f"The common {what} range is a point"
+        text = f"The {what} range that all runs share is too narrow to average over"
         if not inside.any():
             text = f"No {what} was reached by both arms in every seed"
-        said = f"{text}, so the arms are not compared at equal {what}."
+        said = f"{text}, so their difference is not averaged over equal {what}."
         return _leave_undefined(a, b, opponent, axis, seeds, [*warnings, said], _peaks(ca, cb, ia, ib))
     point = point[:, inside]
     draws = min(ca.frontier_reps.shape[1], cb.frontier_reps.shape[1])
