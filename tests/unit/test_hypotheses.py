@@ -584,7 +584,7 @@ def test_arms_that_never_meet_in_kl() -> None:
     records, per_prompt, _ = make(truth, prompts=60, opponents=("golden_policy",))
     found = verdicts("coverage", View(records, per_prompt))
     assert found["R4 shuffled"].outcome == INCONCLUSIVE
-    assert "None of the KL budgets named lies between the first and the last checkpoint of every run" in found["R4 shuffled"].reason
+    assert "None of the KL budgets named lies between the first and the last" in found["R4 shuffled"].reason
     asked = found["H1"].share
     assert asked is None or np.isnan(asked.value)  # undefined: never 0
 

@@ -154,7 +154,8 @@ def test_an_arm_that_starts_above_a_budget_is_said_to() -> None:
     assert nothing.budgets[0].passed == {"ppo": 3, "dpo": 0}
     assert nothing.budgets[1].passed == {"ppo": 0, "dpo": 0}
     assert nothing.why == (
-        "None of the KL budgets named lies between the first and the last checkpoint of every run: ppo starts above 1 nat in 3 runs; "
+        "None of the KL budgets named lies between the first and the last checkpoint of every run: "
+        "ppo starts above 1 nat in 3 runs; "
         "dpo ends below 2 nats. Budgets from 1.5 to 1.9 nats can be judged: name some there."
     )
     some = at_budgets(Clouds(tuple(clouds)), {"ppo": 1.0, "dpo": -1.0}, (1.0, 1.7))
