@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import marshal
 import os
 import sys
 import sysconfig
@@ -43,6 +44,7 @@ def source_hash(modules: Iterable[str]) -> str:
         for top in more:
             trees[top] = [(file, name, _bytes_of(file, loads)) for file, name in _source_files(top)]
             for file, _, content in trees[top]:
+                check_compiled(file)
                 named, reads = _read_source(file, content)
                 declared |= reads
                 tops |= {name for name in named if name not in tops and _is_own(name)}
@@ -106,6 +108,35 @@ def _bytes_of(file: Path, loads: dict[Path, ModuleSpec]) -> bytes:
     if known is None or known[0] is not load:
         known = _loaded[file] = load, file.read_bytes()
     return known[1]
+
+
+def check_compiled(file: Path) -> None:
+    """Refuse a source file in whose place Python would run the compiled form of other source.
+
+    Python takes what lies in `__pycache__` for current where time, to the second, and size of the source are those it
+    was compiled at, which an edit may leave as they were.
+    """
+    if file.suffix != ".py" or sys.implementation.cache_tag is None:
+        return
+    compiled = Path(importlib.util.cache_from_source(str(file)))
+    if compiled.is_file():
+        stamps = [(at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for at in (file.stat(), compiled.stat())]
+        if _is_of_other_source(file, compiled, tuple(stamps)):
+            what = f"{compiled} is compiled from other source of the same size and time, and Python runs that"
+            raise AligngapError(f"{file}: {what}; remove it, and repeat the command")
+
+
+@lru_cache(maxsize=4096)
+def _is_of_other_source(file: Path, compiled: Path, stamps: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether Python would take a compiled form for a source file's own and it is not; `stamps` are those of both."""
+    content, (size, at) = compiled.read_bytes(), stamps[0][:2]
+    written = b"".join((value & 0xFFFFFFFF).to_bytes(4, "little") for value in (0, at // 10**9, size))
+    if content[:4] != importlib.util.MAGIC_NUMBER or content[4:16] != written:
+        return False  # Python compiles the source anew, or holds a hash of it against it
+    try:
+        return bool(marshal.loads(content[16:]) != compile(file.read_bytes(), str(file), "exec", dont_inherit=True))
+    except (SyntaxError, ValueError, EOFError, TypeError):  # which importing it says better
+        return False
 
 
 def _read_source(file: Path, content: bytes) -> tuple[set[str], set[str]]:

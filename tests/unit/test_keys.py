@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import py_compile
 import sys
 import time
 from collections.abc import Iterator
@@ -400,3 +401,17 @@ def test_a_step_that_was_planned_with_other_source_makes_nothing(
     with pytest.raises(AligngapError, match="its source has changed while the command ran; repeat it"):
         other.open(Context(store), Job()) if kind == "ready-judge" else make(other, Context(store))  # type: ignore[attr-defined]
     assert not store.has(other.name)
+
+
+def test_the_compiled_form_of_other_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "stale_helper.py"
+    source.write_text("SIGN = +1\n")
+    compiled = Path(py_compile.compile(str(source)) or "")
+    before, first = source.stat(), source_hash({"stale_helper"})
+    source.write_text("SIGN = -1\n")
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(AligngapError, match="is compiled from other source of the same size and time"):
+        source_hash({"stale_helper"})
+    compiled.unlink()
+    assert source_hash({"stale_helper"}) != first
