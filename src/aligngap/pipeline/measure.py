@@ -74,9 +74,9 @@ class Responses(Step):
 def best_of(judge: Judge, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Response]]) -> list[list[Response]]:
     """Of the responses to each prompt the one with the highest mean probability of beating the others, in a list of
     one."""
-    from aligngap.streams import judge_pairs
+    from aligngap.streams import round_robin
 
-    best = judge_pairs(judge, prompts, drawn).sum(axis=2).argmax(axis=1)  # the diagonal adds the same to all
+    best = round_robin(judge, prompts, drawn).argmax(axis=1)
     return [[row[int(i)]] for row, i in zip(drawn, best, strict=True)]
 
 

@@ -105,7 +105,7 @@ def notes(found: list[Forecast], seeds: int, reached: float) -> list[str]:
     out = ["the law is a first-order statement: beyond 1 nat it overstates, beyond 2 at most its sign is worth reading"]
     fewer = {f.kl: max(f.law.n, f.twin.n) for f in known if max(f.law.n, f.twin.n) < seeds}
     if fewer:
-        each = ", ".join(f"{n} at {words.nats(kl)}" for kl, n in fewer.items())
+        each = ", ".join(f"{n} at {words.budget(kl)}" for kl, n in fewer.items())
         out.append(f"of the {seeds} seeds not all reach every budget: {each}; --steps makes the runs longer")
     if any(f.law.n == 1 for f in found):
         out.append("one seed: the intervals are over prompts alone, and training noise is in none of them")

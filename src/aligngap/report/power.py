@@ -116,7 +116,7 @@ def say_planned(
         why = found.why or "The pilot's wins are not recorded prompt by prompt."
         return f"The pilot cannot say what a study would see. {why}"
     said = [
-        f"pilot: {arms[0]} − {arms[1]} at {words.nats(found.judged[-1].kl)} against {words.opponent(opponent)}, "
+        f"pilot: {arms[0]} − {arms[1]} at {words.budget(found.judged[-1].kl)} against {words.opponent(opponent)}, "
         f"{words.seeds(s.seeds)} × {s.prompts:,} "
         f"prompts; standard deviation {words.number(math.sqrt(s.prompt / s.prompts))} from the prompts of a seed, "
         + (

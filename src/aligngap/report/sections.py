@@ -31,17 +31,12 @@ def say_leading(analysis: Analysis) -> list[str]:
     That is what the hypothesis leads with, and what is decided of the claims that the study named beforehand.
     """
     return [
-        f"{v.reason} ({v.name}: {v.outcome}, {effect(v)}{adjusted(v)})"
+        f"{v.reason} ({v.name}: {', '.join(filter(None, (v.outcome, effect(v), words.p_adjusted(v))))})"
         for judged in list_judged(analysis)
         for v in judged.verdicts
         if math.isfinite(v.effect.value)
         and (v.name in judged.hypothesis.leads or (v.primary and v.outcome in (SUPPORTED, CONTRADICTED)))
     ]
-
-
-def adjusted(v: Verdict) -> str:
-    """A verdict's adjusted p-value after a comma; nothing where the rule has no test."""
-    return f", adjusted p {v.p_adjusted:.3f}" if math.isfinite(v.p_adjusted) else ""
 
 
 def titles_of(judged: Judged) -> list[str]:

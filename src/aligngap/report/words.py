@@ -44,9 +44,9 @@ def nats(x: float) -> str:
     return f"{kl(x)} nat{'s' * (kl(x) != '1')}"
 
 
-def budget(x: float) -> str:
-    """A KL budget with its unit, three significant digits at most: what somebody named is told as it was named."""
-    return say_nats(x, digits=".3g")
+def budget(*kls: float) -> str:
+    """KL budgets with their unit, three significant digits at most: what somebody named is told as it was named."""
+    return say_nats(*kls, digits=".3g")
 
 
 def pm(e: Estimate, digits: int = 3) -> str:
@@ -130,7 +130,7 @@ def details(analysis: Analysis) -> list[str]:
     out: list[str] = say_unreached(found)
     family = [v for v in analysis.verdicts if v.primary]
     if family:
-        told = "; ".join(f"{v.name}: {v.outcome}{p_adjusted(v)}" for v in family)
+        told = "; ".join(f"{v.name}: {v.outcome}{f' ({p})' if (p := p_adjusted(v)) else ''}" for v in family)
         out.append(f"The primary family, named before the runs and held to 5% as a whole by Holm: {told}.")
     truth = next((v for v in analysis.verdicts if v.name == "R2 truth"), None)
     if truth is not None and math.isfinite(truth.effect.value):
@@ -150,8 +150,8 @@ def details(analysis: Analysis) -> list[str]:
 
 
 def p_adjusted(v: Verdict) -> str:
-    """A verdict's adjusted p-value, to follow its outcome."""
-    return f" (adjusted p {v.p_adjusted:.3f})" if math.isfinite(v.p_adjusted) else ""
+    """A verdict's adjusted p-value in words; "" where the rule has no test."""
+    return f"adjusted p {v.p_adjusted:.3f}" if math.isfinite(v.p_adjusted) else ""
 
 
 def say_unreached(found: AtBudgets) -> list[str]:
@@ -161,9 +161,7 @@ def say_unreached(found: AtBudgets) -> list[str]:
         return []
     ended = {budget(b.kl): ", ".join(f"{n} of {arm}" for arm, n in b.short.items() if n) for b in lost}
     runs, passed = "; ".join(f"{at_kl}: {who}" for at_kl, who in ended.items() if who), above(lost)
-    where = [f"{b.kl:.3g}" for b in lost]
-    listed = " and ".join(filter(None, (", ".join(where[:-1]), where[-1])))
-    said = f"Not judged at {listed} nat{'s' * (listed != '1')}, where not every seed can be read in both arms."
+    said = f"Not judged at {budget(*(b.kl for b in lost))}, where not every seed can be read in both arms."
     if runs:
         said += f" Runs that ended below ({runs}) moved less than the others and are not missing at random."
     if passed:
