@@ -11,13 +11,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import marshal
 import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourcelessFileLoader
 from pathlib import Path
 
 from aligngap.types import AligngapError
@@ -134,8 +133,9 @@ def _is_of_other_source(file: Path, compiled: Path, stamps: tuple[tuple[int, ...
     if content[:4] != importlib.util.MAGIC_NUMBER or content[4:16] != written:
         return False  # Python compiles the source anew, or holds a hash of it against it
     try:
-        return bool(marshal.loads(content[16:]) != compile(file.read_bytes(), str(file), "exec", dont_inherit=True))
-    except (SyntaxError, ValueError, EOFError, TypeError):  # which importing it says better
+        runs = SourcelessFileLoader(file.stem, str(compiled)).get_code(file.stem)
+        return bool(runs != compile(file.read_bytes(), str(file), "exec", dont_inherit=True))
+    except (SyntaxError, ValueError, EOFError, TypeError, ImportError):  # which importing it says better
         return False
 
 
