@@ -142,6 +142,14 @@ def weights_identity(path: str, base: str | None = None) -> str:
     return digest(found)
 
 
+def reads_of(path: str, base: str | None = None) -> str:
+    """The hash of how a reference reads: its tokenizer, templates and configuration, and not its weights."""
+    folder = Path(path)
+    if folder.is_dir() and is_adapter(folder) and not has_tokenizer(folder):
+        return content_of(base_path(folder, base), weights=False)
+    return content_of(path, weights=False)
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no whole model."""
     return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
