@@ -214,7 +214,7 @@ def test_dependants_say_on_what_they_stand(
     tell_unvouched(plan.steps(), store)
     said = capsys.readouterr().err
     assert run.measure.name in said
-    assert "were made from other bytes than what they were made from holds now" in said
+    assert "stand on an input that has been made again, or brought in, with other bytes" in said
     assert collect(plan, store, out) == len(plan.runs)
     said = f"{store.path(name)}: holds other bytes than when the records in {out} were last written"
     assert said in capsys.readouterr().err

@@ -348,7 +348,9 @@ def test_a_list_that_is_copied_with_some_of_its_files_misses_none(out: Path, tmp
 # ------------------------------------------------------------------------------------------------- several at once
 
 
-def test_commands_write_to_a_folder_one_after_another_and_readers_wait(out: Path) -> None:
+def test_commands_write_to_a_folder_one_after_another_and_readers_wait(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     begun, go_on, order = threading.Event(), threading.Event(), list[str]()
 
     def first() -> None:
@@ -385,6 +387,7 @@ def test_commands_write_to_a_folder_one_after_another_and_readers_wait(out: Path
     assert order == ["first", "second"]
     assert seeds in ([{0}], [{4}])
     assert doubts == [()]
+    assert "A command was stopped" not in capsys.readouterr().err
     assert find_faults(out) == Faults()
 
 

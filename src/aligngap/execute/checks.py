@@ -65,14 +65,15 @@ def tell_unvouched(steps: Sequence[Step], store: Store) -> None:
         what = f"{say_some(old)} were made before there were checksums, and nothing vouches for them"
         print(f"aligngap: {store.root}: {what}; remove their folders to make them anew", file=sys.stderr)
     if apart := store.replaced(names):
-        what = f"{say_some(list(apart))} were made from other bytes than what they were made from holds now"
+        what = f"{say_some(list(apart))} stand on an input that has been made again, or brought in, with other bytes"
         remedy = f"`aligngap check {store.root}` says which; remove their folders to make them anew"
         print(f"aligngap: {store.root}: {what}; {remedy}", file=sys.stderr)
 
 
 def say_some(names: Sequence[str]) -> str:
     """How many artifacts, and the names of the first ones."""
-    return f"{len(names)} artifacts ({', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''})"
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} artifact{'s' * (len(names) != 1)} ({', '.join(names[:3])}{more})"
 
 
 def tell_fewer_prompts(study: Study, out: Path) -> None:

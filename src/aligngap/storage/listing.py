@@ -115,7 +115,7 @@ def writing(
         if before.first or anew:
             lost = tuple(sorted(set(files) - here - moved - set(names)))
             if lost and anew and not before.first:
-                _tell(folder, *Faults(removed=lost).sentences())  # for the last time
+                tell(folder, *Faults(removed=lost).sentences())  # for the last time
             files = {name: checksum for name, checksum in files.items() if name not in lost}
         ours = {name for name in names if name not in stay}
         begun = dict.fromkeys(moves, MOVED) | before.unfinished | dict.fromkeys(ours, what)
@@ -165,7 +165,8 @@ def find_faults(folder: Path) -> Faults:
     if PROVENANCE not in {**listed.files, **listed.unfinished} and _should_have_list(folder):
         what = f"{LIST}, the list of what aligngap wrote here, was removed"
         doubt = f"{what}, so nothing vouches for the files beside it; the command that made them writes it again."
-    return Faults(changed, removed, tuple(sorted(listed.unfinished)), doubt)
+    unfinished = tuple(n for n in sorted(listed.unfinished) if n in listed.files or (folder / n).exists())
+    return Faults(changed, removed, unfinished, doubt)
 
 
 def copy_list(folder: Path, to: Path) -> None:
@@ -182,16 +183,9 @@ def copy_list(folder: Path, to: Path) -> None:
         )
 
 
-def tell_faults(folder: Path) -> tuple[str, ...]:
-    """What is wrong with the files of a folder, as sentences; each is said on stderr as well, once a process."""
-    found = find_faults(folder).sentences()
-    for sentence in found:
-        _tell(folder, sentence)
-    return found
-
-
 @cache
-def _tell(folder: Path, sentence: str) -> None:
+def tell(folder: Path, sentence: str) -> None:
+    """Say on stderr, once a process, what is wrong with the files of a folder."""
     print(f"aligngap: {folder}: {sentence.rstrip('.')}", file=sys.stderr, flush=True)
 
 

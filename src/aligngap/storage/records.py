@@ -29,7 +29,7 @@ from aligngap.storage.columns import (
     SAMPLE_COLUMNS,
 )
 from aligngap.storage.files import whole_file, write_text
-from aligngap.storage.listing import read_listing, read_steadily, tell_faults, writing
+from aligngap.storage.listing import find_faults, read_listing, read_steadily, tell, writing
 from aligngap.types import AligngapError, first_line
 
 FORMAT_KEY = b"aligngap_records_format"
@@ -193,7 +193,10 @@ def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     folder = Path(out_dir)
     if not folder.is_dir():
         raise AligngapError(f"{folder}: no such folder")
-    return read_steadily(folder, lambda: _read_tables(folder, coded))
+    found = read_steadily(folder, lambda: _read_tables(folder, coded))
+    for sentence in found.doubts:
+        tell(folder, sentence)
+    return found
 
 
 def _read_tables(folder: Path, coded: Collection[str]) -> Tables:
@@ -207,7 +210,8 @@ def _read_tables(folder: Path, coded: Collection[str]) -> Tables:
     ratings = read_ratings(folder) if (folder / RATINGS).exists() else empty(RATING_COLUMNS)
     crossed = read_crossed(folder) if (folder / CROSSED).exists() else empty(CROSSED_COLUMNS)
     failures = read_failures(folder)
-    return Tables(records, per_prompt, samples, best_of_n, probe, failures, ratings, crossed, tell_faults(folder))
+    doubts = find_faults(folder).sentences()
+    return Tables(records, per_prompt, samples, best_of_n, probe, failures, ratings, crossed, doubts)
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
