@@ -30,7 +30,7 @@ from aligngap.storage.columns import (
     SAMPLE_COLUMNS,
 )
 from aligngap.storage.files import write_text
-from aligngap.storage.listing import FORMAT, LIST, Faults, copy_list, find_faults, read_listing, writing
+from aligngap.storage.listing import FORMAT, LIST, Faults, copy_list, find_faults, lock_of, read_listing, writing
 from aligngap.storage.records import (
     BEST_OF_N,
     FAILURES,
@@ -388,6 +388,36 @@ def test_commands_write_to_a_folder_one_after_another_and_readers_wait(
     assert seeds in ([{0}], [{4}])
     assert doubts == [()]
     assert "A command was stopped" not in capsys.readouterr().err
+    assert find_faults(out) == Faults()
+
+
+def test_who_has_to_wait_is_told_and_does_not_wait_for_ever(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As behind a command that was suspended."""
+    monkeypatch.setattr("aligngap.storage.listing.NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr("aligngap.storage.listing.WAIT_SECONDS", 0.01)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock_of(out):
+            held.set()
+            go_on.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert held.wait(10)
+    try:
+        with pytest.raises(AligngapError, match="another command writes to this folder; wait until it has ended, or"):
+            write(out)
+    finally:
+        go_on.set()
+        other.join(30)
+    assert (
+        capsys.readouterr().err
+        == f"aligngap: {out}: another command writes to this folder; waiting until it has ended\n"
+    )
+    write(out)
     assert find_faults(out) == Faults()
 
 

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import AcquireReturnProxy, BaseFileLock, FileLock, Timeout
 
 from aligngap.storage.checksums import checksum_of, unseal, write_sealed
 from aligngap.types import AligngapError, Damaged
@@ -30,6 +30,7 @@ FORMAT = 2  #: of lists; the first was of tables alone, and kept the names of ta
 STUDY, PROVENANCE = "study.yaml", "provenance.json"
 HAS_LIST = "listed"  #: key of the provenance that says that a list lies beside it
 WAIT_SECONDS, LOOK_SECONDS = 600.0, 10.0  #: how long who writes, and who reads, waits for another who writes
+NOTICE_SECONDS = 5.0  #: after which who waits to write says so
 MOVED = "moved"  #: of an unfinished file: it is moved out of the folder, or stays there as it is
 TRIES = 3  #: readings of a folder that another command writes to
 
@@ -96,12 +97,7 @@ def writing(
     `what` has not finished as unfinished. `anew`: the files are all that a command makes there, so that a list that
     cannot be read is replaced; else it is left as it is, and told.
     """
-    try:
-        held = lock_of(folder).acquire(timeout=WAIT_SECONDS)
-    except Timeout as error:
-        what = "another command writes to this folder"
-        raise AligngapError(f"{folder}: {what}; wait until it has ended, or stop it") from error
-    with held:
+    with _alone(folder):
         before = read_listing(folder)
         if before.doubt and not anew:
             yield
@@ -126,6 +122,18 @@ def writing(
         made = {name: checksum_of(folder / name) for name in sorted(ours) if (folder / name).is_file()}
         left = {n: of for n, of in begun.items() if n not in ours and of != MOVED}
         _write(folder, kept | made, left)
+
+
+def _alone(folder: Path) -> AcquireReturnProxy[BaseFileLock]:
+    """The lock of a folder, held; who has to wait for it long is told."""
+    lock, busy = lock_of(folder), "another command writes to this folder"
+    with suppress(Timeout):
+        return lock.acquire(timeout=NOTICE_SECONDS)
+    tell(folder, f"{busy}; waiting until it has ended")
+    try:
+        return lock.acquire(timeout=WAIT_SECONDS)
+    except Timeout as error:
+        raise AligngapError(f"{folder}: {busy}; wait until it has ended, or stop it") from error
 
 
 def read_listing(folder: Path) -> Listing:
