@@ -25,6 +25,8 @@ import yaml
 from conftest import TINY_STUDY
 from warm import Running, Warm
 
+from aligngap.storage.listing import Faults, find_faults
+
 KILLS = int(os.environ.get("ALIGNGAP_CHAOS_KILLS", "8"))
 PATIENCE_SECONDS = 3600.0  # for a whole study on a busy machine
 SEED = int(os.environ.get("ALIGNGAP_CHAOS_SEED", "0"))
@@ -112,13 +114,17 @@ def test_kills_change_nothing(tmp_path: Path) -> None:
                 alive = code is None
                 if code is None:
                     code = kill(running, rng.choice(["group", "group", "command", "worker"]))
+                found = find_faults(folder / "out")
+                assert not found.changed, found  # a kill accuses nobody
+                assert not found.removed, found
                 ended = code != -signal.SIGKILL
                 assert not ended or code == 0, running.stderr.read_text()
                 assert "Traceback" not in running.stderr.read_text(), running.stderr.read_text()
                 done[how] += alive or not ended
-            found = result(folder)
-            assert found.keys() == expected.keys()
-            assert [name for name in found if found[name] != expected[name]] == []
+            ends = result(folder)
+            assert ends.keys() == expected.keys()
+            assert [name for name in ends if ends[name] != expected[name]] == []
+            assert find_faults(folder / "out") == Faults()
             assert not [p for p in (folder / "store" / "partial").iterdir() if p.is_dir()]
             print(f"{sum(done.values())} kills over {studies} studies so far, all ended alike", file=sys.stderr)
     finally:

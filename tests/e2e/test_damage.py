@@ -28,8 +28,9 @@ from aligngap.pipeline.context import Context, Job
 from aligngap.pipeline.measure import whole as measured_part
 from aligngap.pipeline.plan import Plan, expand
 from aligngap.pipeline.training import is_whole, kept_at
+from aligngap.report import build_report
 from aligngap.storage.audit import State, audit, look_at
-from aligngap.storage.checksums import seal, write_sealed
+from aligngap.storage.checksums import checksum_of, seal, write_sealed
 from aligngap.storage.store import SEALED, Store
 from aligngap.study.load import validate
 from aligngap.types import AligngapError, Damaged, RunFailed
@@ -197,18 +198,57 @@ def test_a_checkpoint_that_is_gone_is_not_taken_for_one_that_was_never_reached(s
         run.align.policy(Context(store), 4)
 
 
-def test_dependants_say_on_what_they_stand(store: Store, plan: Plan) -> None:
+def test_dependants_say_on_what_they_stand(
+    store: Store, plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An artifact that was made again with other bytes, as on another device: what was made from the first says so."""
-    run = plan.runs[0]
+    run, out = plan.runs[0], tmp_path / "out"
     name = run.align.name
-    path = store.path(name)
-    about = json.loads((path / "manifest.json").read_text())
-    del about["checksum"]
-    about["files"]["log.parquet"] = "0" * 32
-    (path / "manifest.json").write_text(json.dumps(seal(about)))
+    assert collect(plan, store, out) == len(plan.runs)
+    tell_unvouched(plan.steps(), store)
+    assert capsys.readouterr().err == ""
+    edit_consistently(store, name, "checkpoints/step-000004/model.safetensors")
     found = look_at(store, run.measure.name)
     assert found.state == State.REPLACED
     assert name in found.remedy
+    tell_unvouched(plan.steps(), store)
+    said = capsys.readouterr().err
+    assert run.measure.name in said
+    assert "stand on an input that has been made again, or brought in, with other bytes" in said
+    assert collect(plan, store, out) == len(plan.runs)
+    said = f"{store.path(name)}: holds other bytes than when the records in {out} were last written"
+    assert said in capsys.readouterr().err
+    assert name in json.loads((out / "provenance.json").read_text())["replaced"].values()
+    page = build_report(out).read_text()
+    assert f"such as {run.measure.name} from {name}: what is said here rests on both" in page
+    assert collect(plan, store, out) == len(plan.runs)
+    assert capsys.readouterr().err == ""
+
+
+def edit_consistently(store: Store, name: str, file: str, gone: bool = False) -> None:
+    """Change a file of an artifact, or remove it, and seal a manifest that says so: no checksum finds it."""
+    path = store.path(name) / file
+    about = json.loads((store.path(name) / "manifest.json").read_text())
+    del about["checksum"]
+    if gone:
+        path.unlink()
+        del about["files"][file]
+    else:
+        flip(path)
+        about["files"][file] = checksum_of(path)
+    (store.path(name) / "manifest.json").write_text(json.dumps(seal(about)))
+    assert store.damage(name) == ""
+
+
+@pytest.mark.parametrize("table", ["rows", "per_prompt"])
+def test_a_measurement_whose_list_was_shortened_is_not_passed_over(
+    store: Store, plan: Plan, tmp_path: Path, table: str
+) -> None:
+    """The table is gone and its entry too, under a right seal: its run must not be missing from the records."""
+    name = plan.runs[0].measure.name
+    edit_consistently(store, name, f"{table}.parquet", gone=True)
+    with pytest.raises(Damaged, match=rf"{name}: {table}\.parquet is no part of it, .*; remove this folder and repeat"):
+        collect(plan, store, tmp_path / "out")
 
 
 def test_an_old_artifact_is_read_and_nothing_vouches_for_it(store: Store) -> None:
@@ -257,7 +297,8 @@ def test_what_nothing_vouches_for_is_told_and_named_in_the_provenance(
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["unvouched"] == sorted(old)
     tell_unvouched(plan.steps(), store)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "2 artifacts were made before there were checksums, and nothing vouches for them" in line
+    assert line.startswith(f"aligngap: {store.root}: 2 artifacts (")
+    assert "were made before there were checksums, and nothing vouches for them" in line
     assert all(name in line for name in old)
 
 
@@ -423,6 +464,43 @@ def test_answers_that_were_removed_are_asked_again(tmp_path: Path) -> None:
     assert Answers(path).spent("judge", "step")["asked"] == 0
 
 
+@pytest.mark.parametrize(
+    "torn",
+    ["[1]", "5", '{"better": "first"}', '{"better": "second", "what": "ok", "tokens_in": 12, "tokens_out": 3}', None],
+)
+def test_an_answer_that_is_edited_or_has_lost_its_checksum_is_asked_again(
+    tmp_path: Path, torn: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where this very step has paid for it before, the account counts one payment of two: that is told."""
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    answers.put("judge", "step", "q", ANSWER)
+    assert capsys.readouterr().err == ""
+    change(path, "DELETE FROM answers" if torn is None else "UPDATE answers SET answer = ?", *([torn] if torn else []))
+    assert answers.get("q") is None
+    assert answers.put("judge", "step", "q", ANSWER) == ANSWER
+    assert answers.get("q") == ANSWER
+    said = "answers that were paid for are gone or not what was written; they are asked and paid for again"
+    assert capsys.readouterr().err == f"aligngap: {path}: {said}\n"
+
+
+def test_an_answer_to_another_question_is_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    answers.put("judge", "step", "q", ANSWER)
+    answers.put("judge", "step", "other", ANSWER | {"better": "second"})
+    change(path, "UPDATE answers SET answer = (SELECT answer FROM answers WHERE question = 'q')")
+    assert Answers(path).get("q") == ANSWER
+    assert Answers(path).get("other") is None
+
+
+def change(path: Path, *statement: str) -> None:
+    """Change a file of answers behind its back."""
+    with sqlite3.connect(path) as base:
+        base.execute(statement[0], statement[1:])
+    base.close()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "replaced"])
 def test_a_file_of_answers_that_cannot_be_read_is_one_line(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "answers.sqlite"
@@ -443,11 +521,32 @@ def test_an_account_that_is_not_what_was_written_is_one_line(tmp_path: Path, col
     spent = answers.spent("judge", "step")
     assert (spent["pairs"], spent["answers"], spent["asked"], spent["tokens_in"]) == (1, 2, 1, 12)
     table, name = column.split(".")
-    with sqlite3.connect(path) as base:
-        base.execute(f"UPDATE {table} SET {name} = ?", ("9",))
-    base.close()
+    change(path, f"UPDATE {table} SET {name} = ?", "9")
     with pytest.raises(Damaged, match=r"answers\.sqlite: a row of what step was judged is not what was written; move"):
         Answers(path).spent("judge", "step")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM judged WHERE pair = 'pair'", "DELETE FROM paid", "DELETE FROM totals",
+        "UPDATE totals SET count = count + 1", "UPDATE totals SET count = x'ff'",
+        "INSERT INTO paid VALUES ('judge', 'step', 'more', 1, 1, 'none')", "UPDATE judged SET checksum = NULL",
+        "UPDATE judged SET answers = x'ff'", "DROP TABLE judged", "ALTER TABLE paid RENAME COLUMN tokens_in TO other",
+    ],
+)  # fmt: skip
+def test_an_account_that_lacks_rows_or_has_others_is_one_line(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "answers.sqlite"
+    answers = Answers(path)
+    for question in ("q", "r"):
+        answers.put("judge", "step", question, ANSWER)
+    for pair in ("pair", "another"):
+        answers.judged("judge", "step", {pair: COUNTED, "third": COUNTED})
+    assert (answers.spent("judge", "step")["pairs"], answers.spent("judge", "step")["asked"]) == (3, 2)
+    change(path, statement)
+    with pytest.raises(Damaged, match=r"answers\.sqlite: .*; move (it|the file) away, then repeat the command"):
+        Answers(path).spent("judge", "step")
+    assert Answers(path).spent("judge", "another step")["asked"] == 0
 
 
 def test_an_account_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_the_last_checkpoint_is_the_default(finished: Path, tmp_path: Path) -> N
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_card_says_that_the_folder_was_edited(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    (out / "study.yaml").write_text((out / "study.yaml").read_text().replace("question: ", "question: not ", 1))
+    words = ["--store", str(finished / "store"), "--to", str(tmp_path / "to")]
+    assert main(["export", str(out), "online", *words]) == 0
+    assert "Doubt: study.yaml was changed after aligngap wrote it" in (tmp_path / "to" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "name"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from fake_hub import TOKEN, FakeHub, fake_hub
 from huggingface_hub import DatasetCard, ModelCard, RepoCard, constants
 
 from aligngap.cli import main
+from aligngap.storage.listing import LIST
 
 
 @pytest.fixture
@@ -74,6 +76,7 @@ def test_records_and_page_arrive(hub: FakeHub, small: Path, capsys: pytest.Captu
     assert {"config_name": "samples", "data_files": "samples.parquet"} in rest
     assert "## " in about.text
     assert {"study.yaml", "provenance.json", "summary.md"} <= set(records)
+    assert set(json.loads(records[LIST])["files"]) <= set(records)  # what was sent can be held against it
     assert any(name.startswith("figures/") for name in records)
     assert "report.html" not in records
 

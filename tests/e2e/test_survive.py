@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +21,7 @@ from warm import Warm
 from aligngap.execute.worker import make
 from aligngap.pipeline.context import Context
 from aligngap.pipeline.plan import expand
+from aligngap.storage.listing import Faults, find_faults
 from aligngap.storage.store import Store
 from aligngap.study.load import validate
 
@@ -73,6 +75,58 @@ def same(left: Path, right: Path) -> None:
 
 def test_two_commands_on_one_store_make_everything_once(whole: Path) -> None:
     same(whole / "out", whole / "other")
+
+
+def test_two_commands_in_one_output_folder(warm: Warm, whole: Path, tmp_path: Path) -> None:
+    """Two runs that collect at once, and a page and a table that are made meanwhile: none is torn, none accuses."""
+    place = tmp_path / "study"
+    shutil.copytree(whole, place)
+    (place / "out" / ".said.json").unlink()  # all is there, and every run collects
+    again = [*WORDS, "out", "--store", "store"]
+    for running in [warm.start(words, place) for words in (again, again, ["report", "out"], ["show", "out"])]:
+        code, _, said = running.finish()
+        assert code == 0, said
+        assert "changed" not in said
+        assert "stopped" not in said
+        assert "Traceback" not in said
+    assert find_faults(place / "out") == Faults()
+    same(place / "out", whole / "out")
+    page, own = ((folder / "out" / "report.html").read_bytes() for folder in (place, whole))
+    assert page == own
+
+
+@pytest.mark.parametrize("where", ["the store", "an artifact"])
+def test_a_store_on_a_symlink_is_held_against_its_checksums(
+    warm: Warm, whole: Path, tmp_path: Path, where: str
+) -> None:
+    place, other = tmp_path / "study", tmp_path / "elsewhere"
+    shutil.copytree(whole, place)
+    shutil.rmtree(place / "out")
+    artifact = next((place / "store").glob("measure-*"))
+    moved = place / "store" if where == "the store" else artifact
+    shutil.move(moved, other)
+    moved.symlink_to(other)
+    rows = artifact / "rows.parquet"
+    rows.write_bytes(rows.read_bytes()[:-1] + b"\0")
+    code, _, said = warm.run([*WORDS, "out"], place)
+    assert code == 0, said
+    assert "rows.parquet is not what was written" in said
+    same(place / "out", whole / "out")
+
+
+def test_a_study_that_is_moved_while_it_is_stopped_goes_on(warm: Warm, whole: Path, folder: Path) -> None:
+    running = warm.start([*WORDS, "out", "--save-seconds", "0.01"], folder)
+    limit = time.monotonic() + 120
+    while not list((folder / "store" / "partial").glob("*-*/state-*")):
+        assert time.monotonic() < limit
+        assert running.wait(0) is None
+        time.sleep(0.01)
+    running.kill()
+    moved = folder.with_name("moved")
+    shutil.move(folder, moved)
+    code, _, said = warm.run([*WORDS, "out"], moved)
+    assert code == 0, said
+    same(whole / "out", moved / "out")
 
 
 @pytest.mark.parametrize("file_bytes", [1_500, 9_000, 40_000])

@@ -30,6 +30,7 @@ from aligngap.pipeline.judges import FitJudge
 from aligngap.pipeline.plan import expand
 from aligngap.report.figures import dial_chart
 from aligngap.report.forecast import varied_pairs
+from aligngap.storage.listing import Faults, find_faults
 from aligngap.study.forecast import TWIN, forecast_study
 from aligngap.study.load import load
 
@@ -169,9 +170,16 @@ def test_what_is_expected_is_computed_and_keeps_its_time(tmp_path: Path) -> None
     assert len(json.loads(about)["sha256"]) == 64
     write_expected("few-labels", tmp_path)
     assert (tmp_path / "expected.json").read_text() == about
+    assert find_faults(tmp_path) == Faults()
+    file.write_text("edited")
+    assert find_faults(tmp_path) == Faults(changed=("expected.csv",))
+    write_expected("few-labels", tmp_path)
+    assert pd.read_csv(file).query("kl_nats == 1").set_index("online").equals(table)
+    assert (tmp_path / "earlier" / "expected.csv").read_text() == "edited"
+    assert (tmp_path / "earlier" / "expected.json").read_text() == about  # with its time
     assert write_expected("opening", tmp_path) is None
     assert not file.exists()  # what was expected of another study stands beside no other's records
-    assert (tmp_path / "earlier" / "expected.json").read_text() == about
+    assert find_faults(tmp_path) == Faults()
 
 
 @pytest.mark.usefixtures("quick")

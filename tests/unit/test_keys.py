@@ -38,6 +38,7 @@ from aligngap.storage import content
 from aligngap.storage.store import Store
 from aligngap.study.build import identity_of, open_judge
 from aligngap.study.load import load
+from aligngap.tasks.pairs import PairsTask
 from aligngap.types import AligngapError, RunFailed
 
 #: The defaults that keys of stored artifacts stand for. Add to it; change nothing in it without raising versions.
@@ -121,6 +122,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "config.json").write_text('{"model_type": "t5"}')
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    for name in ("special_tokens_map.json", "generation_config.json"):
+        (folder / name).write_text("{ }")
     (folder / "model.safetensors").write_bytes(bytes(4096))
     (folder / "README.md").write_text("about it")
     return folder
@@ -140,6 +143,8 @@ def planned(folder: Path) -> dict[str, str]:
         ("tokenizer.json", {"data", "sft", "golden", "online"}),
         ("chat_template.jinja", {"data", "sft", "golden", "online"}),
         ("config.json", {"data", "sft", "golden", "online"}),
+        ("special_tokens_map.json", {"data", "sft", "golden", "online"}),
+        ("generation_config.json", {"data", "sft", "golden", "online"}),
         ("README.md", set()),
     ],
 )
@@ -171,6 +176,28 @@ def test_a_file_that_has_just_changed_is_not_remembered(model: Path) -> None:
     assert not content.open_hashes().known
     (model / "model.safetensors").write_bytes(bytes(4095) + b"1")
     assert content_of(str(model)) != first
+
+
+def test_a_clock_that_goes_back_lets_no_old_hash_stand(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are then of the future: none is remembered, and what is read is what lies there."""
+    first = content_of(str(model))
+    with monkeypatch.context() as back:
+        back.setattr(content.time, "time", lambda: 0.0)
+        assert content_of(str(model)) == first
+        content.open_hashes().save()
+        assert not content.open_hashes().known
+        (model / "tokenizer.json").write_text("[]")
+        assert content_of(str(model)) != first
+
+
+def test_a_data_file_of_the_same_size_and_time_is_another(tmp_path: Path) -> None:
+    path, row = tmp_path / "pairs.jsonl", '{"prompt": "p", "chosen": "yes", "rejected": "no!"}\n'
+    path.write_text(row * 2)
+    at, before = path.stat(), PairsTask(path=str(path)).fingerprint()
+    path.write_text(row.replace("yes", "no?") * 2)
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+    assert path.stat().st_size == at.st_size
+    assert PairsTask(path=str(path)).fingerprint() != before
 
 
 def test_a_model_that_changes_under_a_command_is_refused(model: Path) -> None:

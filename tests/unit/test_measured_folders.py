@@ -101,9 +101,36 @@ def test_a_checkpoint_that_is_being_written_is_not_whole(tmp_path: Path) -> None
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}')
     with pytest.raises(Unfinished, match=r"model-00001-of-00002\.safetensors is missing"):
         weights_of(folder)
-    (folder / "model.safetensors.index.json").write_text('{"weight_')
-    with pytest.raises(Unfinished, match="is not whole"):
+    for text in ('{"weight_', "[1]", '{"weight_map": [1]}', '{"weight_map": {"w": 1}}', "[" * 100_000):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(Unfinished, match="is not whole"):
+            weights_of(folder)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[1]",
+        "3",
+        '{"w": 1}',
+        '{"w": {}}',
+        '{"w": {"data_offsets": [0]}}',
+        "[" * 100_000,
+        '{"w": {"data_offsets": [0, "x"]}}',
+    ],
+)
+def test_weights_with_a_header_that_is_none_are_not_whole(tmp_path: Path, header: str) -> None:
+    folder = model_at(tmp_path / "model", b"12345678")
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"12345678")
+    with pytest.raises(Unfinished, match="is shorter than it says"):
         weights_of(folder)
+
+
+def test_an_adapter_whose_configuration_is_no_such_is_not_whole(tmp_path: Path) -> None:
+    for text in ("[1]", "{", "3"):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(Unfinished, match="is not whole"):
+            base_path(tmp_path)
 
 
 FORMS = {

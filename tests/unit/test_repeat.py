@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from aligngap.execute import repeat
 from aligngap.storage.checksums import names_of
+from aligngap.storage.listing import LIST
 from aligngap.storage.store import Store
 
 COMMAND = "aligngap run tiny"
@@ -67,6 +68,7 @@ CHANGES: dict[str, Callable[[Any, Store, Path], object]] = {
     "people have rated": lambda plan, store, out: (out / "ratings.parquet").write_text("x"),
     "the study is another": lambda plan, store, out: setattr(plan, "study", Named(name="other")),
     "an artifact was made again": change_artifact,
+    "the list of its files is torn": lambda plan, store, out: (out / LIST).write_text("{"),
     "what it said is torn": lambda plan, store, out: (out / repeat.FILE).write_text("{"),
 }
 

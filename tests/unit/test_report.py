@@ -26,10 +26,13 @@ from aligngap.report.folder import find_command
 from aligngap.report.page import mark_settings
 from aligngap.report.sections import say_leading
 from aligngap.storage.columns import BEST_OF_N_COLUMNS, PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
+from aligngap.storage.listing import writing
 from aligngap.storage.records import (
     BEST_OF_N,
     FORMAT_KEY,
-    TABLE_LIST,
+    PER_PROMPT,
+    RECORDS,
+    SAMPLES,
     read_folder,
     read_per_prompt,
     read_records,
@@ -330,9 +333,10 @@ def test_equal_series_and_texts_stand_once_on_the_page(made: Path) -> None:
 def test_a_table_that_was_edited_is_told_on_screen_and_in_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the sealed list that tables are written with; a folder without one is read as it is."""
-    save(tmp_path, make(prompts=20, seeds=(0, 1)))
-    assert read_folder(tmp_path).changed == ()
+    """By the folder's sealed list; what else it tells is in `test_listing.py`."""
+    with writing(tmp_path, [RECORDS, PER_PROMPT, SAMPLES]):
+        save(tmp_path, make(prompts=20, seeds=(0, 1)))
+    assert read_folder(tmp_path).doubts == ()
     table = pq.read_table(tmp_path / "records.parquet")
     rows = table.to_pandas()
     rows["win_rate"] = np.where(rows["arm"] == "offline", rows["win_rate"] * 0.9, rows["win_rate"])
@@ -342,12 +346,7 @@ def test_a_table_that_was_edited_is_told_on_screen_and_in_the_report(
     for text in (headline(tmp_path), (tmp_path / "summary.md").read_text(), (tmp_path / "report.html").read_text()):
         assert said in text
     read_folder(tmp_path)
-    assert capsys.readouterr().err.count("records.parquet: was changed after aligngap wrote it") == 1
-    sealed = (tmp_path / TABLE_LIST).read_text()
-    (tmp_path / TABLE_LIST).write_text(sealed.replace("samples", "example"))
-    assert read_folder(tmp_path).changed == (TABLE_LIST,)
-    (tmp_path / TABLE_LIST).unlink()
-    assert read_folder(tmp_path).changed == ()
+    assert capsys.readouterr().err.count(f"aligngap: {tmp_path}: {said}") == 1
 
 
 def test_the_page_says_at_which_commit_and_whether_with_changes_artifacts_were_made(tmp_path: Path) -> None:

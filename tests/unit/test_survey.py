@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -228,6 +229,30 @@ def test_a_checkpoint_that_is_being_written_is_passed_over_and_taken_in_later(pl
     assert last.policy is not None
     with pytest.raises(RunFailed, match="its files have changed since the command began"):
         last.policy.check()
+
+
+@pytest.mark.parametrize(
+    "file", ["p.txt", "sft/tokenizer_config.json", "sft/generation_config.json", "sft/chat_template.jinja"]
+)
+def test_what_changes_between_the_plan_and_the_work_is_refused(place: Place, file: str) -> None:
+    """Of the same size and with its time kept: prompts, and how the reference reads them; their keys are of the old."""
+    path = place.folder / file
+    if not path.exists():
+        path.write_text("{{ messages }}")
+    survey, at, text = place.plan(chat=False), path.stat(), path.read_bytes()
+    first, second, rest = text.split(b"\n", 2) if file == "p.txt" else (text, b"", b"")
+    other = b"\n".join([second, first, rest]) if file == "p.txt" else text.replace(b" ", b"\t", 1)
+    path.write_bytes(other)
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+    assert path.stat().st_size == len(text)
+    assert other != text
+    with pytest.raises(RunFailed, match="changed since the command began; repeat the command"):
+        make(survey.prompts, place.context())
+    assert place.make(place.plan(chat=False), place.context()) == 1 + 1 + 8
+    path.write_bytes(text)
+    again = place.plan(chat=False)
+    assert again.prompts.name == survey.prompts.name
+    assert place.make(again, place.context()) == 1 + 1 + 8
 
 
 def test_what_cannot_be_surveyed_is_one_line(place: Place) -> None:

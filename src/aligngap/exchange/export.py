@@ -5,23 +5,23 @@ Numbers on the card are the records' own, with their standard errors. Leaves out
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import yaml
-
 from aligngap import __version__
 from aligngap.registry import did_you_mean
+from aligngap.report.folder import read_provenance, read_study
 from aligngap.settings import LoraSpec, LossSpec, Optimization
 from aligngap.storage.columns import OPPONENTS
 from aligngap.storage.files import whole_folder
-from aligngap.storage.records import read_records
+from aligngap.storage.listing import PROVENANCE, STUDY
+from aligngap.storage.records import Tables, read_folder
 from aligngap.storage.store import Store
-from aligngap.types import AligngapError, first_line
+from aligngap.types import AligngapError
+
+FINISHED = "give the output folder of a finished run, or repeat the command that made this one"
 
 
 def export(out: Path, name: str, to: Path, store: Store) -> Path:
@@ -31,10 +31,12 @@ def export(out: Path, name: str, to: Path, store: Store) -> Path:
     without a step, the run's last checkpoint. Raises AligngapError for an unknown run or step, for an artifact that is
     no longer in the store, and for a folder that is there and not empty.
     """
-    records, about, study = read_records(out), _provenance(out), _study(out)
+    tables, about, study = read_folder(out), _provenance(out), _study(out)
     wanted, at, step_text = name.rpartition("@") if "@" in name else (name, "", "")
     run = find_run(wanted, list(about["runs"]))
-    artifact = str(about["runs"][run]["align"])
+    artifact = str(about["runs"][run].get("align", ""))
+    if not artifact:
+        raise AligngapError(f"{out / PROVENANCE}: names no artifact of {run}; {FINISHED}")
     if not store.has(artifact):
         raise AligngapError(f"{store.path(artifact)}: no such artifact; name the study's store with --store")
     there = store.path(artifact).glob("checkpoints/step-*")
@@ -46,7 +48,7 @@ def export(out: Path, name: str, to: Path, store: Store) -> Path:
     manifest = store.manifest(artifact)
     with whole_folder(to) as beside:
         write_policy(store.open(artifact, checkpoints[step]), beside, store, manifest)
-        card = model_card(records, study, about, manifest, run, step)
+        card = model_card(tables, study, about, manifest, run, step)
         (beside / "README.md").write_text(card, encoding="utf-8")
     return to
 
@@ -80,16 +82,18 @@ def find_run(wanted: str, runs: list[str]) -> str:
 
 
 def model_card(
-    records: pd.DataFrame, study: Mapping[str, Any], about: Mapping[str, Any], manifest: Mapping[str, Any], run: str,
+    tables: Tables, study: Mapping[str, Any], about: Mapping[str, Any], manifest: Mapping[str, Any], run: str,
     step: int,
 ) -> str:  # fmt: skip
     """README.md of an exported policy, in the form of the Hugging Face hub."""
     from huggingface_hub import ModelCard, ModelCardData
 
+    records = tables.records
     rows = records[(records["run"] == run) & (records["step"] == step)]
     first = rows.iloc[0] if len(rows) else None
     arm, task = run.split()[0], dict(study.get("task", {}))
     path = study.get("policy", {}).get("path")
+    started = f"`{path}`" if path else f"a {study.get('policy', {}).get('model_type')} from scratch, after SFT"
     defaults = {n: f.get_default() for n, f in Optimization.model_fields.items() if not f.is_required()}
     loss = LossSpec.model_validate(manifest["configuration"].get("loss", {})).model_dump()  # defaults are in no key
     how = {**defaults, **manifest["configuration"]["optimization"]}
@@ -112,11 +116,12 @@ def model_card(
             ("optimisation", _plain(how)),
             ("seed", str(first["seed"]) if first is not None else run.rpartition("seed=")[2]),
             ("steps", str(step)),
-            ("start", f"`{path}`" if path else f"a {study['policy'].get('model_type')} from scratch, after SFT"),
+            ("start", started),
             ("task", _plain({k: v for k, v in task.items() if k not in ("path",) and v is not None})),
         ]),
         "## What was measured",
         "",
+        *[f"Doubt: {sentence}\n" for sentence in tables.doubts],
     ]  # fmt: skip
     if first is None:
         lines += ["This checkpoint was not measured.", ""]
@@ -164,23 +169,15 @@ def _plain(values: Mapping[str, Any]) -> str:
 
 
 def _provenance(out: Path) -> dict[str, Any]:
-    path = out / "provenance.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found.get("runs"), dict):
-            raise ValueError("it names no runs")
-        return found
-    except (OSError, ValueError, AttributeError) as error:
-        raise AligngapError(f"{path}: cannot be read ({error}); give the output folder of a finished run") from error
+    found = read_provenance(out)
+    if not found.get("runs"):
+        raise AligngapError(f"{out / PROVENANCE}: names no runs; {FINISHED}")
+    return found
 
 
 def _study(out: Path) -> dict[str, Any]:
-    path = out / "study.yaml"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "recipe" not in found:
-            raise ValueError("it is no study")
-        return found
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        what = first_line(error, 160)
-        raise AligngapError(f"{path}: cannot be read ({what}); give the output folder of a finished run") from error
+    found = read_study(out)
+    if lacking := [key for key in ("name", "question", "arms", "recipe") if not found.get(key)]:
+        what = f"has no `{lacking[0]}`, as a study that was run has"
+        raise AligngapError(f"{out / STUDY}: {what}; {FINISHED}")
+    return found

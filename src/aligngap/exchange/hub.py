@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aligngap import __version__
+from aligngap.storage.listing import copy_list
 from aligngap.types import AligngapError, first_line
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def push_report(hub: Hub, out: Path) -> list[str]:
             to = records / path.relative_to(out)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
+        copy_list(out, records)
         (records / "README.md").write_text(records_card(hub.repo, records), encoding="utf-8")
         page.mkdir()
         shutil.copy(out / "report.html", page / "index.html")

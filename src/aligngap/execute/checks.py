@@ -56,12 +56,24 @@ def check_data(made: Plan, store: Store) -> list[TaskData]:
 
 
 def tell_unvouched(steps: Sequence[Step], store: Store) -> None:
-    """Say on stderr which artifacts of a plan nothing vouches for, since they were made before there were checksums."""
-    old = store.unvouched(step.name for step in steps)
-    if old:
-        named = ", ".join(old[:3]) + (f" and {len(old) - 3} more" if len(old) > 3 else "")
-        what = f"{len(old)} artifacts were made before there were checksums, and nothing vouches for them: {named}"
+    """Say on stderr which artifacts of a plan nothing vouches for, and which were made from other bytes.
+
+    The first were made before there were checksums; an input of the others was made again, or is another store's.
+    """
+    names = [step.name for step in steps]
+    if old := store.unvouched(names):
+        what = f"{say_some(old)} were made before there were checksums, and nothing vouches for them"
         print(f"aligngap: {store.root}: {what}; remove their folders to make them anew", file=sys.stderr)
+    if apart := store.replaced(names):
+        what = f"{say_some(list(apart))} stand on an input that has been made again, or brought in, with other bytes"
+        remedy = f"`aligngap check {store.root}` says which; remove their folders to make them anew"
+        print(f"aligngap: {store.root}: {what}; {remedy}", file=sys.stderr)
+
+
+def say_some(names: Sequence[str]) -> str:
+    """How many artifacts, and the names of the first ones."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} artifact{'s' * (len(names) != 1)} ({', '.join(names[:3])}{more})"
 
 
 def tell_fewer_prompts(study: Study, out: Path) -> None:

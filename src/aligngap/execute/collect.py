@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from aligngap.storage.columns import (
     RECORD_COLUMNS,
     SAMPLE_COLUMNS,
 )
-from aligngap.storage.files import write_text
-from aligngap.storage.reuse import begin_folder
+from aligngap.storage.listing import PROVENANCE
+from aligngap.storage.reuse import begin_folder, write_provenance, writing_records
 from aligngap.storage.store import Store
+from aligngap.types import Damaged
 
 COUNTS = ("pairs_seen", "pairs_distinct", "responses_sampled")
 #: columns of the records, from the log: over the steps since the checkpoint before, or at this step
@@ -77,7 +79,7 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
         for source in [start.name, run.measure.name] if run.align.start is None else [run.measure.name]:
             for table, frames in tables.items():
                 part = f"{table}.parquet"
-                if store.holds(source, part):
+                if holds_measured(store, source, table):
                     frame = read(store.open(source, part)).assign(arm=run.arm, run=run.name, seed=run.seed)
                     frames.append(add_run_columns(frame, run, plan, log, outcome) if table == "rows" else frame)
     if not count:
@@ -89,18 +91,15 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
         for (_, variant), s in plan.references.items()
         if store.has(s.name)
     ]
-    write_or_remove(out / records.BEST_OF_N, best, BEST_OF_N_COLUMNS)
     probed = [*plan.probes.items(), *plan.judges_probes.items()]
     held = [(seed, store.open(s.name, "probe.parquet")) for seed, s in probed if store.has(s.name)]
     of = plan.study.compare[0]
     along = [pd.read_parquet(part).assign(seed=seed, recording=of) for seed, part in held]
-    write_or_remove(out / records.PROBE, along, PROBE_COLUMNS)
     crossed = [
         pd.read_parquet(store.open(r.crossed.name, "crossed.parquet")).assign(run=r.name)
         for r in plan.runs
         if r.crossed is not None and store.has(r.crossed.name)
     ]
-    write_or_remove(out / records.CROSSED, crossed, CROSSED_COLUMNS)
     asked: dict[str, Counter[str]] = {}
     for step in plan.steps():
         if store.has(step.name):
@@ -110,8 +109,7 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
                 asked.setdefault(judge, Counter()).update(counts)
     if asked:
         about["judges"] = asked
-    if unvouched := store.unvouched(about["artifacts"]):
-        about["unvouched"] = unvouched
+    about |= vouch(store, list(about["artifacts"]), out)
     shown: set[str] = set()
     for run in plan.runs:
         about["pipeline"] += describe_parts(run, plan.start[run.name], store, shown)
@@ -122,11 +120,58 @@ def collect(plan: Plan, store: Store, out: Path, command: str = "") -> int:
         for table, frames in tables.items()
     }
     resolved = yaml.safe_dump(plan.study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    begin_folder(out, resolved, whole["samples"], (records.BEST_OF_N, records.PROBE, records.CROSSED))
-    for table, frame in whole.items():
-        records.write_table(out / files[table], frame[list(columns[table])], columns[table])
-    write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    with writing_records(out):
+        begin_folder(out, resolved, whole["samples"], (records.BEST_OF_N, records.PROBE, records.CROSSED))
+        write_or_remove(out / records.BEST_OF_N, best, BEST_OF_N_COLUMNS)
+        write_or_remove(out / records.PROBE, along, PROBE_COLUMNS)
+        write_or_remove(out / records.CROSSED, crossed, CROSSED_COLUMNS)
+        for table, frame in whole.items():
+            records.write_table(out / files[table], frame[list(columns[table])], columns[table])
+        write_provenance(out, about)
     return count
+
+
+def vouch(store: Store, names: Sequence[str], out: Path) -> dict[str, Any]:
+    """What a provenance says of how far artifacts can be believed, and of which content (hash) they are.
+
+    An artifact that the records in `out` were made of before, and whose content was another, is told on stderr.
+    """
+    found: dict[str, Any] = {"contents": {name: store.content(name) for name in names}}
+    if unvouched := store.unvouched(names):
+        found["unvouched"] = unvouched
+    if replaced := store.replaced(names):
+        found["replaced"] = replaced
+    before = contents_in(out)
+    for name in sorted(found["contents"]):
+        if before.get(name, found["contents"][name]) != found["contents"][name]:
+            tell_other(store.path(name), out)
+    return found
+
+
+def contents_in(out: Path) -> dict[str, Any]:
+    """The content of each artifact that the records in a folder were made of; {} where it is not said."""
+    try:
+        found = json.loads((out / PROVENANCE).read_bytes())["contents"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@cache
+def tell_other(artifact: Path, out: Path) -> None:
+    """Say on stderr, once a process, that an artifact is another than when records were made of it."""
+    what = f"holds other bytes than when the records in {out} were last written; they are of what it holds now"
+    print(f"aligngap: {artifact}: {what}", file=sys.stderr, flush=True)
+
+
+def holds_measured(store: Store, name: str, table: str) -> bool:
+    """Whether a measurement has a table. Damaged if it says that it measured, and yet lists none."""
+    if store.holds(name, f"{table}.parquet"):
+        return True
+    if table != "samples" and store.manifest(name)["result"].get("steps"):
+        what = f"{table}.parquet is no part of it, though it says that it measured"
+        raise Damaged(f"{store.path(name)}: {what}; remove this folder and repeat the command", name)
+    return False
 
 
 def write_or_remove(file: Path, frames: Sequence[pd.DataFrame], columns: records.Columns) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from aligngap.hypotheses.few_labels import LABELS, REGIMES, Regime
 from aligngap.storage.files import write_text
+from aligngap.storage.listing import writing
 from aligngap.storage.provenance import commit
 from aligngap.storage.reuse import EXPECTED, move_aside
 
@@ -31,21 +32,25 @@ FAINT = 0.01
 def write_expected(study: str, out: Path) -> Path | None:
     """Write what is expected of the study of this name, once; None for a study without regimes.
 
-    A file that says the same is left as it is, with the time at which it was written first; one that another study
-    has left there is moved aside.
+    A file that says the same is left as it is, with the time at which it was written first; one that says something
+    else, or that another study has left there, is moved aside.
     """
     regimes = REGIMES.get(study)
     if regimes is None:
-        move_aside(out, *EXPECTED)
+        if any((out / name).is_file() for name in EXPECTED):
+            with writing(out, (), moves=EXPECTED):
+                move_aside(out, *EXPECTED)
         return None
     text = expected(regimes).to_csv(index=False, float_format="%.3f")
     file = out / FILE
-    if not file.exists() or file.read_text() != text:
+    if not file.exists() or file.read_bytes() != text.encode():
         out.mkdir(parents=True, exist_ok=True)
-        write_text(file, text, durable=True)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         about = {"written": now, "sha256": hashlib.sha256(text.encode()).hexdigest(), "commit": commit()}
-        write_text(out / ABOUT, json.dumps(about, indent=1) + "\n", durable=True)
+        with writing(out, EXPECTED):
+            move_aside(out, *EXPECTED)  # another study's, or another expectation, with the time of that
+            write_text(file, text, durable=True)
+            write_text(out / ABOUT, json.dumps(about, indent=1) + "\n", durable=True)
     return file
 
 

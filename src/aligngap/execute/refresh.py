@@ -30,7 +30,8 @@ class Refresher:
         self.plan, self.store, self.out, self.command = plan, store, out, command
         self.measures = {run.measure.name for run in plan.runs}
         self.child: subprocess.Popen[bytes] | None = None
-        self.begun, self.took = time.time(), FIRST
+        self.begun, self.took = time.monotonic(), FIRST  # a clock that is set does not hold it up
+        self.clock = time.time()  # as the page's file has it
 
     def notice(self, name: str) -> bool:
         """Begin to make the page anew if the finished step is a measurement and the last page is long enough ago.
@@ -39,7 +40,7 @@ class Refresher:
         """
         if name not in self.measures or not self._due():
             return False
-        self.begun = time.time()
+        self.begun, self.clock = time.monotonic(), time.time()
         try:
             count = collect(self.plan, self.store, self.out, self.command)
         except Damaged:  # the collection at the end says so and has it made again
@@ -66,5 +67,5 @@ class Refresher:
             if self.child.poll() is None:
                 return False
             page = self.out / "report.html"
-            self.took = max(page.stat().st_mtime - self.begun, FIRST) if page.exists() else FIRST
-        return time.time() - self.begun >= self.took / SHARE
+            self.took = max(page.stat().st_mtime - self.clock, FIRST) if page.exists() else FIRST
+        return time.monotonic() - self.begun >= self.took / SHARE

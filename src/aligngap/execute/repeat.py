@@ -14,6 +14,7 @@ import aligngap
 from aligngap import registry
 from aligngap.pipeline.plan import Plan
 from aligngap.storage.checksums import checksum_of, unseal, write_sealed
+from aligngap.storage.listing import Faults, find_faults
 from aligngap.storage.provenance import packages
 from aligngap.storage.store import Store, digest
 from aligngap.types import Damaged
@@ -29,7 +30,7 @@ def said(plan: Plan, store: Store, out: Path, command: str) -> str | None:
     try:
         found = unseal(out / FILE)
         text: str = found.pop("said", "")
-        if not all(store.has(step.name) for step in plan.steps()):
+        if find_faults(out) != Faults() or not all(store.has(step.name) for step in plan.steps()):
             return None
         if found != rests_on(plan, store, out, command):
             return None

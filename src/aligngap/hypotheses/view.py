@@ -258,7 +258,7 @@ class View:
         return {
             int(row["seed"]): float(row["value"])
             for row in self.pipeline
-            if row["part"] == name and row["what"] == what
+            if row["part"] == name and row["what"] == what and isinstance(row["value"], int | float)
         }
 
     def wins(self, arm: str, draws: int = 400) -> dict[int, tuple[pd.DataFrame, FloatArray, FloatArray]]:

@@ -17,6 +17,7 @@ from aligngap.pipeline.context import Context
 from aligngap.stats.axes import say_nats
 from aligngap.stats.ceiling import ESS_FLOOR, ceiling
 from aligngap.storage.files import write_text
+from aligngap.storage.listing import writing
 from aligngap.storage.reuse import CEILINGS
 
 
@@ -40,12 +41,12 @@ def write_ceilings(survey: Survey, ctx: Context, out: Path) -> list[str]:
                 "step": checkpoint.step, "kl_nats": kl, "ceiling": gain if left >= ESS_FLOOR else math.nan,
                 "samples": drawn.samples, "effective_samples": left,
             })  # fmt: skip
-    if not rows:
-        (out / CEILINGS).unlink(missing_ok=True)
-        return []
     table = pd.DataFrame(rows)
-    write_text(out / CEILINGS, table.to_csv(index=False))
-    return [say_ceilings(table)]
+    with writing(out, [CEILINGS]):
+        (out / CEILINGS).unlink(missing_ok=True)
+        if rows:
+            write_text(out / CEILINGS, table.to_csv(index=False))
+    return [say_ceilings(table)] if rows else []
 
 
 def say_ceilings(table: pd.DataFrame) -> str:

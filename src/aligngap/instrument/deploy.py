@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from aligngap import __version__
+from aligngap.report.folder import REMEDY, read_study
 from aligngap.storage.files import whole_folder
+from aligngap.storage.listing import STUDY
 from aligngap.types import AligngapError
 
 #: what of a checkpoint's folder is a model's and not its trainer's
@@ -66,13 +66,10 @@ def copy_files(folder: Path, to: Path, patterns: Sequence[str]) -> None:
 
 def read_measured(out: Path) -> dict[str, Any]:
     """What a measured folder's `study.yaml` says of its reference, prompts and judges."""
-    try:
-        found = yaml.safe_load((out / "study.yaml").read_text(encoding="utf-8"))["measured"]
-        return dict(found)
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise AligngapError(
-            f"{out / 'study.yaml'}: is not of `aligngap measure` ({error}); measure it again"
-        ) from error
+    found: dict[str, Any] | None = read_study(out).get("measured")
+    if found is None:
+        raise AligngapError(f"{out / STUDY}: does not say what `aligngap measure` was given; {REMEDY}")
+    return found
 
 
 def plain(judge: Mapping[str, Any]) -> str:

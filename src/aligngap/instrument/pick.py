@@ -9,7 +9,6 @@ prompts, Holm over all of them). It is about these very weights: an interval ove
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,11 @@ import pandas as pd
 from scipy import special
 
 from aligngap.instrument.rows import REFERENCE
+from aligngap.report.folder import REMEDY, read_provenance
 from aligngap.stats.adjust import holm
 from aligngap.stats.axes import say_nats
 from aligngap.stats.estimate import interval
+from aligngap.storage.listing import PROVENANCE
 from aligngap.storage.records import Tables, read_folder
 from aligngap.types import AligngapError, Estimate
 
@@ -57,6 +58,7 @@ class Pick:
     choosing: int  # prompts that chose
     budget: float | None
     beyond: int  # checkpoints left out for their KL
+    doubts: tuple[str, ...] = ()  # sentences about files of the folder that are not what aligngap wrote
 
 
 def pick(out: Path, kl: float | None = None, policy: str | None = None) -> Pick:
@@ -103,7 +105,7 @@ def pick(out: Path, kl: float | None = None, policy: str | None = None) -> Pick:
     return Pick(
         candidates[best], (max(0.0, low), min(1.0, high)), tuple(alike),
         tuple(candidates[i] for i, gap in apart.items() if gap < 0),
-        len(candidates), int(first.sum()), kl, len(rows) - len(within),
+        len(candidates), int(first.sum()), kl, len(rows) - len(within), tables.doubts,
     )  # fmt: skip
 
 
@@ -156,20 +158,17 @@ def sentences(found: Pick) -> list[str]:
         lines.append(f"not told apart from it, the least KL first: {told}{more}")
     elif found.candidates > 1:
         lines.append("told apart from every other one")
-    return lines
+    return [*lines, *(f"doubt: {sentence}" for sentence in found.doubts)]
 
 
 def place_of(out: Path, chosen: Candidate) -> dict[str, Any] | None:
     """Where the weights of a measured checkpoint lie, with their hash; None of a study's own run."""
-    path = out / "provenance.json"
-    try:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        run = runs[chosen.run]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AligngapError(f"{path}: does not say where {chosen.name} lies ({error}); measure it again") from error
-    if "checkpoints" not in run:
+    run = read_provenance(out).get("runs", {}).get(chosen.run, {})
+    if run.get("align"):
         return None
-    found: dict[str, Any] = run["checkpoints"][str(chosen.step)]
+    found: dict[str, Any] | None = run.get("checkpoints", {}).get(str(chosen.step))
+    if found is None:
+        raise AligngapError(f"{out / PROVENANCE}: does not say where {chosen.name} lies; {REMEDY}")
     return found
 
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import yaml
-from filelock import FileLock
 
 from aligngap.stats.budgets import BUDGETS
 from aligngap.storage import records
 from aligngap.storage.columns import PER_PROMPT_COLUMNS, RECORD_COLUMNS, SAMPLE_COLUMNS
 from aligngap.storage.files import write_text
-from aligngap.storage.reuse import STUDY, keep_ratings
+from aligngap.storage.listing import STUDY, writing
+from aligngap.storage.reuse import keep_ratings
 from aligngap.types import AligngapError, Estimate, Prompt
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def frames_of(found: Sequence[tuple[OfRun, Measured]]) -> Frames:
 
 def write_frames(out: Path, frames: Frames) -> None:
     """Write the tables of a folder, each whole or not at all."""
-    for name, (file, columns) in TABLES.items():
+    for name, (file, columns) in reversed(TABLES.items()):  # the records last: what they name lies there
         records.write_table(out / file, getattr(frames, name), columns)
 
 
@@ -174,13 +174,15 @@ def add_rows(out: Path | str, measured: Measured, *, compare: tuple[str, str] | 
 
     `of` are the fields of `OfRun`: study, arm, seed and step, and what is known of the run beside. The folder's
     `study.yaml` names the arms seen so far, so that `aligngap report` draws them; `compare` names the two that the
-    report is about, by default the first two. Several processes may add to one folder.
+    report is about, by default the first two. Several processes may add to one folder. What was changed in it stays
+    told as changed.
     """
     place = Path(out)
     place.mkdir(parents=True, exist_ok=True)
     run = OfRun(**of)
     new = frames_of([(run, measured)])
-    with FileLock(str(place / ".tables.lock")):
+    files = [file for file, _ in TABLES.values()]
+    with writing(place, [STUDY, *files], moves=[records.RATINGS], onto=files, what=f"{run.run}@{run.step}"):
         old = _read(place)
         kept = {}
         for name in TABLES:
@@ -191,7 +193,7 @@ def add_rows(out: Path | str, measured: Measured, *, compare: tuple[str, str] | 
         keep_ratings(place, kept["samples"])
         write_frames(place, Frames(**kept))
         arms = list(dict.fromkeys(kept["records"]["arm"]))
-        write_text(place / STUDY, study_text(run.study, arms, compare))
+        write_text(place / STUDY, study_text(run.study, arms, compare), durable=True)
 
 
 def _read(out: Path) -> Frames:

@@ -18,9 +18,8 @@ from aligngap.instrument.folders import Found
 from aligngap.instrument.gauge import ROLES
 from aligngap.instrument.judging import identity_of as judge_identity
 from aligngap.judges.kinds import CheckedKind, LimitedKind
-from aligngap.models.pretrained import content_of
 from aligngap.pipeline.base import Step
-from aligngap.pipeline.checkpoints import AskJudge, PromptSet, ReadPolicy, Weights
+from aligngap.pipeline.checkpoints import AskJudge, PromptSet, ReadPolicy, Weights, fingerprint_of
 from aligngap.pipeline.drawn import (
     OPPONENTS,
     SAMPLES,
@@ -120,7 +119,14 @@ def plan_survey(
     Raises AligngapError for a reference or prompts that cannot be used, for a checkpoint of another vocabulary, and
     where no checkpoint is whole. Judges are asked by `check_judges`.
     """
-    from aligngap.models.checkpoint import Unfinished, check_tokenizer, fetched, identity_of, tokenizer_of
+    from aligngap.models.checkpoint import (
+        Unfinished,
+        check_tokenizer,
+        fetched,
+        identity_of,
+        reads_of,
+        tokenizer_of,
+    )
     from aligngap.models.loading import quiet
     from aligngap.tasks.prompts import read_prompts
 
@@ -290,23 +296,6 @@ def settle(folder: Path) -> None:
         time.sleep(LOOK_SECONDS)
         if stamps != [(f.stat().st_size, f.stat().st_mtime_ns) for f in weights_of(folder)]:
             raise Unfinished(f"{folder}: its weights are being written")
-
-
-def fingerprint_of(text: Any) -> str:
-    """The hash of the prompts that were read, in their order."""
-    from aligngap.storage.store import digest
-
-    return digest(list(text.texts.values()))
-
-
-def reads_of(place: str, base: str | None) -> str:
-    """The hash of how a reference reads: its tokenizer, templates and configuration, and not its weights."""
-    from aligngap.models.checkpoint import base_path, has_tokenizer, is_adapter
-
-    folder = Path(place)
-    if folder.is_dir() and is_adapter(folder) and not has_tokenizer(folder):
-        return content_of(base_path(folder, base), weights=False)
-    return content_of(place, weights=False)
 
 
 def tokens_of(folder: Path) -> str:

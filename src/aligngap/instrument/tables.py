@@ -6,7 +6,6 @@ has no win rate by it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from aligngap.execute.collect import find_trouble
+from aligngap.execute.collect import find_trouble, vouch
 from aligngap.instrument.folders import Found
 from aligngap.instrument.gauge import ROLES
 from aligngap.instrument.rows import (
@@ -36,7 +35,16 @@ from aligngap.pipeline.checkpoints import AskJudge
 from aligngap.pipeline.context import Context
 from aligngap.stats.axes import say_nats
 from aligngap.storage.files import write_text
-from aligngap.storage.reuse import CEILINGS, EXPECTED, MATCHED, begin_folder, move_aside
+from aligngap.storage.listing import writing
+from aligngap.storage.reuse import (
+    CEILINGS,
+    EXPECTED,
+    MATCHED,
+    begin_folder,
+    move_aside,
+    write_provenance,
+    writing_records,
+)
 from aligngap.types import Estimate
 
 NEAR = 1.35  #: the largest ratio of a checkpoint's KL to a budget at which it stands for it
@@ -79,9 +87,6 @@ def collect(
         "response_tokens": own.response_tokens, "judges": [j.model_dump(exclude_none=True) for j in own.judges],
     }  # fmt: skip
     study = study_text(survey.name, arms, compare or None, budgets=list(budgets), measured=measured)
-    begin_folder(out, study, frames.samples, (MATCHED, CEILINGS))
-    move_aside(out, *EXPECTED)
-    write_frames(out, frames)
     about: dict[str, Any] = {"command": command, "runs": runs, "pipeline": told(survey, ctx), "artifacts": {}}
     made_steps = [s.name for s in survey.steps() if ctx.store.has(s.name)]
     about["artifacts"] = {name: ctx.store.manifest(name)["provenance"] for name in made_steps}
@@ -91,9 +96,12 @@ def collect(
             asked.setdefault(judge, Counter()).update(counts)
     if asked:
         about["judges"] = asked
-    if unvouched := ctx.store.unvouched(made_steps):
-        about["unvouched"] = unvouched
-    write_text(out / "provenance.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
+    about |= vouch(ctx.store, made_steps, out)
+    with writing_records(out):
+        begin_folder(out, study, frames.samples, (MATCHED, CEILINGS))
+        move_aside(out, *EXPECTED)
+        write_frames(out, frames)
+        write_provenance(out, about)
     return sum(len(run["checkpoints"]) for run in runs.values())
 
 
@@ -186,10 +194,10 @@ def write_matches(found: Sequence[Match], ctx: Context, out: Path) -> list[str]:
                 "kl_nats": m.kls[0], "against": m.right.arm, "against_step": m.right.step,
                 "against_kl_nats": m.kls[1], "win_rate": e.value, "win_rate_se": e.se, "prompts": e.n,
             })  # fmt: skip
-    if not rows:
+    with writing(out, [MATCHED]):
         (out / MATCHED).unlink(missing_ok=True)
-        return []
-    write_text(out / MATCHED, pd.DataFrame(rows).to_csv(index=False))
+        if rows:
+            write_text(out / MATCHED, pd.DataFrame(rows).to_csv(index=False))
     groups: dict[tuple[float, str, str], list[tuple[Match, np.ndarray]]] = {}
     for m, won in wins:
         groups.setdefault((m.kl, m.left.arm, m.right.arm), []).append((m, won))

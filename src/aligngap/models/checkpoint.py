@@ -52,9 +52,9 @@ def weights_of(folder: Path) -> list[Path]:
     elif (folder / INDEX).is_file():
         try:
             named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+            files = [folder / name for name in sorted(named)]
+        except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
             raise Unfinished(f"{folder}: {INDEX} is not whole") from error
-        files = [folder / name for name in sorted(named)]
     else:
         files = sorted(folder.glob("*.safetensors"))
         if not files:
@@ -80,9 +80,9 @@ def is_whole(file: Path) -> bool:
             return False
         try:
             entries = json.loads(opened.read(length))
-        except ValueError:
+            ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError, IndexError):  # no such header
             return False
-    ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
     return size == 8 + length + max(ends, default=0)
 
 
@@ -142,6 +142,14 @@ def weights_identity(path: str, base: str | None = None) -> str:
     return digest(found)
 
 
+def reads_of(path: str, base: str | None = None) -> str:
+    """The hash of how a reference reads: its tokenizer, templates and configuration, and not its weights."""
+    folder = Path(path)
+    if folder.is_dir() and is_adapter(folder) and not has_tokenizer(folder):
+        return content_of(base_path(folder, base), weights=False)
+    return content_of(path, weights=False)
+
+
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds a PEFT adapter and no whole model."""
     return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
@@ -153,7 +161,7 @@ def base_path(folder: Path, base: str | None = None) -> str:
         return base
     try:
         named = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
+    except (ValueError, RecursionError, AttributeError) as error:
         raise Unfinished(f"{folder / ADAPTER}: is not whole") from error
     if not named:
         raise AligngapError(f"{folder}: its {ADAPTER} names no base model; give it with --base")

@@ -19,12 +19,14 @@ from aligngap.pipeline.base import Step
 from aligngap.pipeline.measure import whole
 from aligngap.seeding import derive
 from aligngap.settings import JudgeSpec, Limits, ModelSpec, Settings
+from aligngap.storage.store import digest
 from aligngap.study.build import open_judge
 from aligngap.types import AligngapError, Judge, Judgement, Prompt, Response, RunFailed
 
 if TYPE_CHECKING:
     from aligngap.models.policy import Policy
     from aligngap.pipeline.context import Context, Job
+    from aligngap.tasks.prompts import Prompts
 
 CHUNK = 32  #: prompts that a judge is asked about before its answers are saved
 MARKED = "prompts_with_marks_of_a_template_read_as_text"
@@ -83,6 +85,8 @@ class PromptSet(Step):
         from aligngap.tasks.prompts import read_prompts
 
         found = read_prompts(self.path, self.column)
+        if fingerprint_of(found) != self.fingerprint:
+            raise RunFailed(f"{found.source}: has changed since the command began; repeat the command")
         kept, dropped, marked = encode(self.policy(ctx), found.texts, self.limits, self.count, self.seed)
         check_some(kept, found.source, dropped, self.limits)
         if marked > 0.9 * len(kept) and not self.spec.chat:
@@ -106,18 +110,31 @@ class PromptSet(Step):
 
     def policy(self, ctx: Context) -> Policy:
         """The reference, loaded once per process."""
-        from aligngap.models.checkpoint import open_reference
+        from aligngap.models.checkpoint import open_reference, reads_of
+
+        def check() -> None:
+            self.reference.check()
+            path = self.reference.path
+            if self.reads and reads_of(path, self.reference.base) != self.reads:
+                what = "its tokenizer, template or configuration has changed since the command began"
+                raise RunFailed(f"{path}: {what}; repeat the command")
 
         def load() -> Policy:
-            self.reference.check()
+            check()
             how: dict[str, Any] = {"spec": self.spec, "base": self.reference.base}
             policy = open_reference(
                 self.reference.path, response_tokens=self.limits.response_tokens, key=self.reference.identity, **how
             )
             policy.to(ctx.device)
+            check()
             return policy
 
         return ctx.cached(("reference", self.reference.identity, self.spec.model_dump_json()), load)
+
+
+def fingerprint_of(text: Prompts) -> str:
+    """The hash of the prompts that were read, in their order."""
+    return digest(list(text.texts.values()))
 
 
 def encode(

@@ -11,6 +11,7 @@ import pandas as pd
 from aligngap.ratings.pairs import digest, find_pairs, main_opponent, texts_of
 from aligngap.ratings.sheet import Asked, Key, make_key, read_choices, read_key, sheet_rows, write_key, write_sheet
 from aligngap.storage.columns import RATING_COLUMNS
+from aligngap.storage.listing import writing
 from aligngap.storage.records import RATINGS, Tables, read_folder, read_ratings, write_table
 from aligngap.types import AligngapError, escape
 
@@ -79,12 +80,13 @@ def take_in(out: Path, sheets: Sequence[Path]) -> list[str]:
         same = [a for a in key.asked.values() if a.first_left is None]
         rows += [_row(key, asked, "", "tie", wins) for asked in same]
     new = pd.DataFrame(rows, columns=list(RATING_COLUMNS)).drop_duplicates(["key", "pair", "rater"], keep="last")
-    if (out / RATINGS).exists():
-        before = read_ratings(out)
-        replaced = set(zip(new["key"], new["rater"], strict=True))
-        stay = [pair not in replaced for pair in zip(before["key"], before["rater"], strict=True)]
-        new = pd.concat([before[stay], new], ignore_index=True)
-    write_table(out / RATINGS, new, RATING_COLUMNS)
+    with writing(out, [RATINGS], onto=[RATINGS], what=" ".join(sorted(keys))):
+        if (out / RATINGS).exists():
+            before = read_ratings(out)
+            replaced = set(zip(new["key"], new["rater"], strict=True))
+            stay = [pair not in replaced for pair in zip(before["key"], before["rater"], strict=True)]
+            new = pd.concat([before[stay], new], ignore_index=True)
+        write_table(out / RATINGS, new, RATING_COLUMNS)
     raters = len({r["rater"] for r in rows} - {""})
     return [f"{sum(bool(r['rater']) for r in rows)} ratings of {raters} rater(s) are in {out / RATINGS}"]
 

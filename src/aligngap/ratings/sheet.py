@@ -19,6 +19,7 @@ import numpy as np
 
 from aligngap.ratings.pairs import RatedPair
 from aligngap.storage.files import write_text
+from aligngap.storage.listing import find_faults, writing
 from aligngap.types import AligngapError, first_line
 
 #: the folder of keys within an output folder
@@ -111,10 +112,11 @@ def write_sheet(folder: Path, key: Key, rows: Sequence[Mapping[str, str]]) -> tu
 def write_key(out: Path, key: Key) -> Path:
     """Keep a key in an output folder."""
     path = out / KEYS / f"{key.name}.json"
-    path.parent.mkdir(exist_ok=True)
     told = {"format": KEY_FORMAT, "arms": key.arms, "kl_nats": key.kl, "opponent": key.opponent}
     pairs = [vars(asked) for asked in key.asked.values()]
-    write_text(path, json.dumps(told | {"pairs": pairs}, indent=1) + "\n")
+    with writing(out, [f"{KEYS}/{path.name}"]):
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(told | {"pairs": pairs}, indent=1) + "\n", durable=True)
     return path
 
 
@@ -123,6 +125,8 @@ def read_key(out: Path, name: str) -> Key:
     path = out / KEYS / f"{name}.json"
     if not path.is_file():
         raise AligngapError(f"{out}: has no key {name}; the sheet was written from another output folder")
+    if f"{KEYS}/{path.name}" in find_faults(out).changed:
+        raise AligngapError(f"{path}: was changed after aligngap wrote it, and tells the arms; export the sheet again")
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         if told["format"] != KEY_FORMAT:

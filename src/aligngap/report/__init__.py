@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,20 +14,16 @@ from typing import TYPE_CHECKING
 from aligngap.report.folder import (
     Stamps,
     are_given,
-    decision_kl_of,
     find_command,
-    margin_of,
-    missing_of,
-    pipeline_of,
     read_compared,
     read_declared,
-    read_json,
+    read_provenance,
     read_study,
     read_tables,
     read_text,
-    section,
     stamps_of,
 )
+from aligngap.storage.listing import STUDY
 from aligngap.types import Progress, silent
 
 if TYPE_CHECKING:
@@ -38,9 +35,16 @@ __all__ = ["answer", "build_report", "headline", "next_command", "people_say", "
 def build_report(out_dir: Path, *, command: str = "", progress: Progress = silent) -> Path:
     """Rebuild figures, `summary.md` and `report.html` from the tables in `out_dir`; returns the page's path.
 
-    They name the command that made the records: `command`, or what the folder itself says of it.
+    They name the command that made the records: `command`, or what the folder itself says of it. Where another command
+    has written records there meanwhile, they are of those.
     """
     folder = Path(out_dir)
+    before = stamps_of(folder)
+    page = _build(folder, command, progress)
+    return page if stamps_of(folder) == before else _build(folder, command, progress)
+
+
+def _build(folder: Path, command: str, progress: Progress) -> Path:
     progress(0, 4, "reading records")
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read_tables, folder, stamps_of(folder))
@@ -58,10 +62,10 @@ def build_report(out_dir: Path, *, command: str = "", progress: Progress = silen
     analysis = _analysis(folder)
     progress(2, 4, "comparing arms otherwise")
     charts = make_charts(analysis)
-    provenance = read_json(folder / "provenance.json")
+    provenance = read_provenance(folder)
     command = command or find_command(folder, provenance)
     write_summary(analysis, folder / "summary.md", command)
-    study = read_text(folder / "study.yaml")
+    study = read_text(folder / STUDY)
     page = write_page(
         analysis, charts, folder / "report.html", command=command, provenance=provenance, study=study
     )  # fmt: skip
@@ -80,17 +84,20 @@ def _analysis(folder: Path) -> Analysis:
 def _analyse(folder: Path, stamps: Stamps) -> Analysis:
     from aligngap.report.analysis import Background, Question, analyse
     from aligngap.report.decision import cheaper_arms
+    from aligngap.report.words import say_replaced
 
     tables = read_tables(folder, stamps)
     online, offline = read_compared(folder)
-    study, provenance = read_study(folder), read_json(folder / "provenance.json")
+    study, provenance = read_study(folder), read_provenance(folder)
+    arms = study.get("arms", {})
     asks = Question(
-        online, offline, **read_declared(folder, study), margin=margin_of(folder, study),
-        decision_kl=decision_kl_of(folder, study), cheaper=cheaper_arms(section(study, "arms")),
-        given=are_given(section(study, "arms")),
+        online, offline, **read_declared(study), margin=study.get("decision_margin"),
+        decision_kl=study.get("decision_kl"), cheaper=cheaper_arms(arms), given=are_given(arms),
     )  # fmt: skip
-    costs, judges, runs = (section(provenance, key) for key in ("costs", "judges", "runs"))
-    return analyse(tables, asks, Background(pipeline_of(provenance), costs, judges, runs, missing_of(provenance)))
+    costs, judges, runs = (provenance.get(key, {}) for key in ("costs", "judges", "runs"))
+    pipeline, missing = (provenance.get(key, []) for key in ("pipeline", "missing"))
+    found = analyse(tables, asks, Background(pipeline, costs, judges, runs, missing))
+    return replace(found, doubts=(*found.doubts, *say_replaced(provenance.get("replaced", {}))))
 
 
 def headline(out_dir: Path) -> str:
@@ -134,5 +141,5 @@ def planned_power(pilot: Path, arms: tuple[str, str], seeds: int, prompts: int, 
     from aligngap.storage.records import read_folder
 
     tables, size = read_folder(pilot), DETECT if detect is None else detect
-    budgets = read_declared(pilot, read_study(pilot))["budgets"]
+    budgets = read_declared(read_study(pilot))["budgets"]
     return say_planned(tables.records, tables.per_prompt, arms, seeds, prompts, size, budgets)

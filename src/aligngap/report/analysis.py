@@ -97,7 +97,7 @@ class Analysis:
     asked: Mapping[str, Any] = field(default_factory=dict)  # what judges that are paid for were asked, likewise
     runs: Mapping[str, Any] = field(default_factory=dict)  # each run's artifacts and what its engine told, likewise
     ratings: pd.DataFrame = field(default_factory=pd.DataFrame)  # what people said of pairs
-    changed: tuple[str, ...] = ()  # tables that are not what aligngap wrote
+    doubts: tuple[str, ...] = ()  # sentences about files of the folder that are not what aligngap wrote
     missing: tuple[str, ...] = ()  # runs that the study plans and that are not measured yet
     given: bool = False  # policies that somebody else has trained: the paper asserts nothing of them
 
@@ -353,7 +353,7 @@ def analyse(tables: Tables, asks: Question | None = None, background: Background
         asked=background.judges,
         runs=background.runs,
         ratings=tables.ratings,
-        changed=tables.changed,
+        doubts=tables.doubts,
         missing=tuple(background.missing),
         given=asks.given,
     )

@@ -13,6 +13,7 @@ from aligngap.hypotheses.view import View, under
 from aligngap.report import words
 from aligngap.report.folder import read_compared, read_declared, read_study
 from aligngap.storage.files import write_text
+from aligngap.storage.listing import writing
 from aligngap.storage.records import read_folder
 from aligngap.storage.reuse import FORECAST
 from aligngap.types import Estimate
@@ -23,7 +24,7 @@ OPPONENT = "sft"
 def write_forecast(folder: Path) -> str:
     """Write `forecast.csv` beside the records of a forecast's runs; the same as text for the terminal."""
     tables, (twin, offline) = read_folder(folder), read_compared(folder)
-    budgets = read_declared(folder, read_study(folder))["budgets"]
+    budgets = read_declared(read_study(folder))["budgets"]
     view = View(tables.records, tables.per_prompt, OPPONENT, twin, offline)
     pairs = varied_pairs(folder, view, twin, offline)
     every = {variant: forecast(view, budgets, *arms) for variant, arms in pairs.items()}
@@ -37,7 +38,8 @@ def write_forecast(folder: Path) -> str:
         for variant, found in every.items()
         for f in found
     ]  # fmt: skip
-    write_text(folder / FORECAST, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+    with writing(folder, [FORECAST]):
+        write_text(folder / FORECAST, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
     seeds = words.seeds(len(view.seeds))
     head = f"forecast of online's lead in win rate against the SFT policy, before any online run ({seeds}):"
     found = [f for those in every.values() for f in those]

@@ -25,6 +25,7 @@ from aligngap.stats.axes import MIN_KL_NATS
 from aligngap.stats.budgets import above
 from aligngap.stats.scaling_law import GaoFit, better_form
 from aligngap.storage.files import write_text
+from aligngap.storage.listing import HAS_LIST
 
 FORM_NAMES = {"bon": "d(α − βd)", "rl": "d(α − β ln d)"}
 
@@ -236,7 +237,7 @@ def summarise(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     out.append(("artifacts", f"{len(artifacts)}, made in {seconds:,.0f} seconds of worker time"))
     for run, about in found.get("runs", {}).items():
         out.append((str(run), ", ".join(str(v) for _, v in flatten(about))))
-    known = {"artifacts", "runs", "pipeline", "costs", "judges"}
+    known = {"artifacts", "runs", "pipeline", "costs", "judges", "contents", HAS_LIST}
     return out + [(k, str(v)) for k, v in flatten({k: v for k, v in found.items() if k not in known})]
 
 

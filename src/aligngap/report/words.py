@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -237,7 +237,7 @@ def warnings(analysis: Analysis) -> list[str]:
     """What the whole report must say of rows dropped, runs that stopped and steps that failed."""
     dropped = [w for o in analysis.opponents for w in analysis.clouds[o].warnings]
     found = (
-        warn_changed(analysis.changed)
+        list(analysis.doubts)
         + dropped
         + warn_stopped(analysis.records)
         + warn_failed(analysis.failures)
@@ -246,12 +246,15 @@ def warnings(analysis: Analysis) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def warn_changed(changed: Sequence[str]) -> list[str]:
-    """A sentence about tables that are not what aligngap wrote; none where all are."""
-    if not changed:
+def say_replaced(replaced: Mapping[str, str]) -> list[str]:
+    """A sentence about artifacts that were made from other bytes than their inputs hold now."""
+    if not replaced:
         return []
-    was = "were" if len(changed) > 1 else "was"
-    return [f"{' and '.join(changed)} {was} changed after aligngap wrote it; what is said here rests on the change."]
+    name, need = next(iter(replaced.items()))
+    return [
+        f"{len(replaced)} artifact(s) of the store were made from other bytes than an input of theirs holds now, "
+        f"such as {name} from {need}: what is said here rests on both; `aligngap check` names them."
+    ]
 
 
 def warn_stopped(records: pd.DataFrame) -> list[str]:

@@ -54,8 +54,7 @@ def look_at(store: Store, name: str) -> Finding:
         return Finding(name, State.TOO_NEW, str(error))
     if "files" not in manifest:
         return Finding(name, State.UNVOUCHED, "made before there were checksums; remove the folder to make it anew")
-    for need, content in manifest.get("made_from", {}).items():
-        if content and store.has(need) and store.content(need) != content:
-            what = f"{need} holds other bytes than when this was made from it"
-            return Finding(name, State.REPLACED, f"{what}; remove both folders to make them alike")
+    if need := store.replaced([name]).get(name):
+        what = f"{need} holds other bytes than when this was made from it"
+        return Finding(name, State.REPLACED, f"{what}; remove both folders to make them alike")
     return Finding(name, State.SOUND)

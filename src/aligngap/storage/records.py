@@ -7,10 +7,8 @@ written beside its place and renamed, and NaN (null on disk) means undefined. No
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligngap.storage.checksums import checksum_of, listed_in, write_sealed
 from aligngap.storage.columns import (
     BEST_OF_N_COLUMNS,
     CROSSED_COLUMNS,
@@ -32,15 +29,14 @@ from aligngap.storage.columns import (
     SAMPLE_COLUMNS,
 )
 from aligngap.storage.files import whole_file, write_text
-from aligngap.types import AligngapError, Damaged, first_line
+from aligngap.storage.listing import find_faults, read_listing, read_steadily, tell, writing
+from aligngap.types import AligngapError, first_line
 
 FORMAT_KEY = b"aligngap_records_format"
 RECORDS, PER_PROMPT, SAMPLES = "records.parquet", "per_prompt.parquet", "samples.parquet"
 BEST_OF_N, PROBE, RATINGS = "best_of_n.parquet", "probe.parquet", "ratings.parquet"
 CROSSED = "crossed.parquet"
 FAILURES = "failures.json"
-TABLE_LIST = ".tables.json"  #: the sealed list of a folder's tables, with the checksum of each
-LISTED = (RECORDS, PER_PROMPT, SAMPLES, BEST_OF_N, PROBE, CROSSED, RATINGS)
 
 #: columns that tables written before they were declared lack, and what such a table then holds
 STALENESS = ("age", "age_max", "lag_kl_nats", "dropped", "dropped_length_tokens", "trained_length_tokens")
@@ -63,7 +59,7 @@ class Tables:
     failures: Mapping[str, str] = field(default_factory=dict)
     ratings: pd.DataFrame = field(default_factory=lambda: empty(RATING_COLUMNS))
     crossed: pd.DataFrame = field(default_factory=lambda: empty(CROSSED_COLUMNS))
-    changed: tuple[str, ...] = ()  # files that are not what aligngap wrote
+    doubts: tuple[str, ...] = ()  # sentences about files of the folder that are not what aligngap wrote
 
 
 def schema(columns: Columns, coded: Collection[str] = ()) -> pa.Schema:
@@ -99,41 +95,7 @@ def write_table(path: Path | str, rows: pd.DataFrame | Sequence[Mapping[str, Any
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as stream:
         pq.write_table(table, stream, compression="zstd")
-    if path.name in LISTED:
-        _list_table(path)
     return path
-
-
-def _list_table(path: Path) -> None:
-    """Take a table that was just written into its folder's sealed list; a list that cannot be read begins anew."""
-    try:
-        listed = listed_in(path.parent / TABLE_LIST)
-    except Damaged:
-        listed = {}
-    write_sealed(path.parent / TABLE_LIST, {"files": listed | {path.name: checksum_of(path)}})
-
-
-def changed_tables(folder: Path) -> tuple[str, ...]:
-    """The tables of a folder that are not what aligngap wrote, by its sealed list; none where there is no list.
-
-    A list that is not what was written is named itself.
-    """
-    if not (folder / TABLE_LIST).is_file():
-        return ()
-    try:
-        listed = listed_in(folder / TABLE_LIST)
-    except Damaged:
-        return (TABLE_LIST,)
-    there = [name for name in LISTED if name in listed and (folder / name).is_file()]
-    return tuple(name for name in there if checksum_of(folder / name) != listed[name])
-
-
-@cache
-def _tell_changed(folder: Path, changed: tuple[str, ...]) -> None:
-    """Say on stderr, once a process, that tables of a folder were changed."""
-    for name in changed:
-        what = "was changed after aligngap wrote it; what is said of this folder rests on the change"
-        print(f"aligngap: {folder / name}: {what}", file=sys.stderr, flush=True)
 
 
 def read_table(path: Path | str, columns: Columns, coded: Collection[str] = ()) -> pd.DataFrame:
@@ -223,13 +185,21 @@ def read_crossed(path: Path | str) -> pd.DataFrame:
 def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     """All tables of an output folder. Records must exist; a missing other table is an empty one.
 
-    Tables that were changed after they were written are read all the same, and named on stderr and under `changed`.
+    Files that were changed or removed after they were written are told on stderr and under `doubts`, and what is there
+    is read all the same. Where another command writes to the folder meanwhile, what it has written is read.
 
     `coded` names columns of the two large tables, records and prompt by prompt, that come as categories (`read_table`).
     """
     folder = Path(out_dir)
     if not folder.is_dir():
         raise AligngapError(f"{folder}: no such folder")
+    found = read_steadily(folder, lambda: _read_tables(folder, coded))
+    for sentence in found.doubts:
+        tell(folder, sentence)
+    return found
+
+
+def _read_tables(folder: Path, coded: Collection[str]) -> Tables:
     records = read_records(folder, coded)
     if not len(records):
         raise AligngapError(f"{folder / RECORDS}: holds no rows, so there is nothing to report")
@@ -239,19 +209,21 @@ def read_folder(out_dir: Path | str, coded: Collection[str] = ()) -> Tables:
     probe = read_probe(folder) if (folder / PROBE).exists() else empty(PROBE_COLUMNS)
     ratings = read_ratings(folder) if (folder / RATINGS).exists() else empty(RATING_COLUMNS)
     crossed = read_crossed(folder) if (folder / CROSSED).exists() else empty(CROSSED_COLUMNS)
-    changed = changed_tables(folder)
-    _tell_changed(folder, changed)
     failures = read_failures(folder)
-    return Tables(records, per_prompt, samples, best_of_n, probe, failures, ratings, crossed, changed)
+    doubts = find_faults(folder).sentences()
+    return Tables(records, per_prompt, samples, best_of_n, probe, failures, ratings, crossed, doubts)
 
 
 def write_failures(folder: Path, failures: Mapping[str, str]) -> None:
     """Keep what became of the steps that failed (name -> one line), or that none did."""
     path = folder / FAILURES
-    if not failures:
-        path.unlink(missing_ok=True)
+    if not failures and not path.exists() and FAILURES not in read_listing(folder).files:
         return
-    write_text(path, json.dumps(dict(failures), indent=1) + "\n")
+    with writing(folder, [FAILURES]):
+        if failures:
+            write_text(path, json.dumps(dict(failures), indent=1) + "\n")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_failures(folder: Path) -> dict[str, str]:

@@ -6,18 +6,31 @@ the folder `earlier`. Leaves out the tables that every command writes.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from aligngap.storage.files import write_text
-from aligngap.storage.records import BEST_OF_N, CROSSED, PROBE, RATINGS, read_ratings, read_samples
+from aligngap.storage.listing import HAS_LIST, PROVENANCE, STUDY, writing
+from aligngap.storage.records import (
+    BEST_OF_N,
+    CROSSED,
+    PER_PROMPT,
+    PROBE,
+    RATINGS,
+    RECORDS,
+    SAMPLES,
+    read_ratings,
+    read_samples,
+)
 from aligngap.types import AligngapError
 
-STUDY = "study.yaml"
 MATCHED = "matched.csv"  #: checkpoints of two policies judged against each other at about equal KL
 CEILINGS = "ceilings.csv"  #: the ceiling at every checkpoint's KL, with the effective samples that carry it
 FORECAST = "forecast.csv"  #: online's lead, from the records of its twin and of offline
@@ -26,15 +39,26 @@ EARLIER = "earlier"  #: the folder that such files of another study are moved to
 
 #: what a command writes beside the records, if at all, and what every report makes
 TABLES = (BEST_OF_N, PROBE, CROSSED, MATCHED, CEILINGS)
+OWN = (STUDY, PROVENANCE, RECORDS, PER_PROMPT, SAMPLES, *TABLES)  #: what a command that makes records writes
 PAGES = ("report.html", "summary.md", "figures/*.png", "figures/*.svg", "figures/*.pdf", "figures/*.csv")
+
+
+@contextmanager
+def writing_records(out: Path) -> Iterator[None]:
+    """Records and all that lies beside them are written within, by this command alone, as the folder's list then says.
+
+    What people said, and what was expected or forecast, stays there or is moved aside.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out, OWN, moves=(RATINGS, FORECAST, *EXPECTED), anew=True):
+        yield
 
 
 def begin_folder(out: Path, study: str, samples: pd.DataFrame, own: Collection[str] = ()) -> None:
     """Make room in a folder for the records of a study, given the text of its `study.yaml` and its samples.
 
-    `own` are those of `TABLES` that the command goes on to write or to remove by itself.
+    `own` are those of `TABLES` that the command goes on to write or to remove by itself. Belongs in `writing_records`.
     """
-    out.mkdir(parents=True, exist_ok=True)
     for name in TABLES:
         if name not in own:
             (out / name).unlink(missing_ok=True)
@@ -45,7 +69,13 @@ def begin_folder(out: Path, study: str, samples: pd.DataFrame, own: Collection[s
         for pattern in PAGES:
             for page in out.glob(pattern):
                 page.unlink()
-    write_text(out / STUDY, study)
+    write_text(out / STUDY, study, durable=True)
+
+
+def write_provenance(out: Path, about: Mapping[str, Any]) -> None:
+    """Write where a folder's records come from, and that a list of its files lies beside it."""
+    text = json.dumps({**about, HAS_LIST: True}, indent=1, sort_keys=True)
+    write_text(out / PROVENANCE, text + "\n", durable=True)
 
 
 def keep_ratings(out: Path, samples: pd.DataFrame) -> None:

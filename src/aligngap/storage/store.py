@@ -134,6 +134,16 @@ class Store:
         """Those of some artifacts that are there and have no checksums, being made before there were any."""
         return sorted(name for name in set(names) if self.has(name) and "files" not in self.manifest(name))
 
+    def replaced(self, names: Iterable[str]) -> dict[str, str]:
+        """Those of some artifacts that were made from other bytes than an input holds now, each with that input."""
+        found: dict[str, str] = {}
+        for name in sorted(set(names)):
+            made_from = self.manifest(name).get("made_from", {}) if self.has(name) else {}
+            for need, content in made_from.items():
+                if content and self.has(need) and self.content(need) not in ("", content):
+                    found.setdefault(name, need)
+        return found
+
     def set_aside(self, name: str) -> None:
         """Move an artifact that is damaged out of the way, so that it is made again, and say so on stderr."""
         with self._lock(name).acquire():
