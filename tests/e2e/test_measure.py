@@ -70,12 +70,15 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: 
     alone = told(*MEASURE)
     assert alone.code == 0, alone.err
     assert "KL, nats" in alone.out
+    assert "±: the standard error, over seeds where there are several" in alone.out
+    assert "wins: " not in alone.out
     assert "with --judge adds win rates and a report" in alone.out
     judged = told(*MEASURE, "--judge", "stranger_rules:prefer")
     assert judged.code == 0, judged.err
     assert "measure online" not in judged.err  # nothing is sampled anew
     assert "judge online seed=0@10" in judged.err
     assert "report: out/measured/report.html" in judged.out
+    assert "wins: the share of prompts" in judged.out
     tables = read_folder(folder / "out" / "measured")
     assert sorted(tables.records["run"].unique()) == ["offline seed=0", "online seed=0"]
     assert tables.records["win_rate"].notna().all()
