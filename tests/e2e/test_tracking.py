@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import TINY_STUDY, complaint, finish, run_command
+from warm import Warm
 
 from aligngap.cli import main
+from aligngap.execute.worker import WorkerSettings
 from aligngap.storage.tracking import TRACKERS, Track, Tracking
 
 RUNS = tuple(f"{arm} beta=0.1 learning_rate=0.003 seed=0" for arm in ("online", "offline"))
@@ -41,11 +44,17 @@ def arm(folder: Path, run: str) -> tuple[Path, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tracked(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny study, tracked."""
     folder = tmp_path_factory.mktemp("tracked")
-    finish([*run_command(folder, workers=2), "--track", "tensorboard"], folder)
+    finish([*run_command(folder, workers=2), "--track", "tensorboard"], folder, warm)
     return folder
+
+
+def test_what_a_spawned_worker_is_to_track_arrives_there(tmp_path: Path) -> None:
+    tracking = Tracking(("tensorboard",), tmp_path, "p", {"align-1": "online seed=0"})
+    settings = WorkerSettings("store", "folder", "cpu", 1, 30.0, tracking)
+    assert pickle.loads(pickle.dumps(settings)) == settings
 
 
 @needs_tensorboard
