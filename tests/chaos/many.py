@@ -38,6 +38,8 @@ from aligngap.study.load import load
 TABLES = ("records", "per_prompt", "samples", "best_of_n")
 WORDS = ["run", "many.yaml", "--out", "out", "--save-seconds", "0.02", "--workers", "2"]
 PATIENCE_SECONDS = 600  # for a command whose cluster has died
+#: a dead head is not waited for as long as one of a real cluster, which may come back
+SOON = "from aligngap.execute import ray; ray.AWAY_SECONDS = 10.0"
 
 
 @dataclass
@@ -88,7 +90,7 @@ def run_disturbed(warm: Warm, head: Head, folder: Path, artifacts: int, kills: i
     due = sorted((rng.randrange(1, artifacts - 1), victim) for victim in victims)
     while True:
         told.commands += 1
-        running = warm.start([*WORDS, "--executor", "ray"], folder, env=head.env)
+        running = warm.start([*WORDS, "--executor", "ray"], folder, env=head.env, before=SOON)
         code, head_died = None, False
         while code is None:
             for name, file in manifests(folder).items():
