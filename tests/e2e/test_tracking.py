@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import pickle
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,8 @@ def tracked(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_spawned_worker_is_to_track_arrives_there(tmp_path: Path) -> None:
     tracking = Tracking(("tensorboard",), tmp_path, "p", {"align-1": "online seed=0"})
     settings = WorkerSettings("store", "folder", "cpu", 1, 30.0, tracking)
-    assert pickle.loads(pickle.dumps(settings)) == settings
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as spawned:
+        assert spawned.submit(replace, settings, device="cuda").result(60) == replace(settings, device="cuda")
 
 
 @needs_tensorboard
