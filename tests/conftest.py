@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from warm import Warm
 
 from aligngap.models.loading import build_model
 from aligngap.models.policy import Policy
@@ -215,13 +217,17 @@ def run_command(folder: Path, workers: int, save_seconds: float = 30.0) -> list[
     ]  # fmt: skip
 
 
-def finish(words: list[str], folder: Path) -> str:
-    """Run a command to its good end; what it said on stderr."""
-    done = subprocess.run(words, cwd=folder, env=COMMAND_ENV, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    assert "report: out/report.html" in done.stdout
-    return done.stderr
+def finish(words: list[str], folder: Path, warm: Warm | None = None) -> str:
+    """Run a command to its good end, by itself or forked from `warm`; what it said on stderr."""
+    if warm is None:
+        done = subprocess.run(words, cwd=folder, env=COMMAND_ENV, capture_output=True, text=True, timeout=300)
+        code, out, said = done.returncode, done.stdout, done.stderr
+    else:
+        code, out, said = warm.run(words[1:], folder)
+    assert code == 0, said[-2000:]
+    assert "Traceback" not in said
+    assert "report: out/report.html" in out
+    return said
 
 
 def complaint(said: str) -> str:
@@ -234,16 +240,36 @@ def complaint(said: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """The process that the commands of tests are forked from; see `warm.py`."""
+    server = Warm()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the installed command has run the tiny study undisturbed, with two workers."""
-    folder = tmp_path_factory.mktemp("finished")
-    finish(run_command(folder, workers=2), folder)
-    return folder
+    """A folder in which the installed command has run the tiny study undisturbed, with two workers.
+
+    Of several processes of pytest the first one runs it, and each has a copy of its own.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    once = shared / "finished-once"
+    with FileLock(shared / "finished-once.lock"):
+        if not (once / "out" / "report.html").exists():
+            shutil.rmtree(once, ignore_errors=True)
+            once.mkdir()
+            finish(run_command(once, workers=2), once)
+    return Path(shutil.copytree(once, tmp_path_factory.mktemp("finished"), dirs_exist_ok=True))
 
 
 def holder_of(work: Path) -> psutil.Process | None:
     """The process that has a step's work folder locked, by the lock that it holds open."""
     lock = work.parent / f"{work.name}.lock"
+    if not lock.exists():
+        return None
     for process in psutil.process_iter(["name"]):
         try:
             if any(f.path == str(lock) for f in process.open_files()):

@@ -18,10 +18,10 @@ AGENTS = ("dashboard_agent_listen_port", "metrics_agent_port", "metrics_export_p
 
 
 class Head:
-    """A head with two cores, in a process group of its own; `env` is that of a command that finds it."""
+    """A head with two cores, in a process group of its own; `env` is what a command that finds it has beside others."""
 
     def __init__(self, folder: Path) -> None:
-        self.log, self.env = folder / "head.log", {**COMMAND_ENV, "RAY_ADDRESS": f"127.0.0.1:{PORT}"}
+        self.log, self.env = folder / "head.log", {"RAY_ADDRESS": f"127.0.0.1:{PORT}"}
         self.start()
 
     def start(self) -> None:

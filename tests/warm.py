@@ -1,8 +1,10 @@
 """The command as a process of its own that does not pay for its imports: a process that has imported them forks.
 
 `Warm.start(words, folder)` is `aligngap WORDS` in a fresh process group with its own workers, which are forks too; only
-the start of the interpreter is shared. It can be killed like any other, and two things can be asked of it that a shell
-cannot: to die at the n-th change it makes to the file system, and to live with a limit on the size of files.
+the start of the interpreter is shared. It can be killed like any other, and three things can be asked of it that a
+shell cannot: to die at the n-th change it makes to the file system, to live with a limit on the size of files, and to
+run a line of Python before it begins. The fixture `warm` is one such process for all tests; what the start of an
+interpreter or of a spawned worker may spoil is seen by the tests that start the installed command (`conftest.COMMAND`).
 """
 
 from __future__ import annotations
@@ -55,6 +57,8 @@ def child(job):
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], resource.RLIM_INFINITY))
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork
+    os.environ.update(job["env"])
+    exec(job["before"], {})
     changes = watch_changes(job["folder"], job["die_at"]) if job["die_at"] is not None else None
     code = aligngap.cli.main(job["words"])
     if changes is not None:
@@ -116,10 +120,9 @@ class Running:
 class Warm:
     """The process that has imported everything and forks."""
 
-    def __init__(self, more: dict[str, str] | None = None) -> None:
+    def __init__(self) -> None:
         env = {
             **os.environ,
-            **(more or {}),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
@@ -139,12 +142,17 @@ class Warm:
         return json.loads(self.process.stdout.readline())
 
     def start(
-        self, words: list[str], folder: Path, *, die_at: int | None = None, file_bytes: int | None = None
-    ) -> Running:
-        """`aligngap WORDS` in `folder`. `die_at`: killed at that change to the file system (0: only count them)."""
+        self, words: list[str], folder: Path, *, die_at: int | None = None, file_bytes: int | None = None,
+        env: dict[str, str] | None = None, before: str = "",
+    ) -> Running:  # fmt: skip
+        """`aligngap WORDS` in `folder`, with these variables beside the others and after a line of Python, `before`.
+
+        `die_at`: killed at that change to the file system (0: only count them).
+        """
         out, err = (folder.parent / f"{folder.name}.{time.monotonic_ns()}.{n}" for n in ("out", "err"))
         job = {"words": words, "folder": str(folder), "stdout": str(out), "stderr": str(err)}
-        return Running(self, self.ask(job | {"die_at": die_at, "file_bytes": file_bytes}), folder, out, err)
+        more = {"die_at": die_at, "file_bytes": file_bytes, "env": env or {}, "before": before}
+        return Running(self, self.ask(job | more), folder, out, err)
 
     def run(self, words: list[str], folder: Path, **how: Any) -> tuple[int, str, str]:
         return self.start(words, folder, **how).finish()

@@ -16,11 +16,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from confounds import fine_tuned, make_trainer, quiet_down
-
-from aligngap.judges.oracle import SandboxOracle
-from aligngap.tasks.sandbox import Sandbox
-
 
 def main() -> None:
     """Train both arms for each seed from one reference, and write the prompts that both are to be measured on."""
@@ -31,6 +26,12 @@ def main() -> None:
     words.add_argument("--every", type=int, default=20, help="steps from one checkpoint to the next (default: 20)")
     words.add_argument("--sft-steps", type=int, default=600, help="default: 600")
     args = words.parse_args()
+
+    from confounds import fine_tuned, make_trainer, quiet_down  # with torch, for which --help need not wait
+
+    from aligngap.judges.oracle import SandboxOracle
+    from aligngap.tasks.sandbox import Sandbox
+
     quiet_down()
     task = Sandbox(train_pairs=4096)
     oracle, data = SandboxOracle(task, 0), task.load(0)

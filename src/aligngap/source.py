@@ -95,8 +95,14 @@ def _loads() -> dict[Path, ModuleSpec]:
     for module in list(sys.modules.values()):
         spec = getattr(module, "__spec__", None)
         if isinstance(spec, ModuleSpec) and spec.origin and spec.origin.endswith(".py"):
-            found[Path(spec.origin)] = spec
+            found[_path(spec.origin)] = spec
     return found
+
+
+@cache
+def _path(origin: str) -> Path:
+    """The path of a module's file; kept, since every step asks for those of thousands of modules."""
+    return Path(origin)
 
 
 def _bytes_of(file: Path, loads: dict[Path, ModuleSpec]) -> bytes:

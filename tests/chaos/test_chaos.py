@@ -89,44 +89,41 @@ def kill(running: Running, victim: str) -> int:
     return 0
 
 
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    rng, warm, done, studies = random.Random(SEED), Warm(), dict.fromkeys(("time", "write"), 0), 0
-    try:
-        whole = folder_of(tmp_path, "whole")
-        started = time.monotonic()
-        code, said, trouble = warm.run(WORDS, whole, die_at=0)
-        seconds = time.monotonic() - started
-        assert code == 0, trouble
-        expected, artifacts = result(whole), made(whole)
-        changes = int(said.rpartition("changes: ")[2])
-        assert changes > 100
-        while sum(done.values()) < KILLS:
-            studies += 1
-            folder = folder_of(tmp_path, f"study-{studies}")
-            ended = False
-            while not ended:
-                enough = sum(done.values()) >= KILLS
-                left = 1.0 - 0.8 * made(folder) / artifacts  # the last part is the report's
-                how = rng.choice(["time", "write"])
-                at = rng.randrange(1, int(changes * left) + 1) if how == "write" and not enough else None
-                running = warm.start(WORDS, folder, die_at=at)
-                code = running.wait(PATIENCE_SECONDS if enough or at else rng.uniform(0.0, seconds * left))
-                alive = code is None
-                if code is None:
-                    code = kill(running, rng.choice(["group", "group", "command", "worker"]))
-                found = find_faults(folder / "out")
-                assert not found.changed, found  # a kill accuses nobody
-                assert not found.removed, found
-                ended = code != -signal.SIGKILL
-                assert not ended or code == 0, running.stderr.read_text()
-                assert "Traceback" not in running.stderr.read_text(), running.stderr.read_text()
-                done[how] += alive or not ended
-            ends = result(folder)
-            assert ends.keys() == expected.keys()
-            assert [name for name in ends if ends[name] != expected[name]] == []
-            assert find_faults(folder / "out") == Faults()
-            assert not [p for p in (folder / "store" / "partial").iterdir() if p.is_dir()]
-            print(f"{sum(done.values())} kills over {studies} studies so far, all ended alike", file=sys.stderr)
-    finally:
-        warm.close()
+def test_kills_change_nothing(warm: Warm, tmp_path: Path) -> None:
+    rng, done, studies = random.Random(SEED), dict.fromkeys(("time", "write"), 0), 0
+    whole = folder_of(tmp_path, "whole")
+    started = time.monotonic()
+    code, said, trouble = warm.run(WORDS, whole, die_at=0)
+    seconds = time.monotonic() - started
+    assert code == 0, trouble
+    expected, artifacts = result(whole), made(whole)
+    changes = int(said.rpartition("changes: ")[2])
+    assert changes > 100
+    while sum(done.values()) < KILLS:
+        studies += 1
+        folder = folder_of(tmp_path, f"study-{studies}")
+        ended = False
+        while not ended:
+            enough = sum(done.values()) >= KILLS
+            left = 1.0 - 0.8 * made(folder) / artifacts  # the last part is the report's
+            how = rng.choice(["time", "write"])
+            at = rng.randrange(1, int(changes * left) + 1) if how == "write" and not enough else None
+            running = warm.start(WORDS, folder, die_at=at)
+            code = running.wait(PATIENCE_SECONDS if enough or at else rng.uniform(0.0, seconds * left))
+            alive = code is None
+            if code is None:
+                code = kill(running, rng.choice(["group", "group", "command", "worker"]))
+            found = find_faults(folder / "out")
+            assert not found.changed, found  # a kill accuses nobody
+            assert not found.removed, found
+            ended = code != -signal.SIGKILL
+            assert not ended or code == 0, running.stderr.read_text()
+            assert "Traceback" not in running.stderr.read_text(), running.stderr.read_text()
+            done[how] += alive or not ended
+        ends = result(folder)
+        assert ends.keys() == expected.keys()
+        assert [name for name in ends if ends[name] != expected[name]] == []
+        assert find_faults(folder / "out") == Faults()
+        assert not [p for p in (folder / "store" / "partial").iterdir() if p.is_dir()]
+        print(f"{sum(done.values())} kills over {studies} studies so far, all ended alike", file=sys.stderr)
     print(f"{sum(done.values())} kills ({done}) over {studies} studies, all ended alike", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The arms beyond the paper, through the real command at tiny size: their studies run, and their verdicts are given."""
+"""The arms beyond the paper, through the command at tiny size: their studies run, and their verdicts are given."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 from conftest import finish, run_command
+from warm import Warm
 
 ARMS = {
     "online", "offline", "online-soft", "online-soft[rloo]", "offline-hypo", "online[smoothed]", "offline[smoothed]",
@@ -30,13 +31,13 @@ variants:
 """
 
 
-def test_the_arms_beyond_the_paper(tmp_path: Path) -> None:
+def test_the_arms_beyond_the_paper(warm: Warm, tmp_path: Path) -> None:
     words = run_command(tmp_path, workers=1)
     study = (tmp_path / "tiny.yaml").read_text()
     head = study[: study.index("arms:")].replace("loss: {name: ipo", "on_policy_kl: 0.04\n  loss: {name: ipo")
     head = head.replace("opponents: [sft, chosen]", "opponents: [sft, chosen, best_of_n]")
     (tmp_path / "tiny.yaml").write_text(head + STUDY.lstrip())
-    finish(words, tmp_path)
+    finish(words, tmp_path, warm)
     records = pd.read_parquet(tmp_path / "out" / "records.parquet")
     assert set(records["arm"]) == ARMS
     assert (records["outcome"] == "ok").all()

@@ -7,18 +7,18 @@ are the sandbox's, as text in a file.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import COMMAND, COMMAND_ENV, SPECS
+from conftest import COMMAND, SPECS
 from safetensors.torch import load_file
 from test_cli import refused
 from test_resume import kill_when
 from transformers import BertConfig, BertForMaskedLM
+from warm import Warm
 
 from aligngap.cli import main
 from aligngap.models.loading import build_model
@@ -53,17 +53,17 @@ def words(*more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=["t5", "llama"])
-def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def compared(request: pytest.FixtureRequest, warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which the command has run to its end, and what it printed; the T5's was killed on the way."""
     folder = tmp_path_factory.mktemp(f"compare-{request.param}")
     bring(folder, request.param)
     if request.param == "t5":
         partial = folder / "store" / "partial"
         kill_when(words("--save-seconds", "0.01"), folder, lambda: any(partial.glob("align-*/state-*")))
-    done = subprocess.run(words(), cwd=folder, env=COMMAND_ENV, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    return folder, done.stdout
+    code, out, said = warm.run(words()[1:], folder)
+    assert code == 0, said[-2000:]
+    assert "Traceback" not in said
+    return folder, out
 
 
 def test_the_recommendation_comes_first_everywhere(

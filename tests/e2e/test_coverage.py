@@ -1,4 +1,4 @@
-"""A hypothesis from study to verdict by the real command: the smallest coverage study that has every arm."""
+"""A hypothesis from study to verdict by the command: the smallest coverage study that has every arm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import COMMAND, TINY_STUDY, finish
+from warm import Warm
 
 from aligngap.storage.records import read_folder
 
@@ -32,10 +33,10 @@ arms:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("coverage")
     (folder / "tiny.yaml").write_text("extends: coverage\n" + COVERAGE)
-    finish([COMMAND, "run", "tiny.yaml", "--out", "out", "--device", "cpu", "--workers", "2"], folder)
+    finish([COMMAND, "run", "tiny.yaml", "--out", "out", "--device", "cpu", "--workers", "2"], folder, warm)
     return folder / "out"
 
 

@@ -74,42 +74,36 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def both(server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Judged, Judged]:
+def both(warm: Warm, server: Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Judged, Judged]:
     """The study undisturbed, and killed and refused on the way."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUDGE_KEY", SECRET)
-        warm = Warm()
-    try:
-        whole = to_the_end(server, start(warm, server, tmp_path_factory.mktemp("whole") / "study"), "")
-        total = sum(whole.answered.values())
-        folder, said = tmp_path_factory.mktemp("killed") / "study", ""
-        for share, how in ((0.3, "503"), (0.65, "kill"), (0.9, "kill")):
-            running = start(warm, server, folder)
-            limit = time.monotonic() + 300
-            while server.answered.total() < share * total:
-                assert running.wait(0) is None, running.stderr.read_text()
-                assert time.monotonic() < limit
-            if how == "kill":
-                assert running.kill() == -signal.SIGKILL
-            else:
-                server.always = how
-                code, _, error = running.finish()
-                assert code == 1
-                assert "HTTP 503" in error
-                assert "repeat the command" in error
-                assert "Traceback" not in error
-                server.always = ""
-            said += running.stdout.read_text() + running.stderr.read_text()
-            assert not (folder / "out" / "records.parquet").exists()
-        return whole, to_the_end(server, start(warm, server, folder), said)
-    finally:
-        warm.close()
+    whole = to_the_end(server, start(warm, server, tmp_path_factory.mktemp("whole") / "study"), "")
+    total = sum(whole.answered.values())
+    folder, said = tmp_path_factory.mktemp("killed") / "study", ""
+    for share, how in ((0.3, "503"), (0.65, "kill"), (0.9, "kill")):
+        running = start(warm, server, folder)
+        limit = time.monotonic() + 300
+        while server.answered.total() < share * total:
+            assert running.wait(0.005) is None, running.stderr.read_text()
+            assert time.monotonic() < limit
+        if how == "kill":
+            assert running.kill() == -signal.SIGKILL
+        else:
+            server.always = how
+            code, _, error = running.finish()
+            assert code == 1
+            assert "HTTP 503" in error
+            assert "repeat the command" in error
+            assert "Traceback" not in error
+            server.always = ""
+        said += running.stdout.read_text() + running.stderr.read_text()
+        assert not (folder / "out" / "records.parquet").exists()
+    return whole, to_the_end(server, start(warm, server, folder), said)
 
 
 def start(warm: Warm, server: Server, folder: Path) -> Running:
     folder.mkdir(exist_ok=True)
     (folder / "judged.yaml").write_text(study(server.url))
-    return warm.start(WORDS, folder)
+    return warm.start(WORDS, folder, env={"JUDGE_KEY": SECRET})
 
 
 def to_the_end(server: Server, running: Running, said: str) -> Judged:

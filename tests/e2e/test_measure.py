@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from conftest import WORDS, complaint, tiny_policy
+from warm import Warm
 
-from aligngap.cli import main
 from aligngap.storage.records import read_folder
 
 MEASURE = (
@@ -51,17 +51,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+def told(warm: Warm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
     """Runs the command in the folder: its exit code, and what it said on stdout and on stderr."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("ALIGNGAP_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("aligngap.instrument.survey.SETTLED_SECONDS", 0.0)
+    settled = "import aligngap.instrument.survey; aligngap.instrument.survey.SETTLED_SECONDS = 0.0"
 
     def run(*words: str) -> Told:
-        code = main(words)
-        said = capsys.readouterr()
+        env = {"ALIGNGAP_CACHE": str(folder / "cache")}
+        said = Told(*warm.start([*words], folder, env=env, before=settled).finish())
         assert "Traceback" not in said.err
-        return Told(code, said.out, said.err)
+        return said
 
     return run
 
@@ -70,12 +69,15 @@ def test_from_folders_of_checkpoints_to_a_page_and_a_choice(folder: Path, told: 
     alone = told(*MEASURE)
     assert alone.code == 0, alone.err
     assert "KL, nats" in alone.out
+    assert "±: the standard error, over seeds where there are several" in alone.out
+    assert "wins: " not in alone.out
     assert "with --judge adds win rates and a report" in alone.out
     judged = told(*MEASURE, "--judge", "stranger_rules:prefer")
     assert judged.code == 0, judged.err
     assert "measure online" not in judged.err  # nothing is sampled anew
     assert "judge online seed=0@10" in judged.err
     assert "report: out/measured/report.html" in judged.out
+    assert "wins: the share of prompts" in judged.out
     tables = read_folder(folder / "out" / "measured")
     assert sorted(tables.records["run"].unique()) == ["offline seed=0", "online seed=0"]
     assert tables.records["win_rate"].notna().all()

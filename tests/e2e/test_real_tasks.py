@@ -7,13 +7,12 @@ without.
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import COMMAND, COMMAND_ENV
+from warm import Warm
 
 from aligngap.study.load import load
 from aligngap.study.yaml_file import packaged
@@ -40,13 +39,13 @@ def test_every_small_real_study_is_held_here() -> None:
 
 @pytest.mark.skipif(not os.environ.get("ALIGNGAP_DATA"), reason="needs real preference data, ALIGNGAP_DATA")
 @pytest.mark.parametrize("study", STUDIES)
-def test_a_real_task_runs_to_its_report(study: str, tmp_path: Path) -> None:
+def test_a_real_task_runs_to_its_report(study: str, warm: Warm, tmp_path: Path) -> None:
     if not (Path(os.environ["ALIGNGAP_DATA"]) / STUDIES[study]).is_dir():
         pytest.skip(f"ALIGNGAP_DATA has no {STUDIES[study]}")
-    words = [COMMAND, "run", study, "--out", "out", "--device", "cpu", "--workers", "1"]
+    words = ["run", study, "--out", "out", "--device", "cpu", "--workers", "1"]
     words += [word for setting in SHORT for word in ("--set", setting)]
-    done = subprocess.run(words, cwd=tmp_path, env=COMMAND_ENV, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, said = warm.run(words, tmp_path)
+    assert code == 0, said[-2000:]
     assert (tmp_path / "out" / "report.html").is_file()
     records = pd.read_parquet(tmp_path / "out" / "records.parquet")
     assert set(records["arm"]) == {"online", "offline"}

@@ -1,7 +1,8 @@
 """Killed anywhere, the same command goes on and ends with the same records; workers change nothing but the time.
 
-The real command as a subprocess, ended by SIGKILL at four stages of one study, against a run that nobody disturbed,
-which has two workers where the killed one has one.
+The command, ended by SIGKILL at three stages of one study and by Ctrl-C at a fourth, against a run that nobody
+disturbed, which has two workers where the killed one has one. The first two that are ended are the installed command,
+whose workers are spawned; the others are forked (see `warm.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from conftest import COMMAND_ENV as ENV
 from conftest import finish, run_command
+from warm import Warm
 
 TABLES = ("records", "per_prompt", "samples")
 
@@ -43,22 +46,48 @@ def kill_when(
             assert process.returncode == -signal.SIGKILL
 
 
+def kill_forked_when(warm: Warm, words: list[str], folder: Path, reached: Callable[[], bool]) -> None:
+    """The same of a command forked from `warm`, by SIGKILL."""
+    running, limit = warm.start(words[1:], folder), time.monotonic() + 600
+    while not reached():
+        assert running.wait(0.001) is None, f"ended before the stage was seen: {running.stderr.read_text()[-2000:]}"
+        assert time.monotonic() < limit
+    workers = psutil.Process(running.pid).children(recursive=True)
+    assert running.kill(group=False) == -signal.SIGKILL
+    assert workers
+    limit = time.monotonic() + 60
+    while not all(map(has_ended, workers)):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, or waits for nothing but somebody to ask how it ended."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.fixture(scope="module")
 def whole(finished: Path) -> Path:
     return finished
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def killed(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """One study killed in SFT, in alignment past a saved state and in measurement, and stopped by hand in a judge."""
     folder = tmp_path_factory.mktemp("killed")
     partial, words = folder / "store" / "partial", run_command(folder, workers=1, save_seconds=0.01)
     stages = ("sft-*/state-*", "judge-*/state-*", "align-*/state-*", "measure-*/measured-*.json")
-    for stage in stages:
-        how = signal.SIGINT if stage.startswith("judge") else signal.SIGKILL
-        kill_when(words, folder, lambda stage=stage: any(partial.glob(stage)), how)  # type: ignore[misc]
+    seen = [lambda stage=stage: any(partial.glob(stage)) for stage in stages]  # type: ignore[misc]
+    kill_when(words, folder, seen[0])
+    kill_when(words, folder, seen[1], signal.SIGINT)
+    for reached in seen[2:]:
         assert not (folder / "out" / "records.parquet").exists()
-    said = finish(words, folder)
+        kill_forked_when(warm, words, folder, reached)
+    assert not (folder / "out" / "records.parquet").exists()
+    said = finish(words, folder, warm)
     return folder, [line for line in said.splitlines() if "made" in line]
 
 
@@ -95,8 +124,8 @@ def test_the_weights_are_the_same(whole: Path, killed: tuple[Path, list[str]]) -
         assert file.read_bytes() == (killed[0] / file.relative_to(whole)).read_bytes(), file
 
 
-def test_a_finished_study_is_only_reported_again(whole: Path) -> None:
+def test_a_finished_study_is_only_reported_again(warm: Warm, whole: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in (whole / "store").rglob("*") if "partial" not in p.parts}
-    said = finish(run_command(whole, workers=1), whole)
+    said = finish(run_command(whole, workers=1), whole, warm)
     assert "made" not in said
     assert before == {p: p.stat().st_mtime_ns for p in (whole / "store").rglob("*") if "partial" not in p.parts}

@@ -41,6 +41,8 @@ def test_a_killed_job_is_handed_over_again_and_ends_with_the_same_bytes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # So long the result of a job that has been killed is looked for, which a slow disk may hold back.
+    monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 1)
     steps = first_steps(tmp_path)
     alone = Store(tmp_path / "alone")
     alone.prepare()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -35,13 +34,6 @@ def small() -> str:
     raw["task"] |= {"train_pairs": 80, "test_pairs": 20}
     raw["measurement"] |= {"best_of_n": 0, "reference_samples": 0, "prompts": 8, "kl_prompts": 4, "opponents": ["sft"]}
     return yaml.safe_dump(raw)
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    server = Warm()
-    yield server
-    server.close()
 
 
 @pytest.fixture

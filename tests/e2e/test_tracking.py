@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import TINY_STUDY, complaint, finish, run_command
+from warm import Warm
 
 from aligngap.cli import main
+from aligngap.execute.worker import WorkerSettings
 from aligngap.storage.tracking import TRACKERS, Track, Tracking
 
 RUNS = tuple(f"{arm} beta=0.1 learning_rate=0.003 seed=0" for arm in ("online", "offline"))
@@ -41,11 +46,18 @@ def arm(folder: Path, run: str) -> tuple[Path, pd.DataFrame]:
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tracked(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny study, tracked."""
     folder = tmp_path_factory.mktemp("tracked")
-    finish([*run_command(folder, workers=2), "--track", "tensorboard"], folder)
+    finish([*run_command(folder, workers=2), "--track", "tensorboard"], folder, warm)
     return folder
+
+
+def test_what_a_spawned_worker_is_to_track_arrives_there(tmp_path: Path) -> None:
+    tracking = Tracking(("tensorboard",), tmp_path, "p", {"align-1": "online seed=0"})
+    settings = WorkerSettings("store", "folder", "cpu", 1, 30.0, tracking)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as spawned:
+        assert spawned.submit(replace, settings, device="cuda").result(60) == replace(settings, device="cuda")
 
 
 @needs_tensorboard

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from warm import Warm
 
-from aligngap.cli import main
-from aligngap.execute import expected
-
+#: what the exact worlds are solved for, made smaller
+FEWER = "from aligngap.execute import expected; expected.SEEDS, expected.BETAS = range(1000, 1001), (0.1,)"
 MINIATURE = """
 extends: {study}
 name: {study}
@@ -60,13 +60,14 @@ SIZES = """
     ],
 )
 def test_a_miniature_runs_to_its_page(
-    study: str, head_start: str, variants: str, arms: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(expected, "SEEDS", range(1000, 1001))
-    monkeypatch.setattr(expected, "BETAS", (0.1,))
+    study: str, head_start: str, variants: str, arms: set[str], warm: Warm, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(MINIATURE.format(study=study, head_start=head_start, variants=variants))
-    assert main(["run", "small.yaml", "--out", "out", "--workers", "1", "--device", "cpu"]) == 0
+    words = ["run", "small.yaml", "--out", "out", "--workers", "1", "--device", "cpu"]
+    code, _, trouble = warm.start(words, tmp_path, before=FEWER).finish()
+    assert code == 0, trouble
     records = pd.read_parquet("out/records.parquet")
     assert arms | {"online", "offline", "sft-twin"} <= set(records["arm"])
     assert (records["outcome"] == "ok").all()

@@ -94,8 +94,8 @@ def train(
         "sft": {"steps": 60, "batch": 64, "learning_rate": 1e-2}, "golden": judge,
         "proxy": {"optimization": judge["optimization"] | {"steps": 2}},  # no arm is labelled by it
         "recipe": {"loss": loss,
-                   "optimization": {"steps": 48, "batch": 32, "learning_rate": 3e-3}},
-        "measurement": {"checkpoints": [3, 6, 12, 24], "prompts": PROMPTS, "kl_prompts": 8, "pairs": 16,
+                   "optimization": {"steps": 24, "batch": 32, "learning_rate": 3e-3}},
+        "measurement": {"checkpoints": [3, 6, 12], "prompts": PROMPTS, "kl_prompts": 8, "pairs": 16,
                         "reference_samples": 0, "opponents": ["sft"], "best_of_n": 0, "samples": 0},
         "arms": arms, "variants": variants or {}, "seeds": seeds,
     }  # fmt: skip

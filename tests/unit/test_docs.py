@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from conftest import TINY_STUDY
 from pydantic import BaseModel
 
 from aligngap import registry, settings
@@ -77,9 +78,13 @@ def test_every_section_and_every_key_of_a_study_has_a_meaning(make_reference: An
 
 def test_every_study_in_the_pages_is_valid() -> None:
     found = [(page, text) for page in PAGES for text in blocks(page, "yaml study")]
-    assert len(found) == 2
+    assert len(found) == 3
     for page, text in found:
         validate(parse_yaml(text, page.name), page.name)
+
+
+def test_the_study_to_try_a_loss_in_is_the_one_that_the_tests_run() -> None:
+    assert blocks(ROOT / "docs" / "adding.md", "yaml study") == [TINY_STUDY.lstrip()]
 
 
 def test_every_registry_name_is_in_the_pages() -> None:

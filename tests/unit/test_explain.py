@@ -20,6 +20,11 @@ from aligngap.types import AligngapError
         ("arms.online.wholly_else=2", "arms.online.wholly_else: unknown key; remove it or correct its name (given: 2)"),
         ("recipe.optimization.batch=many", "recipe.optimization.batch: must be a whole number (given: 'many')"),
         ("recipe.optimization.batch=0", "recipe.optimization.batch: must be greater than or equal to 1 (given: 0)"),
+        (
+            "sweep=[{axes: {tau: [1.0]}, arms: [online]}]",
+            "sweep.0.axes: `tau` is no axis of a sweep, which are beta, learning_rate, steps; give each of its values "
+            "a variant: `variants: {NAME: {set: {KEY: VALUE}}}`, where KEY is as in --set",
+        ),
         ("measurement=5", "measurement: must be keys with values (given: 5)"),
         ("recipe.optimization.schedule=cosin", "must be 'constant', 'linear' or 'cosine' (given: 'cosin')"),
     ],

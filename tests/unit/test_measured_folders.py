@@ -246,6 +246,12 @@ def test_judges_are_named_in_several_ways(tmp_path: Path) -> None:
         parse_judge("pairwise")
     with pytest.raises(AligngapError, match="did you mean `reward-model`"):
         parse_judge("reward_model: {path: x}")
+    with pytest.raises(AligngapError, match=r"--judge runs/rewards: no such folder; give the folder of a reward model"):
+        parse_judge("runs/rewards")
+    with pytest.raises(
+        AligngapError, match=r"no such folder, nor a kind of judge of that name; did you mean `reward-m"
+    ):
+        parse_judge("reward_model")
     with pytest.raises(AligngapError, match="unknown key"):
         parse_judge("reward-model: {path: x, size: 3}")
     with pytest.raises(AligngapError, match="not YAML"):

@@ -87,7 +87,7 @@ def test_where_nothing_is_planted_nothing_is_found(tmp_path: Path) -> None:
     """Both arms learn from the SFT policy's own responses under true labels: one writes them as it goes, one has them
     from the start. Of six seeds, one of four left out in turn, at most one comparison at the 95% level may be sure."""
     arms = {
-        "online": {**ONLINE, "sync_every": 48},
+        "online": {**ONLINE, "sync_every": 24},
         "offline": {"behavior": "responses", "writers": ["sft", "sft"], "judge": "oracle"},
     }
     records, wins = train(arms, 6, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from conftest import TINY_STUDY
 from synthetic_records import ArmTruth, best_of_n_rows, make, planted_clouds
 
 from aligngap.cli import main
-from aligngap.report import build_report, planned_power
+from aligngap.report import build_report, headline, planned_power
 from aligngap.report.analysis import Analysis, analyse
 from aligngap.report.power import change_of_mind, say_needed, say_prompts, say_seeds
 from aligngap.report.tables import best_configurations, ranking, say_survival, say_unbeaten, seeds_and_prompts, tables
@@ -259,6 +261,27 @@ def test_one_seed_cannot_say() -> None:
     assert "say nothing of others" in say_prompts(s)
     a = made(seeds=(0,))
     assert [t.rows for t in tables(a) if t.name == "power"] == [()]
+
+
+def test_what_the_judge_is_worth_stands_in_sight(tmp_path: Path) -> None:
+    """How seldom golden agrees with labels, and the levels by the true preference, are before anything folded away."""
+    records, per_prompt, _ = make({"online": ArmTruth(gap=0.12), "offline": ArmTruth()}, range(5), prompts=60)
+    true = {f"oracle_{name}": records[f"proxy_{name}"] for name in ("win_rate", "win_rate_se")}
+    write_table(tmp_path / "records.parquet", records.assign(**true), RECORD_COLUMNS)
+    per_prompt["oracle_win"] = per_prompt["proxy_win"]
+    write_table(tmp_path / "per_prompt.parquet", per_prompt, PER_PROMPT_COLUMNS)
+    found = {"held out accuracy": 0.54, "held out pairs": 100}
+    rows = [
+        {"seed": s, "part": "golden judge", "what": what, "value": v} for s in range(5) for what, v in found.items()
+    ]
+    (tmp_path / "provenance.json").write_text(json.dumps({"pipeline": rows}))
+    page = build_report(tmp_path).read_text()
+    inside = re.sub(r"<details.*?</details>", "", page[page.index("</h1>") : page.index('id="equal-kl"')], flags=re.S)
+    for text in (inside, headline(tmp_path), (tmp_path / "summary.md").read_text()):
+        assert "agrees with 54% of the labels that it has not seen (95% interval 44% to 64%). That is near" in text
+        levels = r"online 0\.\d+, offline 0\.\d+ and the SFT policy 0\.\d+"
+        assert re.search(f"at 8 nats: by the golden judge {levels}; by the true preference {levels}\\.", text)
+        assert "By the true preference, which no arm saw: online − offline is" in text
 
 
 @pytest.fixture(scope="module")

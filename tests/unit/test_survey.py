@@ -281,7 +281,7 @@ def test_checkpoints_are_compared_with_each_other_at_equal_kl(place: Place, judg
     place.make(survey, ctx)
     kls = {c: float(s.read(ctx).kl.mean()) for c, s in survey.readings.items()}
     middle = float(np.median(list(kls.values())))
-    found = matches(survey, ctx, [middle, 1000.0])
+    found = matches(survey, ctx, [middle, 1.001 * middle, 1000.0])
     assert found
     for m in found:
         assert m.left.arm == "online"
@@ -292,6 +292,7 @@ def test_checkpoints_are_compared_with_each_other_at_equal_kl(place: Place, judg
     (line,) = write_matches(found, ctx, place.folder)
     assert "online" in line
     assert "wins against offline" in line
+    assert f"at about {middle:g} and {1.001 * middle:g} nats" in line  # the same checkpoints are said once
     table = (place.folder / "matched.csv").read_text().splitlines()
     assert len(table) == 1 + len(found)
 

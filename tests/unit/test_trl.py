@@ -235,23 +235,42 @@ def test_of_two_processes_one_measures_and_both_know(sft: str, tmp_path: Path) -
     script = tmp_path / "two.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys
+        import os, socket, sys, traceback
         sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
         from pathlib import Path
         from test_trl import PROMPTS, SMALL, FrontierCallback, Short, logged, offline
-        folder = Path({str(tmp_path)!r})
-        trainer = offline({sft!r}, folder, per_device_train_batch_size=4)
-        callback = FrontierCallback(trainer, folder / "out", PROMPTS, [Short()], arm="two", **SMALL)
-        trainer.add_callback(callback)
-        trainer.train()
-        rank = trainer.accelerator.process_index
-        assert (callback.gauge is None) == (rank == 1)
-        (folder / f"rank-{{rank}}").write_text(repr(logged(trainer, "kl_nats")))
-        trainer.accelerator.end_training()  # a process that ends with its group still open may be aborted
+
+        def work(rank, port):
+            os.environ |= {{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}}
+            os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}}
+            folder = Path({str(tmp_path)!r})
+            trainer = offline({sft!r}, folder, per_device_train_batch_size=4)
+            callback = FrontierCallback(trainer, folder / "out", PROMPTS, [Short()], arm="two", **SMALL)
+            trainer.add_callback(callback)
+            trainer.train()
+            assert trainer.accelerator.process_index == rank
+            assert (callback.gauge is None) == (rank == 1)
+            (folder / f"rank-{{rank}}").write_text(repr(logged(trainer, "kl_nats")))
+            trainer.accelerator.end_training()  # a process that ends with its group still open may be aborted
+
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        children = []
+        for rank in (0, 1):  # as a launcher starts them, with what they import imported once
+            children.append(os.fork())
+            if children[-1] == 0:
+                try:
+                    work(rank, port)
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+        sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children))
     """)
     )
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)]
+    words = [sys.executable, str(script)]
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = read_folder(tmp_path / "out").records
@@ -279,6 +298,18 @@ def test_the_example_trains_and_tells(
     assert sorted(set(rows["step"])) == [0, 4, 8]
     longest = rows.groupby("arm")["length_tokens"].max()
     assert longest["offline"] <= 16
+
+
+def test_help_of_the_example_does_not_wait_for_torch() -> None:
+    script = Path(__file__).parents[2] / "examples" / "trl" / "checkpoints.py"
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+        f"sys.argv = ['checkpoints.py', '--help']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert "--sft-steps" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_the_example_leaves_checkpoints_that_are_found_by_seed_and_step(

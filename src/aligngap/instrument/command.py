@@ -24,6 +24,13 @@ SHOWN = {
     "kl_nats": ("KL, nats", 2), "forward_kl_nats": ("forward KL", 2), "win_rate": ("wins", 3),
     "proxy_win_rate": ("wins (2nd)", 3), "rho": ("rho", 2), "efficiency": ("efficiency", 2),
 }  # fmt: skip
+#: column of the records -> what its numbers are, said under the table where it is shown
+LEGEND = {
+    "kl_nats": "±: the standard error, over seeds where there are several, else over prompts",
+    "win_rate": "wins: the share of prompts on which the judge prefers the policy's response to the reference's",
+    "rho": "rho: correlation, over the reference's own samples, of how the policy moved with what the judge prefers",
+    "efficiency": "efficiency: the gain over one half as a share of the most that any policy could gain at that KL",
+}
 CUT = 0.1  #: share of responses cut at the limit above which a line says so
 
 
@@ -197,6 +204,8 @@ def print_records(out: Path) -> None:
         shown.append((*cells, f"{of['length_tokens'].mean():.1f}", f"{1 - of['unended'].mean():.0%}"))
     heads = (head for head, _ in there.values())
     print_rows(["policy", "configuration", "step", "seeds", *heads, "tokens", "ended"], shown)
+    for line in (text for name, text in LEGEND.items() if name in there):
+        print(f"  {line}")
 
 
 def averaged(values: Any, errors: Any, digits: int) -> str:

@@ -35,6 +35,11 @@ def parse_judge(text: str) -> JudgeSpec:
             f"--judge {text}: not YAML ({first_line(error, 120)}); write 'KIND: {{key: value}}'"
         ) from error
     if isinstance(raw, str):
+        if raw not in (known := registry.names("judges")):
+            kind = "" if "/" in raw else f", nor a kind of judge of that name{registry.did_you_mean(raw, known)}"
+            raise AligngapError(
+                f"--judge {text}: no such folder{kind}; give the folder of a reward model, module:function, or a kind"
+            )
         raw = {raw: {}}
     if not isinstance(raw, dict) or (len(raw) != 1 and "kind" not in raw):
         raise AligngapError(f"--judge {text}: write one kind with its settings, as 'reward-model: {{path: FOLDER}}'")

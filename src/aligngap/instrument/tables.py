@@ -201,11 +201,14 @@ def write_matches(found: Sequence[Match], ctx: Context, out: Path) -> list[str]:
     groups: dict[tuple[float, str, str], list[tuple[Match, np.ndarray]]] = {}
     for m, won in wins:
         groups.setdefault((m.kl, m.left.arm, m.right.arm), []).append((m, won))
-    return [sentence(kl, a, b, of) for (kl, a, b), of in groups.items()]
+    said: dict[tuple[str, ...], tuple[list[float], list[tuple[Match, np.ndarray]]]] = {}
+    for (kl, *_), of in groups.items():  # budgets with the same checkpoints nearest to them are said together
+        said.setdefault(tuple(m.step.name for m, _ in of), ([], of))[0].append(kl)
+    return [sentence(kls, of) for kls, of in said.values()]
 
 
-def sentence(kl: float, a: str, b: str, of: Sequence[tuple[Match, np.ndarray]]) -> str:
-    """How the checkpoints of two policies do against each other at one budget, with a 95% interval.
+def sentence(kls: Sequence[float], of: Sequence[tuple[Match, np.ndarray]]) -> str:
+    """How the checkpoints of two policies nearest to these KL budgets do against each other, with a 95% interval.
 
     Over several seeds the interval is Student's over the seeds' means; of one seed it is over prompts, and says nothing
     of another training run.
@@ -221,7 +224,8 @@ def sentence(kl: float, a: str, b: str, of: Sequence[tuple[Match, np.ndarray]]) 
         half, over = 1.96 * e.se, f"{e.n} prompts of one seed"
     low, high = max(0.0, means.mean() - half), min(1.0, means.mean() + half)
     at = [np.mean([m.kls[side] for m, _ in of]) for side in (0, 1)]
+    a, b = of[0][0].left.arm, of[0][0].right.arm
     return (
-        f"against each other at about {say_nats(kl)}: {a} ({at[0]:.2f} nats) wins against {b} ({at[1]:.2f} nats) "
+        f"against each other at about {say_nats(*kls)}: {a} ({at[0]:.2f} nats) wins against {b} ({at[1]:.2f} nats) "
         f"on {means.mean():.1%} of prompts (95% {low:.1%} to {high:.1%}, over {over})"
     )

@@ -25,7 +25,7 @@ from aligngap.stats.compare import EFFORT, Comparison, compare, curves_for, matc
 from aligngap.stats.frontier import ArmCurves
 from aligngap.stats.power import spread_of
 from aligngap.stats.reference import reference_table
-from aligngap.stats.scaling_law import FORMS, GaoFit, fit_gao
+from aligngap.stats.scaling_law import GaoFit, fit_laws
 from aligngap.stats.unimodal import Line, frontier_line
 from aligngap.storage.records import Tables
 from aligngap.types import Verdict
@@ -323,7 +323,7 @@ def analyse(tables: Tables, asks: Question | None = None, background: Background
     pairs = pair_arms(arms, online, offline, set(best_of_n["variant"]))
     lines = {a: frontier_line(c) for a, c in main_curves.items()}
     gao_opponent = "sft" if "sft" in opponents else main_opponent
-    gao = gao_fits(records, gao_opponent, arms)
+    gao = fit_laws(records, gao_opponent, arms)
     decision = None if asks.margin is None else decide(view, asks.margin, asks.cheaper, asks.decision_kl)
     return Analysis(
         study=str(records["study"].iloc[0]),
@@ -357,34 +357,6 @@ def analyse(tables: Tables, asks: Question | None = None, background: Background
         missing=tuple(background.missing),
         given=asks.given,
     )
-
-
-def gao_fits(
-    records: pd.DataFrame, opponent: str, arms: tuple[str, ...], min_kl: float = 0.1, cap: int = 4000
-) -> dict[tuple[str, str], dict[str, GaoFit]]:
-    """Both laws for the golden and the proxy win rate of each arm: the gain is the win rate minus its step-0 value."""
-    out: dict[tuple[str, str], dict[str, GaoFit]] = {}
-    scores = ("win_rate", "proxy_win_rate", "oracle_win_rate")
-    rows = records[["run", "seed", "step", "kl_nats", *scores, *(f"{s}_se" for s in scores)]]
-    against, arm_of = (records["opponent"] == opponent).to_numpy(), records["arm"]
-    for arm in arms:
-        mine = np.flatnonzero(against & (arm_of == arm).to_numpy())
-        first, moved = rows["step"].to_numpy()[mine] == 0, rows["kl_nats"].to_numpy()[mine] >= min_kl
-        for score in scores:
-            place = mine[moved & ~np.isnan(rows[score].to_numpy()[mine])]
-            if not len(place):
-                continue
-            if len(place) > cap:
-                place = np.sort(np.random.default_rng(0).choice(place, cap, replace=False))
-            later, start = rows.take(place), rows[["seed", score]].take(mine[first])
-            base = later["seed"].map(start.groupby("seed")[score].mean()).to_numpy(np.float64)
-            if not np.isfinite(base).all():
-                continue
-            gain = later[score].to_numpy(np.float64) - base
-            se = later[f"{score}_se"].to_numpy(np.float64)
-            kl = later["kl_nats"].to_numpy(np.float64)
-            out[arm, score] = {f: fit_gao(kl, gain, se, f, pd.factorize(later["run"])[0]) for f in FORMS}
-    return out
 
 
 def sft_level(rows: pd.DataFrame, column: str = "win_rate") -> float:

@@ -150,7 +150,7 @@ def details(d: Decision) -> list[str]:
             f"Golden, which stands in for your raters, agrees with {percent(d.agreement.value)} of their labels on "
             f"prompts it has not seen ({interval_percent(d.agreement_interval)})."
         )
-        weak = d.agreement.value < WEAK or not d.agreement_interval[0] > 0.5
+        weak = is_weak(d.agreement.value, d.agreement_interval)
         out.append(
             said + (" That is near chance, or not told from it: what golden prefers may not be theirs." if weak else "")
         )
@@ -167,6 +167,11 @@ def details(d: Decision) -> list[str]:
             )
         )
     return out
+
+
+def is_weak(agreement: float, interval: tuple[float, float]) -> bool:
+    """Whether golden agrees with labels so seldom that it is near chance, or not told from it."""
+    return agreement < WEAK or not interval[0] > 0.5
 
 
 def rows(d: Decision, costs: Mapping[str, Cost]) -> list[tuple[str, ...]]:

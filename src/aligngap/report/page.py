@@ -15,6 +15,7 @@ from aligngap.report import decision, sections, words
 from aligngap.report.analysis import LAST, Analysis, assertion
 from aligngap.report.chart import Chart, Payload
 from aligngap.report.figures import FIGURES, pictures_of
+from aligngap.report.golden import say_golden
 from aligngap.report.people import say_people, table_ratings
 from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
@@ -116,7 +117,8 @@ def opening(analysis: Analysis) -> dict[str, Any]:
     found: dict[str, Any] = {
         "answer": f"{words.claim(analysis)}.", "state": words.verdict(analysis.main),
         "missing": " ".join(words.say_missing(analysis)),
-        "tiles": tiles(analysis), "change": change_of_mind(analysis), "people": say_people(analysis),
+        "tiles": tiles(analysis), "change": change_of_mind(analysis),
+        "standing": [*say_golden(analysis), *say_people(analysis)],
         "leading": sections.say_leading(analysis),
         "details": [words.numbers(analysis), *doubts],
         "option_rows": [], "option_header": (), "option_notes": [],

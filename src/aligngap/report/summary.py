@@ -8,6 +8,7 @@ from pathlib import Path
 from aligngap.report import decision, sections, words
 from aligngap.report.analysis import Analysis
 from aligngap.report.folder import MADE_BY
+from aligngap.report.golden import say_golden
 from aligngap.report.people import say_people, table_ratings
 from aligngap.report.power import change_of_mind
 from aligngap.report.reach import reach_tables
@@ -77,6 +78,7 @@ def first_screen(analysis: Analysis) -> list[str]:
     return [
         *words.say_missing(analysis),
         *sections.say_leading(analysis),
+        *say_golden(analysis),
         *words.details(analysis),
         *say_unbeaten(analysis),
         *say_people(analysis),

@@ -132,9 +132,6 @@ def details(analysis: Analysis) -> list[str]:
     if family:
         told = "; ".join(f"{v.name}: {v.outcome}{f' ({p})' if (p := p_adjusted(v)) else ''}" for v in family)
         out.append(f"The primary family, named before the runs and held to 5% as a whole by Holm: {told}.")
-    truth = next((v for v in analysis.verdicts if v.name == "R2 truth"), None)
-    if truth is not None and math.isfinite(truth.effect.value):
-        out.append(f"By the true preference, which no arm saw: {truth.reason}")
     best = peaks_of(analysis.clouds[analysis.opponent], (a, b), spent=analysis.view.spent)
     if not isinstance(best, str):
         gap = mean_over_seeds(best[a].values.plus(best[b].values, -1.0))

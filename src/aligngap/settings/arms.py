@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -137,6 +137,10 @@ class Arm(Settings):
         return self
 
 
+#: what a sweep may go over; other settings go under `variants`
+Axis = Literal["beta", "learning_rate", "steps"]
+
+
 class Sweep(Settings):
     """A grid that multiplies the named arms; other arms run the recipe as it stands.
 
@@ -146,13 +150,25 @@ class Sweep(Settings):
     A grid holds for its arms under every variant; one that names "ARM[VARIANT]" takes its place there.
     """
 
-    axes: dict[Literal["beta", "learning_rate", "steps"], list[float]] = Field(
+    axes: dict[Axis, list[float]] = Field(
         description="values per axis: beta, learning_rate, steps; every combination is run"
     )
     arms: list[str] = Field(description="the arms that are swept")
     why: str = Field(
         default="", description="which protocol this is; needed where the two compared arms get different grids"
     )  # fmt: skip
+
+    @field_validator("axes", mode="before")
+    @classmethod
+    def _known(cls, axes: Any) -> Any:
+        known = get_args(Axis)
+        for name in axes if isinstance(axes, dict) else ():
+            if name not in known:
+                raise ValueError(
+                    f"`{name}` is no axis of a sweep, which are {', '.join(known)}; give each of its values a variant: "
+                    "`variants: {NAME: {set: {KEY: VALUE}}}`, where KEY is as in --set"
+                )
+        return axes
 
     @field_validator("axes")
     @classmethod

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import special
 
 from aligngap.stats.estimate import NAN, FloatArray
@@ -145,6 +146,34 @@ def fit_gao(
         n=len(y),
         kl_range=(float(k.min()), float(k.max())),
     )
+
+
+def fit_laws(
+    records: pd.DataFrame, opponent: str, arms: tuple[str, ...], min_kl: float = 0.1, cap: int = 4000
+) -> dict[tuple[str, str], dict[str, GaoFit]]:
+    """Both laws for the golden and the proxy win rate of each arm: the gain is the win rate minus its step-0 value."""
+    out: dict[tuple[str, str], dict[str, GaoFit]] = {}
+    scores = ("win_rate", "proxy_win_rate", "oracle_win_rate")
+    rows = records[["run", "seed", "step", "kl_nats", *scores, *(f"{s}_se" for s in scores)]]
+    against, arm_of = (records["opponent"] == opponent).to_numpy(), records["arm"]
+    for arm in arms:
+        mine = np.flatnonzero(against & (arm_of == arm).to_numpy())
+        first, moved = rows["step"].to_numpy()[mine] == 0, rows["kl_nats"].to_numpy()[mine] >= min_kl
+        for score in scores:
+            place = mine[moved & ~np.isnan(rows[score].to_numpy()[mine])]
+            if not len(place):
+                continue
+            if len(place) > cap:
+                place = np.sort(np.random.default_rng(0).choice(place, cap, replace=False))
+            later, start = rows.take(place), rows[["seed", score]].take(mine[first])
+            base = later["seed"].map(start.groupby("seed")[score].mean()).to_numpy(np.float64)
+            if not np.isfinite(base).all():
+                continue
+            gain = later[score].to_numpy(np.float64) - base
+            se = later[f"{score}_se"].to_numpy(np.float64)
+            kl = later["kl_nats"].to_numpy(np.float64)
+            out[arm, score] = {f: fit_gao(kl, gain, se, f, pd.factorize(later["run"])[0]) for f in FORMS}
+    return out
 
 
 def held_out_error(x: FloatArray, y: FloatArray, weight: FloatArray, group: np.ndarray) -> float:

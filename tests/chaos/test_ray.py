@@ -1,4 +1,7 @@
-"""A study on a real Ray cluster of this machine: the same bytes as local processes, also where workers are killed."""
+"""A study on a real Ray cluster of this machine: the same bytes as local processes, also where workers are killed.
+
+The last test kills the cluster's head too: see `many.py`, of which it is a small run.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,32 @@ import pandas as pd
 import psutil
 import pytest
 from conftest import COMMAND_ENV, holder_of
+from many import play
 from ray_cluster import Head, ray_command
+from warm import Warm
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a command that finds a cluster of two cores."""
-    head = Head(tmp_path_factory.mktemp("ray"))
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A cluster of two cores."""
+    started = Head(tmp_path_factory.mktemp("ray"))
     try:
-        yield head.env
+        yield started
     finally:
-        head.stop()
+        started.stop()
 
 
 @pytest.fixture(scope="module")
-def killed(cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], str]:
+def killed(head: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], str]:
     """The tiny study on the cluster; the worker is killed in mid-SFT and in mid-alignment, past a saved state."""
     folder = tmp_path_factory.mktemp("killed")
     words, kills = ray_command(folder, save_seconds=0.01), list[int]()
+    env = {**COMMAND_ENV, **head.env}
     with subprocess.Popen(
-        words, cwd=folder, env=cluster, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as command:
         limit = time.monotonic() + 300
         for stage in ("sft-*/state-*", "align-*/state-*"):
@@ -73,28 +79,36 @@ def test_the_weights_are_those_of_local_processes(finished: Path, killed: tuple[
         assert file.read_bytes() == (killed[0] / file.relative_to(finished)).read_bytes(), file
 
 
-def test_a_finished_study_is_only_reported_again(cluster: dict[str, str], killed: tuple[Path, list[int], str]) -> None:
-    done = subprocess.run(
-        ray_command(killed[0]), cwd=killed[0], env=cluster, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "made" not in done.stderr
+def test_a_finished_study_is_only_reported_again(warm: Warm, head: Head, killed: tuple[Path, list[int], str]) -> None:
+    code, _, said = warm.run(ray_command(killed[0])[1:], killed[0], env=head.env)
+    assert code == 0, said[-2000:]
+    assert "made" not in said
 
 
-def refused(folder: Path, env: dict[str, str], *more: str) -> str:
-    done = subprocess.run(ray_command(folder, *more), cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    line = done.stderr.strip().splitlines()[-1]
+def refused(warm: Warm, folder: Path, env: dict[str, str], *more: str) -> str:
+    code, _, said = warm.run(ray_command(folder, *more)[1:], folder, env=env)
+    assert code == 2, said[-2000:]
+    assert "Traceback" not in said
+    line = said.strip().splitlines()[-1]
     assert line.startswith("aligngap: ")
     return line
 
 
-def test_more_gpus_than_exist_is_one_line(cluster: dict[str, str], tmp_path: Path) -> None:
-    assert "--gpus 2: no node of the Ray cluster has more than 0" in refused(tmp_path, cluster, "--gpus", "2")
+def test_more_gpus_than_exist_is_one_line(warm: Warm, head: Head, tmp_path: Path) -> None:
+    assert "--gpus 2: no node of the Ray cluster has more than 0" in refused(warm, tmp_path, head.env, "--gpus", "2")
 
 
-def test_no_cluster_is_one_line(tmp_path: Path) -> None:
-    line = refused(tmp_path, {**COMMAND_ENV, "RAY_ADDRESS": "127.0.0.1:9"})
+def test_no_cluster_is_one_line(warm: Warm, tmp_path: Path) -> None:
+    line = refused(warm, tmp_path, {"RAY_ADDRESS": "127.0.0.1:9"})
     assert "no Ray cluster at 127.0.0.1:9" in line
     assert "ray start --head" in line
+
+
+@pytest.mark.slow
+def test_killed_workers_and_a_killed_head_cost_nothing_that_was_finished(
+    warm: Warm, head: Head, tmp_path: Path
+) -> None:
+    told = play(warm, head, tmp_path, runs=8, kills=2, heads=1, seed=3)
+    assert dict(told.killed) == {"worker": 2, "head": 1}
+    assert told.commands == 2
+    assert len(told.seen) > 8
