@@ -79,6 +79,7 @@ SHELVES: dict[str, dict[str, str]] = {
         "geometry": "aligngap.hypotheses.geometry:GEOMETRY",
         "judge-dial": "aligngap.hypotheses.judge_dial:JUDGE_DIAL",
         "step-size": "aligngap.hypotheses.step_size:STEP_SIZE",
+        "over-optimisation": "aligngap.hypotheses.over_optimisation:OVER_OPTIMISATION",
         "forecast": "aligngap.hypotheses.forecast:FORECAST",
         "epochs": "aligngap.hypotheses.few_labels:EPOCHS",
         "few-labels": "aligngap.hypotheses.few_labels:FEW_LABELS",

@@ -67,7 +67,7 @@ def outcomes(name: str, view: View) -> dict[str, str]:
 
 
 def test_every_hypothesis_is_whole() -> None:
-    assert len(ALL) == 19
+    assert len(ALL) == 20
     for name, h in zip(registry.SHELVES["hypotheses"], ALL, strict=True):
         assert h.name == name
         assert h.question.endswith("?")
@@ -233,6 +233,39 @@ def test_a_lead_that_depends_on_the_learning_rate_is_told_by_rate() -> None:
     assert same["rate"].outcome == INCONCLUSIVE
     one = verdicts("step-size", world({"online": 0.1, "offline": 0.0}))
     assert "fewer than two learning rates" in one["rate"].reason
+
+
+def gone_far(falls: Mapping[str, float], end: float = 20.0) -> View:
+    """A view in which the true win rate of each arm rises by .1 in three checkpoints of eight, then falls so much."""
+    arms = {arm: ArmTruth(kl_range=(0.5, end)) for arm in falls}
+    records, per_prompt, _ = make(arms, seeds=range(5), prompts=400, opponents=("sft",))
+    number = per_prompt["step"] / 100
+    fall = per_prompt["arm"].map(falls).astype(float) * (number - 3).clip(lower=0) / 5
+    truth = 0.5 + 0.1 * number.clip(upper=3) / 3 - fall
+    won = (np.random.default_rng(0).random(len(truth)) < truth).astype(float)
+    per_prompt = per_prompt.assign(oracle_win=won)
+    each = per_prompt.groupby(["run", "step"])["oracle_win"].agg(["mean", "sem"]).reset_index()
+    names = {"mean": "oracle_win_rate", "sem": "oracle_win_rate_se"}
+    records = records.drop(columns=list(names.values())).merge(each.rename(columns=names), on=["run", "step"])
+    return View(records, per_prompt, "sft")
+
+
+def test_a_fall_that_only_the_truth_sees_is_told_where_an_arm_goes_far() -> None:
+    hypothesis = registry.get("hypotheses", "over-optimisation")
+    view = gone_far({"online": 0.4, "offline": 0.0})
+    assert hypothesis.touched(view)
+    found = verdicts("over-optimisation", view)
+    assert found["R1 online truth"].outcome == SUPPORTED
+    assert found["R1 online truth"].effect.value == pytest.approx(0.4, abs=0.04)
+    assert "by the true preference" in found["R1 online truth"].reason
+    assert found["R1 offline truth"].outcome != SUPPORTED
+    assert [found[f"{arm} ends below SFT"].outcome for arm in ("online", "offline")] == [SUPPORTED, CONTRADICTED]
+    assert found["online ends below SFT"].effect.value == pytest.approx(0.3, abs=0.04)
+    dial = hypothesis.dial(view)
+    assert [round(line[-1].value, 1) for name, line in dial.series.items() if "truth" in name] == [0.2, 0.6]
+    assert [p.label for p in dial.series["online by the judge"]] == [f"step {n}00" for n in range(1, 9)]
+    assert not hypothesis.touched(gone_far({"online": 0.4, "offline": 0.0}, end=6.0))
+    assert not hypothesis.touched(world({"online": 0.1, "offline": 0.0}))  # where the truth is not known
 
 
 def test_geometry_is_the_cause_and_is_not() -> None:

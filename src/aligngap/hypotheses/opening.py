@@ -56,8 +56,9 @@ CLAIMS: Mapping[str, str] = {
 }
 
 
-def _r1(view: View, rule: Rule, arm: str) -> Verdict:
-    found = ending_of(view.clouds(), arm, view.spent)
+def rise_and_fall(view: View, rule: Rule, arm: str, score: str = "win") -> Verdict:
+    """Whether the win rate of an arm has fallen from its best checkpoint, by a score."""
+    found = ending_of(view.clouds(score), arm, view.spent)
     if isinstance(found, str):
         return rule.leave_undefined(found)
     fall, rise = mean_over_seeds(found.fall), mean_over_seeds(found.rise)
@@ -78,7 +79,7 @@ def _r1(view: View, rule: Rule, arm: str) -> Verdict:
     )
     text = (
         f"At its end ({np.exp(np.mean(np.log(found.kl))):.2g} nats{config}) {arm} is {abs(fall.value):.3f} "
-        f"{'below' if fall.value >= 0 else 'above'} its best checkpoint; {rose}"
+        f"{'below' if fall.value >= 0 else 'above'} its best checkpoint{BY[score]}; {rose}"
     )
     if outcome == CENSORED:
         text += " It may have been stopped while rising: whether it falls later was not seen."
@@ -132,8 +133,8 @@ OPENING = Hypothesis(
     claim="Both arms rise and fall with KL; at equal KL online is ahead, on every task (Fig. 1).",
     study="opening",
     rules=(
-        Rule("R1 online", CLAIMS["R1"], RULE_R1, (), lambda v, r: _r1(v, r, v.online)),
-        Rule("R1 offline", CLAIMS["R1"], RULE_R1, (), lambda v, r: _r1(v, r, v.offline)),
+        Rule("R1 online", CLAIMS["R1"], RULE_R1, (), lambda v, r: rise_and_fall(v, r, v.online)),
+        Rule("R1 offline", CLAIMS["R1"], RULE_R1, (), lambda v, r: rise_and_fall(v, r, v.offline)),
         Rule("R2", CLAIMS["R2"], RULE_R2.format(by=BY["win"]), (), lambda v, r: _r2(v, r, "win")),
         Rule(
             "R2 truth", CLAIMS["R2"], RULE_R2.format(by=BY["oracle_win"]), (), lambda v, r: _r2(v, r, "oracle_win"),
