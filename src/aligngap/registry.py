@@ -6,6 +6,7 @@ Other packages add theirs through the entry-point group `aligngap.<shelf>`, for 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable
@@ -113,14 +114,15 @@ def get(shelf: str, name: str) -> Any:
 
 
 def source_of(shelf: str, name: str) -> str:
-    """The hash of the source of an object that is not aligngap's own, as `source.source_hash` takes it.
+    """The hash of an object that is not aligngap's own: its source, as `source.source_hash` takes it, and which of it.
 
     20 hex digits, which change with every edit there; "" for an object of aligngap.
     """
-    module = names(shelf).get(name, "").partition(":")[0]
+    module, _, attribute = names(shelf).get(name, "").partition(":")
     if module.partition(".")[0] == "aligngap":  # and is not imported for it
         return ""
-    return source_hash({module, str(getattr(get(shelf, name), "__module__", ""))})
+    source = source_hash({module, str(getattr(get(shelf, name), "__module__", ""))})
+    return hashlib.sha256(f"{source} {attribute}".encode()).hexdigest()[:20] if source else ""
 
 
 def use_source(code: str, *named: tuple[str, str]) -> None:

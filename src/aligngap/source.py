@@ -14,15 +14,17 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec, SourcelessFileLoader
 from pathlib import Path
+from zipimport import zipimporter
 
 from aligngap.types import AligngapError
 
 INSTALLED = ("site-packages", "dist-packages")  #: folders of installed distributions, whose versions stand for them
 FILES, ENVIRONMENT = "reads_files", "reads_environment"  #: what a module or a class of it declares that it reads
+PLAIN = 'must be one plain list of names, as {} = ["words.txt"]'
 
 _loaded: dict[Path, tuple[ModuleSpec, bytes]] = {}  #: by file: the load of it that was seen, and its bytes then
 _used: dict[str, tuple[Callable[[], str], str]] = {}  #: by words for it: what this process uses, and its hash in keys
@@ -80,13 +82,27 @@ def _check(what: str) -> None:
 def begin() -> None:
     """Forget what was used, and refuse source that has changed since this process loaded it: it would run the old."""
     _used.clear()
-    loads = _loads()
-    for file, (spec, content) in list(_loaded.items()):
+    loads, before = _loads(), dict(_loaded)
+    for file, (spec, content) in before.items():
         if loads.get(file) is not spec:  # loaded anew since, or no longer
+            if file in loads and file.is_file() and file.read_bytes() != content:
+                _check_nobody_holds(file, {f: c for f, (old, c) in before.items() if loads.get(f) is old})
             del _loaded[file]
         elif not file.is_file() or file.read_bytes() != content:
             what = "has changed since this process loaded it, and Python goes on with the old"
-            raise AligngapError(f"{file}: {what}; reload it (importlib.reload), or begin a new process")
+            raise AligngapError(
+                f"{file}: {what}; reload it (importlib.reload), or reload it too, or begin a new process"
+            )
+
+
+def _check_nobody_holds(file: Path, loaded: Mapping[Path, bytes]) -> None:
+    """Refuse a module that was edited and loaded anew while one that was not imports it, and may hold what it was."""
+    package = file.parent if (file.parent / "__init__.py").is_file() else None
+    for other, content in loaded.items():
+        named, _ = _read_source(other, content)
+        if named & {file.stem, file.parent.name} or other.parent == package:
+            what = f"{file} was changed and loaded anew, and this module, which imports it, may hold what it was"
+            raise AligngapError(f"{other}: {what}; reload it too, or begin a new process")
 
 
 def _loads() -> dict[Path, ModuleSpec]:
@@ -119,7 +135,7 @@ def check_compiled(file: Path) -> None:
     """Refuse a source file in whose place Python would run the compiled form of other source.
 
     Python takes what lies in `__pycache__` for current where time, to the second, and size of the source are those it
-    was compiled at, which an edit may leave as they were.
+    was compiled at, which an edit may leave as they were, and always where it was compiled with an unchecked hash.
     """
     if file.suffix != ".py" or sys.implementation.cache_tag is None:
         return
@@ -127,7 +143,7 @@ def check_compiled(file: Path) -> None:
     if compiled.is_file():
         stamps = [(at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for at in (file.stat(), compiled.stat())]
         if _is_of_other_source(file, compiled, tuple(stamps)):
-            what = f"{compiled} is compiled from other source of the same size and time, and Python runs that"
+            what = f"{compiled} is compiled from other source, which Python does not see, and Python runs that"
             raise AligngapError(f"{file}: {what}; remove it, and repeat the command")
 
 
@@ -136,7 +152,8 @@ def _is_of_other_source(file: Path, compiled: Path, stamps: tuple[tuple[int, ...
     """Whether Python would take a compiled form for a source file's own and it is not; `stamps` are those of both."""
     content, (size, at) = compiled.read_bytes(), stamps[0][:2]
     written = b"".join((value & 0xFFFFFFFF).to_bytes(4, "little") for value in (0, at // 10**9, size))
-    if content[:4] != importlib.util.MAGIC_NUMBER or content[4:16] != written:
+    unasked = int.from_bytes(content[4:8], "little") == 0b01  # by a hash that Python does not hold against the source
+    if content[:4] != importlib.util.MAGIC_NUMBER or not (unasked or content[4:16] == written):
         return False  # Python compiles the source anew, or holds a hash of it against it
     try:
         runs = SourcelessFileLoader(file.stem, str(compiled)).get_code(file.stem)
@@ -155,6 +172,8 @@ def _read_source(file: Path, content: bytes) -> tuple[set[str], set[str]]:
         return set(), set()
     named, declared = set[str](), set[str]()
     for node in ast.walk(tree):
+        if (told := _told_otherwise(node)) is not None:
+            raise AligngapError(f"{file}: {told} {PLAIN.format(told)}")
         if isinstance(node, ast.Import):
             named |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -165,6 +184,18 @@ def _read_source(file: Path, content: bytes) -> tuple[set[str], set[str]]:
                 if isinstance(target, ast.Name) and target.id in (FILES, ENVIRONMENT):
                     declared |= set(_declared(file, target.id, node.value))
     return named - {"aligngap"}, declared
+
+
+def _told_otherwise(node: ast.AST) -> str | None:
+    """The name of a declaration that a statement changes in a way that is not read: `+=`, a call on it, unpacking."""
+    changed: list[ast.expr] = []
+    if isinstance(node, ast.AugAssign):
+        changed = [node.target]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        changed = [node.func.value]
+    elif isinstance(node, ast.Assign):
+        changed = [part for target in node.targets if isinstance(target, ast.Tuple | ast.List) for part in target.elts]
+    return next((n.id for n in changed if isinstance(n, ast.Name) and n.id in (FILES, ENVIRONMENT)), None)
 
 
 @cache
@@ -179,7 +210,7 @@ def _declared(file: Path, name: str, value: ast.expr) -> Iterator[str]:
     except (ValueError, SyntaxError):
         given = None
     if not isinstance(given, list | tuple) or not all(isinstance(word, str) for word in given):
-        raise AligngapError(f'{file}: {name} must be a plain list of names, as {name} = ["words.txt"]')
+        raise AligngapError(f"{file}: {name} {PLAIN.format(name)}")
     for word in given:
         if name == ENVIRONMENT:
             told = os.environ.get(word)
@@ -188,7 +219,7 @@ def _declared(file: Path, name: str, value: ast.expr) -> Iterator[str]:
         place = file.parent / word
         if not place.exists():
             raise AligngapError(f"{file}: {name} names {word}, which is not there ({place}); put it there, or mend it")
-        for part in sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]:
+        for part in sorted(p for p in _files_in(place) if p.is_file()) if place.is_dir() else [place]:
             inside = part.relative_to(place).as_posix() if place.is_dir() else ""
             at = part.stat()
             stamp = (at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino)
@@ -202,6 +233,19 @@ def _file_hash(file: Path, stamp: tuple[int, ...]) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files below a folder, through links to folders too, each folder once."""
+    seen = set[str]()
+    for inside, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(inside)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(inside) / name for name in sorted(names))
+
+
 def _spec(top: str) -> ModuleSpec | None:
     try:
         return importlib.util.find_spec(top)
@@ -210,9 +254,11 @@ def _spec(top: str) -> ModuleSpec | None:
 
 
 def _places(spec: ModuleSpec | None) -> list[Path]:
-    """The folders of a package, or the file of a module that stands alone; [] of what is neither."""
+    """The folders of a package, the file of a module that stands alone or the archive that holds it; else []."""
     if spec is None:
         return []
+    if isinstance(spec.loader, zipimporter):
+        return [Path(spec.loader.archive)]
     if spec.submodule_search_locations:
         return [Path(place) for place in spec.submodule_search_locations]
     return [origin] if (origin := Path(spec.origin or "")).is_file() else []
@@ -237,11 +283,11 @@ def _source_files(top: str) -> list[tuple[Path, str]]:
     """The source files of a module or package, each with its name there; of a namespace, no installed part."""
     spec = _spec(top)
     places = _places(spec)
-    if spec is None or not spec.submodule_search_locations:
+    if spec is None or not spec.submodule_search_locations or isinstance(spec.loader, zipimporter):
         return [(file, file.name) for file in places]
     if spec.origin is None:  # a namespace: several folders, perhaps, of which others' may be installed
         own = [place for place in places if not set(INSTALLED) & set(place.parts)]
         places = own or places
-    files = [(file, file.relative_to(place)) for place in places for file in place.rglob("*.py")]
+    files = [(f, f.relative_to(place)) for place in places for f in _files_in(place) if f.suffix == ".py"]
     inside = [(file, name) for file, name in files if not any(part.startswith(".") for part in name.parts)]
     return sorted(((file, name.as_posix()) for file, name in inside), key=lambda found: found[1])

@@ -8,6 +8,7 @@ import os
 import py_compile
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -402,7 +403,7 @@ def test_what_a_judge_declares_to_read_is_in_its_key(tmp_path: Path, monkeypatch
     found.append(source_hash(["reads_words"]))
     assert len(set(found)) == 3
     source.write_text("reads_files = [__file__]\n")
-    with pytest.raises(AligngapError, match="must be a plain list of names"):
+    with pytest.raises(AligngapError, match="must be one plain list of names"):
         source_hash(["reads_words"])
 
 
@@ -438,7 +439,94 @@ def test_the_compiled_form_of_other_source_is_refused(tmp_path: Path, monkeypatc
     before, first = source.stat(), source_hash({"stale_helper"})
     source.write_text("SIGN = -1\n")
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(AligngapError, match="is compiled from other source of the same size and time"):
+    with pytest.raises(AligngapError, match="is compiled from other source"):
         source_hash({"stale_helper"})
     compiled.unlink()
     assert source_hash({"stale_helper"}) != first
+
+
+def test_an_unchecked_compiled_form_of_other_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = tmp_path / "unchecked_helper.py"
+    source.write_text("SIGN = +1\n")
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    assert source_hash({"unchecked_helper"})
+    source.write_text("SIGN = -10\n")
+    with pytest.raises(AligngapError, match="is compiled from other source"):
+        source_hash({"unchecked_helper"})
+    py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    source.write_text("SIGN = -100\n")  # Python holds the hash against the source, and compiles it anew
+    assert source_hash({"unchecked_helper"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["reads_files = []\nreads_files += ['w.txt']\n", "reads_files = []\nreads_files.append('w.txt')\n",
+     "reads_files, reads_environment = ['w.txt'], []\n"],
+)  # fmt: skip
+def test_a_declaration_that_is_put_together_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "puts_together.py").write_text(text)
+    with pytest.raises(AligngapError, match="reads_files must be one plain list of names"):
+        source_hash(["puts_together"])
+
+
+def test_what_lies_behind_links_to_folders_and_in_archives_is_in_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package, shared, rules = (tmp_path / name for name in ("links_of_mine", "shared", "rules"))
+    for folder in (package, shared, rules):
+        folder.mkdir()
+    (package / "__init__.py").write_text("reads_files = ['../rules']\nimport zipped_of_others\n")
+    (package / "sub").symlink_to(shared)
+    (shared / "round").symlink_to(package)  # a circle
+    (rules / "now").symlink_to(shared)
+    archive = tmp_path / "archive.zip"
+    monkeypatch.syspath_prepend(str(archive))
+    found = []
+    for number in range(3):
+        (shared / ("core.py", "words.txt")[number % 2]).write_text(f"RULE = {number}\n")
+        with zipfile.ZipFile(archive, "w") as written:
+            written.writestr("zipped_of_others.py", f"RULE = {max(number, 1)}\n")
+        importlib.invalidate_caches()
+        found.append(source_hash(["links_of_mine"]))
+    before = source_hash(["links_of_mine"])
+    with zipfile.ZipFile(archive, "w") as written:
+        written.writestr("zipped_of_others.py", "RULE = 9\n")
+    assert len({*found, source_hash(["links_of_mine"])}) == 4
+    assert before == found[-1]
+
+
+def test_which_object_of_a_module_a_name_means_is_in_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "two_of_mine.py").write_text("class A: ...\nclass B: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for name in "ABA":
+        monkeypatch.setitem(registry.SHELVES["losses"], "mine", f"two_of_mine:{name}")
+        found.append(registry.source_of("losses", "mine"))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_helper_that_is_loaded_anew_while_another_module_holds_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook: the judge has imported a function, and the helper alone is reloaded after an edit."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    helper, judge = tmp_path / "helps_later.py", tmp_path / "judges_later.py"
+    helper.write_text("def score():\n    return 1\n")
+    judge.write_text("from helps_later import score\n")
+    import judges_later  # type: ignore[import-not-found]
+
+    source_hash(["judges_later"])
+    begin()
+    helper.write_text("def score():\n    return -1\n")
+    importlib.reload(sys.modules["helps_later"])
+    for _ in range(2):
+        with pytest.raises(AligngapError, match=r"judges_later.py: .*helps_later.py was changed and loaded anew"):
+            begin()
+    assert judges_later.score() == 1
+    begin_anew("helps_later", "judges_later")
+    begin()
