@@ -16,8 +16,8 @@ class Server(ThreadingHTTPServer):
     """Prefers the longer response; `script` holds what goes wrong with the next requests, in turn.
 
     `always` goes wrong with all others, and `rule` says of a question (prompt, first, second) what does: a status,
-    stall, drip, drip headers, endless, html, rubbish, refuse, truncate, or a verdict that it gives whatever is longer.
-    `answered` counts answers.
+    stall, drip, drip headers, cut, gzip, endless, html, rubbish, refuse, truncate, or a verdict that it gives
+    whatever is longer. `answered` counts answers, and `usage` is what each is said to have cost.
     """
 
     daemon_threads = True
@@ -26,6 +26,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script: list[str] = []
         self.always = ""
+        self.usage: Any = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
         self.rule: Callable[[dict[str, str]], str] = lambda data: ""
         self.asked: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
@@ -72,13 +73,15 @@ class Handler(BaseHTTPRequestHandler):
         if what == "refuse":
             message |= {"content": None, "refusal": "no"}
         choice = {"index": 0, "message": message, "finish_reason": "length" if what == "truncate" else "stop"}
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
-        done = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        done = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        done["usage"] = server.usage
         text = json.dumps(done)
         if what == "drip":
             return self.drip(text)
         if what == "drip headers":
             return self.drip_headers(text)
+        if what in ("cut", "gzip"):
+            return self.reply(200, text, broken=what)
         self.reply(200, text + " " * (8 << 20) if what == "endless" else text)
 
     def drip_headers(self, text: str) -> None:
@@ -106,10 +109,12 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def reply(self, status: int, text: str) -> None:
+    def reply(self, status: int, text: str, broken: str = "") -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json" if text[0] == "{" else "text/html")
-        self.send_header("Content-Length", str(len(text)))
+        if broken == "gzip":  # which the text is not
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(text) + (10 if broken == "cut" else 0)))
         self.send_header("retry-after-ms", "5")
         try:
             self.end_headers()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from endpoint_server import Server, serving
 
-from aligngap.judges.endpoint import STEERING, Endpoint, EndpointJudge, verdict
+from aligngap.judges.endpoint import STEERING, Endpoint, EndpointJudge, parse, read, verdict
 from aligngap.storage.store import digest
 from aligngap.types import AligngapError, Prompt, Response, RunFailed
 
@@ -49,6 +49,20 @@ def test_both_orders_ties_and_cost(server: Server, tmp_path: Path) -> None:
     assert spent["cost"] == pytest.approx((60 * 1.0 + 12 * 10.0) / 1e6)
     assert (spent["pairs"], spent["answers"], spent["orders_disagree"]) == (4, 6, 0)
     assert judge.spent("another step") == {}
+
+
+@pytest.mark.parametrize("told", ["ten", float("nan"), float("inf"), -5, 2.5, 10**30, True, [1], None])
+def test_a_count_that_is_none_is_as_one_that_is_not_told(server: Server, tmp_path: Path, told: Any) -> None:
+    server.usage = {"prompt_tokens": told, "completion_tokens": 2}
+    judge = endpoint(server).open(tmp_path, None)
+    assert ask(judge, ("long one", "short")).hard[0] == 1.0
+    spent = judge.spent("")
+    assert (spent["tokens_in"], spent["tokens_out"]) == (0, 4)
+
+
+@pytest.mark.parametrize("done", [{"choices": {"0": 1}}, {"choices": 3}, {"choices": []}, [1, 2], None])
+def test_what_is_no_completion_is_unreadable(done: Any) -> None:
+    assert read(parse(json.dumps(done).encode()))["what"] == "unreadable"
 
 
 def test_nothing_is_paid_for_twice(server: Server, tmp_path: Path) -> None:
@@ -92,7 +106,7 @@ def test_what_a_step_spent_outlives_its_process(server: Server, tmp_path: Path) 
     assert (second["pairs"], second["answers"], second["asked"], second["tokens_in"]) == (2, 4, 2, 20)
 
 
-@pytest.mark.parametrize("trouble", ["500", "429", "503"])
+@pytest.mark.parametrize("trouble", ["500", "429", "503", "cut", "gzip"])
 def test_failures_that_pass_are_repeated(server: Server, tmp_path: Path, trouble: str) -> None:
     server.script = [trouble, trouble]
     assert ask(endpoint(server).open(tmp_path, None), ("long one", "short")).hard[0] == 1.0
@@ -125,6 +139,8 @@ def test_what_is_no_verdict_is_a_tie_counted_and_kept(
     ("500", RunFailed, "HTTP 500"), ("429", RunFailed, "HTTP 429"), ("401", AligngapError, "HTTP 401"),
     ("404", AligngapError, "HTTP 404"), ("stall", RunFailed, "no answer within 0.3 seconds"),
     ("drip", RunFailed, "no answer within 0.3 seconds"), ("drip headers", RunFailed, "no answer within 0.3 seconds"),
+    ("cut", RunFailed, "its answer cannot be received .*after 1 retries"),
+    ("gzip", RunFailed, "its answer cannot be received .*after 1 retries"),
 ])  # fmt: skip
 def test_failures_that_stay_are_one_line_without_the_key(
     server: Server, tmp_path: Path, trouble: str, error: type[Exception], says: str
@@ -134,7 +150,7 @@ def test_failures_that_stay_are_one_line_without_the_key(
     with pytest.raises(error, match=says) as caught:
         ask(judge, ("long one", "short"))
     assert SECRET not in str(caught.value)  # though the server sent it back
-    assert caught.value.__suppress_context__
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_an_unreachable_endpoint_and_a_missing_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -377,6 +378,39 @@ def test_a_pick_among_equals_is_not_flattered(tmp_path: Path) -> None:
     assert len(found.alike) >= 37
 
 
+def test_a_pick_of_paths_from_elsewhere_is_found(place: Place, judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured with paths as from one working directory, and picked from another; also of before that was noted."""
+    spec, elsewhere = parse_judge(judge(JUDGE, "longer_four")), place.folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(place.folder)
+    setting = place.setting(reference="sft", prompts="p.txt", judges=(spec,))
+    survey = plan_survey("mine", setting, find_checkpoints([["online=runs/online-seed0"]]), place.told.append)
+    place.make(survey)
+    collect(survey, place.context(), Path("out"), "aligngap measure", ["online"], [1.0])
+    out = place.folder / "out"
+    found = pick(out)
+    run = f"runs/online-seed0/checkpoint-{found.chosen.step}"
+    assert say_where(out, found) == [f"it lies in {run}"]
+    monkeypatch.chdir(elsewhere)
+    assert pick(out).doubts == ()
+    assert say_where(out, found) == [f"it lies in {place.folder / run}"]
+    for file in (place.folder / run).glob("tokenizer*"):
+        file.unlink()
+    assert "tokenizer.json" in say_where(out, found)[0]
+    about = json.loads((out / "provenance.json").read_text())
+    for told in about["runs"][found.chosen.run]["checkpoints"].values():
+        del told["beside"], told["base"]
+    (out / "provenance.json").write_text(json.dumps(about))
+    assert say_where(out, found) == [f"it lies in {place.folder / run}"]
+    to = export_pick(out, found, elsewhere / "deploy", None)
+    assert (to / "tokenizer.json").read_bytes() == (place.folder / "sft" / "tokenizer.json").read_bytes()
+    del about["directory"], about["reference"]
+    (out / "provenance.json").write_text(json.dumps(about))
+    assert "is no longer there" in say_where(out, found)[0]
+    monkeypatch.chdir(place.folder)
+    assert say_where(out, found) == [f"it lies in {run}"]
+
+
 def test_a_pick_is_written_as_a_folder_that_stands_alone(place: Place, judge: Any) -> None:
     spec = parse_judge(judge(JUDGE, "longer_three"))
     survey, ctx, out = place.plan(judges=(spec,)), place.context(), place.folder / "out"
@@ -394,6 +428,24 @@ def test_a_pick_is_written_as_a_folder_that_stands_alone(place: Place, judge: An
     arm, seed = found.chosen.run.split(" seed=")
     weights = place.folder / f"runs/{arm}-seed{seed}/checkpoint-{found.chosen.step}/model.safetensors"
     assert say_where(out, found) == [f"it lies in {weights.parent}"]
+    for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
+        file = weights.parent / name
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes((before or b"") + b" ")
+        (line,) = say_where(out, found)
+        assert line.startswith(f"doubt: {weights.parent}: {name} has changed since {found.chosen.name} was measured")
+        with pytest.raises(AligngapError, match=f"{name} has changed since .* was measured"):
+            export_pick(out, found, place.folder / "again", None)
+        file.unlink() if before is None else file.write_bytes(before)
+    assert pick(out).doubts == ()
+    for name in ("tokenizer_config.json", "model.safetensors"):
+        file = place.folder / "sft" / name
+        before = file.read_bytes()
+        file.write_bytes(before.replace(b"{", b"{ ", 1) if name.endswith("json") else before[:-1] + b"\x11")
+        (doubt,) = pick(out).doubts
+        assert doubt.startswith(f"{place.folder / 'sft'}: the reference, against which everything was measured, has ch")
+        assert f"doubt: {doubt}" in sentences(pick(out))
+        file.write_bytes(before)
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + b"\x11")
     with pytest.raises(AligngapError, match=r"has changed since .* was measured; measure it again"):

@@ -58,7 +58,7 @@ class Pick:
     choosing: int  # prompts that chose
     budget: float | None
     beyond: int  # checkpoints left out for their KL
-    doubts: tuple[str, ...] = ()  # sentences about files of the folder that are not what aligngap wrote
+    doubts: tuple[str, ...] = ()  # sentences about files of the folder, and the reference, that are not what they were
 
 
 def pick(out: Path, kl: float | None = None, policy: str | None = None) -> Pick:
@@ -105,8 +105,18 @@ def pick(out: Path, kl: float | None = None, policy: str | None = None) -> Pick:
     return Pick(
         candidates[best], (max(0.0, low), min(1.0, high)), tuple(alike),
         tuple(candidates[i] for i, gap in apart.items() if gap < 0),
-        len(candidates), int(first.sum()), kl, len(rows) - len(within), tables.doubts,
+        len(candidates), int(first.sum()), kl, len(rows) - len(within), (*tables.doubts, *doubts_of(out)),
     )  # fmt: skip
+
+
+def doubts_of(out: Path) -> list[str]:
+    """A sentence where the reference is no longer the one that a folder was measured against."""
+    if not read_provenance(out).get("reference"):
+        return []
+    from aligngap.instrument.deploy import changed_reference
+
+    wrong = changed_reference(out)
+    return [wrong] if wrong else []
 
 
 def wins_of(tables: Tables, rows: pd.DataFrame) -> pd.DataFrame:
@@ -162,14 +172,16 @@ def sentences(found: Pick) -> list[str]:
 
 
 def place_of(out: Path, chosen: Candidate) -> dict[str, Any] | None:
-    """Where the weights of a measured checkpoint lie, with their hash; None of a study's own run."""
+    """Where a measured checkpoint lies as from here, with its hashes; None of a study's own run."""
     run = read_provenance(out).get("runs", {}).get(chosen.run, {})
     if run.get("align"):
         return None
     found: dict[str, Any] | None = run.get("checkpoints", {}).get(str(chosen.step))
     if found is None:
         raise AligngapError(f"{out / PROVENANCE}: does not say where {chosen.name} lies; {REMEDY}")
-    return found
+    from aligngap.instrument.deploy import placed
+
+    return placed(found, out)
 
 
 def export_pick(out: Path, found: Pick, to: Path, store: Path | None) -> Path:
@@ -193,7 +205,7 @@ def say_where(out: Path, found: Pick) -> Sequence[str]:
     place = place_of(out, found.chosen)
     if place is None:
         return []
-    from aligngap.instrument.deploy import changed, read_measured
+    from aligngap.instrument.deploy import changed
 
-    wrong = changed(place, read_measured(out).get("base"), found.chosen.name)
+    wrong = changed(place, found.chosen.name)
     return [f"doubt: {wrong}" if wrong else f"it lies in {place['path']}"]

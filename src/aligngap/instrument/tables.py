@@ -7,6 +7,7 @@ has no win rate by it.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from aligngap.execute.collect import find_trouble, vouch
+from aligngap.instrument.deploy import told_of
 from aligngap.instrument.folders import Found
 from aligngap.instrument.gauge import ROLES
 from aligngap.instrument.rows import (
@@ -71,7 +73,7 @@ def collect(
             found.append((OfRun(survey.name, of.arm, of.seed, 0, of.config), first))
         weights = step.policy
         assert weights is not None  # a survey's readings are of checkpoints
-        runs[of.run]["checkpoints"][str(of.step)] = {"path": weights.path, "content": weights.content}
+        runs[of.run]["checkpoints"][str(of.step)] = told_of(weights)
         made = {role: survey.verdicts[checkpoint, role] for role in roles}
         wins = {role: v.wins(ctx) for role, v in made.items() if ctx.store.has(v.name)}
         reading = step.read(ctx)
@@ -88,6 +90,8 @@ def collect(
     }  # fmt: skip
     study = study_text(survey.name, arms, compare or None, budgets=list(budgets), measured=measured)
     about: dict[str, Any] = {"command": command, "runs": runs, "pipeline": told(survey, ctx), "artifacts": {}}
+    reference = told_of(survey.prompts.reference) | {"reads": survey.prompts.reads}
+    about |= {"directory": os.getcwd(), "reference": reference}
     made_steps = [s.name for s in survey.steps() if ctx.store.has(s.name)]
     about["artifacts"] = {name: ctx.store.manifest(name)["provenance"] for name in made_steps}
     asked: dict[str, Counter[str]] = {}

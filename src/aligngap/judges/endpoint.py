@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 from aligngap.judges.answers import Answers
 from aligngap.settings import Settings
 from aligngap.storage.store import digest
-from aligngap.types import AligngapError, Judgement, Prompt, Response, RunFailed
+from aligngap.types import AligngapError, Judgement, Prompt, Response, RunFailed, first_line
 
 VERSION = 1  # raise it when the same settings ask or read otherwise
 INSTRUCTIONS = (
@@ -38,6 +38,7 @@ INSTRUCTIONS = (
     'Answer with one JSON object, nothing else: {{"better": "first"}}, {{"better": "second"}} or {{"better": "tie"}}.'
 )
 MOST_BYTES = 4 << 20  # of an answer: what goes on after them is no verdict
+MOST_TOKENS = 1 << 53  # of an answer: a larger count is none
 ANSWERED = "answers.sqlite"  # in the store
 ANSWERS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 SCHEMA = {
@@ -189,13 +190,22 @@ class EndpointJudge:
         ]
         where = f"endpoint {how.base_url}"
         asked = self._client.chat.completions.with_streaming_response
+        httpx, broken = httpx_of(o), ""  # what broke off the latest answer, "" where it was late
         try:
-            for _ in range(how.retries + 1):
-                limit = time.monotonic() + how.timeout_seconds
-                with asked.create(
-                    model=how.served_model, messages=messages, extra_body={**form, **how.parameters}
-                ) as answer:
-                    text = receive(answer.iter_bytes(), limit)
+            for tries in range(how.retries + 1):
+                if broken:
+                    time.sleep(min(0.1 * 2**tries, 8.0))
+                limit, broken = time.monotonic() + how.timeout_seconds, ""
+                try:
+                    with asked.create(
+                        model=how.served_model, messages=messages, extra_body={**form, **how.parameters}
+                    ) as answer:
+                        text = receive(answer.iter_bytes(), limit)
+                except httpx.TimeoutException:
+                    continue
+                except httpx.RequestError as error:
+                    broken = f"{type(error).__name__}: {self._hide(first_line(error, 120))}"
+                    continue
                 if text is not None:
                     return read(parse(text))
         except (o.RateLimitError, o.InternalServerError) as error:
@@ -206,7 +216,10 @@ class EndpointJudge:
             raise self._late() from None
         except o.APIConnectionError as error:
             raise RunFailed(f"{where}: cannot be reached ({self._hide(str(error.__cause__ or error))[:120]})") from None
-        raise self._late() from None
+        if broken:
+            what = f"its answer cannot be received ({broken}), after {how.retries} retries; repeat the command"
+            raise RunFailed(f"{where}: {what}")
+        raise self._late()
 
     def _late(self) -> RunFailed:
         what = f"no answer within {self.how.timeout_seconds:g} seconds, after {self.how.retries} retries"
@@ -233,8 +246,7 @@ def punctual(openai: Any, seconds: float) -> Any:
     httpx bounds the wait for the next bytes only, so that headers which come a byte at a time would take for ever. A
     request that is late is left to a thread of its own, which closes it when it ends.
     """
-    bases = {base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__}
-    httpx = importlib.import_module(next(name for name in sorted(bases) if name.startswith("httpx")))
+    httpx = httpx_of(openai)
 
     class Punctual(openai.DefaultHttpxClient):  # type: ignore[misc]  # known at run time only
         def send(self, request: Any, **how: Any) -> Any:
@@ -261,6 +273,12 @@ def punctual(openai: Any, seconds: float) -> Any:
     return Punctual()
 
 
+def httpx_of(openai: Any) -> Any:
+    """The HTTP library that the client is built on."""
+    bases = {base.__module__.partition(".")[0] for base in openai.DefaultHttpxClient.__mro__}
+    return importlib.import_module(next(name for name in sorted(bases) if name.startswith("httpx")))
+
+
 def receive(pieces: Iterator[bytes], limit: float) -> bytes | None:
     """The whole answer, or nothing of one that is too long; None if it was not whole by `limit` (monotonic clock)."""
     whole = b""
@@ -285,17 +303,23 @@ def read(done: Any) -> dict[str, Any]:
     """What a completion says; whatever is not exactly one verdict is a tie, with what it was instead."""
     usage = getattr(done, "usage", None)
     counts = {
-        f"tokens_{w}": int(getattr(usage, f"{n}_tokens", 0) or 0) for w, n in (("in", "prompt"), ("out", "completion"))
+        f"tokens_{w}": count(getattr(usage, f"{n}_tokens", 0)) for w, n in (("in", "prompt"), ("out", "completion"))
     }
-    choices = getattr(done, "choices", None) or [None]
-    message = getattr(choices[0], "message", None)
-    reason = getattr(choices[0], "finish_reason", None)
+    choices = getattr(done, "choices", None)
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message, reason = getattr(choice, "message", None), getattr(choice, "finish_reason", None)
     if getattr(message, "refusal", None) or reason == "content_filter":
         return {"better": "tie", "what": "refused", **counts}
     if reason == "length":
         return {"better": "tie", "what": "truncated", **counts}
     better = verdict(getattr(message, "content", None))
     return {"better": better or "tie", "what": "ok" if better else "unreadable", **counts}
+
+
+def count(told: Any) -> int:
+    """A number of tokens as an endpoint tells it; 0, as where nothing is told, if it is no whole number up to 2^53."""
+    known = isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told <= MOST_TOKENS
+    return int(told) if known and told == int(told) else 0
 
 
 def verdict(text: Any) -> str | None:

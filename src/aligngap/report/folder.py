@@ -108,10 +108,13 @@ class ToldCost(Told):
 
 
 class ToldCheckpoint(Told):
-    """Where a measured checkpoint lay, and the hash of what lay there."""
+    """Where a measured checkpoint, or the reference, lay, and the hashes of what lay there."""
 
     path: str
     content: str
+    base: str | None = None
+    beside: dict[str, str] | None = None
+    reads: str = ""
 
 
 class ToldRun(Told):
@@ -131,6 +134,8 @@ class ToldProvenance(Told):
     """Where the records come from."""
 
     command: str = ""
+    directory: str | None = None
+    reference: ToldCheckpoint | None = None
     artifacts: dict[str, ToldArtifact] = {}
     runs: dict[str, ToldRun] = {}
     pipeline: list[ToldPart] = []
