@@ -4,6 +4,7 @@ new settings; a default that changes needs a new `version` of the steps that rea
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import py_compile
 import sys
@@ -199,6 +200,19 @@ def test_a_data_file_of_the_same_size_and_time_is_another(tmp_path: Path) -> Non
     os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
     assert path.stat().st_size == at.st_size
     assert PairsTask(path=str(path)).fingerprint() != before
+
+
+def test_shards_that_an_index_names_outside_of_the_folder_are_in_the_hash(model: Path) -> None:
+    shard = model.parent / "shared.safetensors"
+    index = model / "model.safetensors.index.json"
+    shard.write_bytes(b"one")
+    index.write_text(json.dumps({"weight_map": {"a": "../shared.safetensors", "b": "model.safetensors", "c": 1}}))
+    before = content_of(str(model)), content_of(str(model), weights=False)
+    shard.write_bytes(b"two")
+    assert content_of(str(model)) != before[0]
+    assert content_of(str(model), weights=False) == before[1]
+    index.write_text('{"weight_map": ["a"]}')
+    assert content_of(str(model))
 
 
 def test_a_model_that_changes_under_a_command_is_refused(model: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
+import json
 import re
 import shutil
 import sys
@@ -73,7 +74,28 @@ def content_of(path: str | None, weights: bool = True) -> str:
         skipped = any(part.startswith((".", "checkpoint-")) for part in parts) or file.suffix.lower() in UNREAD
         if not skipped and (weights or file.suffix.lower() not in WEIGHTS) and file.is_file():
             found["/".join(parts)] = hash_of(file)
+    if weights:
+        found |= {name: hash_of(place / name) for name in _shards_of(place) - set(found) if (place / name).is_file()}
     return digest(found)
+
+
+def _shards_of(folder: Path) -> set[str]:
+    """The files of weights that a folder's indices name, which may lie outside of it."""
+    named = set[str]()
+    for index in folder.glob("*.index.json"):
+        try:
+            shards = json.loads(index.read_bytes())["weight_map"].values()
+        except (
+            OSError,
+            ValueError,
+            RecursionError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # which loading it says better
+            continue
+        named |= {shard for shard in shards if isinstance(shard, str)}
+    return named
 
 
 def commit_of(name: str) -> str:
