@@ -119,6 +119,20 @@ def state_of(model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
+def test_measure_refuses_what_is_not_in_files(folders: tuple[str, str], tmp_path: Path) -> None:
+    model: Any = torch.nn.Linear(1, 1)
+    for policies, said in [
+        ({"p": model}, "policies: p: Linear is no path"),
+        ({"p": [folders[1], model]}, "policies: p: Linear is no path"),
+        ({"p": []}, "policies: p has no checkpoint"), ({}, "policies: none is named"),
+    ]:  # fmt: skip
+        with pytest.raises(AligngapError, match=said):
+            aligngap.measure(folders[0], policies, PROMPTS, out=tmp_path / "out")
+    with pytest.raises(AligngapError, match=r"reference: Linear is no path; .* or give it to aligngap\.Gauge"):
+        aligngap.measure(model, {"p": folders[1]}, PROMPTS, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_in_memory_is_left_as_it_is(folders: tuple[str, str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -18,6 +18,7 @@ from conftest import BREAKS_AT_THE_THIRD_CALL, WORDS, tiny_policy
 
 from aligngap.execute.worker import make
 from aligngap.instrument.ceilings import write_ceilings
+from aligngap.instrument.deploy import placed
 from aligngap.instrument.folders import find_checkpoints
 from aligngap.instrument.gauge import Gauge
 from aligngap.instrument.judging import parse_judge
@@ -394,6 +395,8 @@ def test_a_pick_of_paths_from_elsewhere_is_found(place: Place, judge: Any, monke
     monkeypatch.chdir(elsewhere)
     assert pick(out).doubts == ()
     assert say_where(out, found) == [f"it lies in {place.folder / run}"]
+    assert placed({"path": "runs/lora", "base": "sft"}, out)["base"] == str(place.folder / "sft")
+    assert placed({"path": "runs/lora", "base": "owner/name"}, out)["base"] == "owner/name"  # on the hub
     for file in (place.folder / run).glob("tokenizer*"):
         file.unlink()
     assert "tokenizer.json" in say_where(out, found)[0]

@@ -35,7 +35,8 @@ def told_of(weights: Weights) -> dict[str, Any]:
     folder, base = Path(weights.path), weights.base
     if folder.is_dir() and is_adapter(folder):
         base = base_path(folder, base)
-    return {"path": weights.path, "base": base, "content": weights.content, "beside": beside_of(weights.path, base)}
+    beside = beside_of(weights.path, base) if folder.is_dir() else None
+    return {"path": weights.path, "base": base, "content": weights.content, "beside": beside}
 
 
 def beside_of(path: str, base: str | None) -> dict[str, str]:
@@ -58,10 +59,10 @@ def placed(told: Mapping[str, Any], out: Path) -> dict[str, Any]:
     if directory is None or Path(directory) == Path.cwd() or not Path(directory).is_dir():  # or moved elsewhere
         return {**told, "base": base}
 
-    def from_here(path: str) -> str:
-        return path if ":" in path else str(Path(directory, path))
-
-    return {**told, "path": from_here(str(told["path"])), "base": base and from_here(str(base))}
+    path, base_there = Path(directory, str(told["path"])), Path(directory, base or "")
+    if base and base_there.exists():  # and no name on the hub
+        base = str(base_there)
+    return {**told, "path": str(told["path"]) if ":" in str(told["path"]) else str(path), "base": base}
 
 
 def write_checkpoint(out: Path, place: Mapping[str, Any], to: Path, said: Sequence[str], name: str) -> Path:

@@ -7,7 +7,7 @@ tables = aligngap.measure("sft", {"dpo": "runs/dpo-seed*"}, "prompts.jsonl", ["m
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def measure(
     from aligngap.storage.records import read_folder, write_failures
     from aligngap.storage.store import Store
 
+    start, words = check_path(reference, "reference"), words_of(policies)
     place = Path(out)
     check_writable(place, "out=")
     for judge in judges:
@@ -60,8 +61,8 @@ def measure(
     if len(specs) > 2:
         raise AligngapError(f"judges: {len(specs)} of them; the records hold two, the second as a check on the first")
     asked = prompts if isinstance(prompts, str | Path) else write_prompts(place, prompts)
-    setting = Setting(str(reference), str(asked), judges=specs, **settings)
-    survey = plan_survey(place.name, setting, find_checkpoints(words_of(policies), say), say)
+    setting = Setting(start, str(asked), judges=specs, **settings)
+    survey = plan_survey(place.name, setting, find_checkpoints(words, say), say)
     kept = Store(Path(store) if store is not None else place.parent / "store")
     check_judges(survey, kept)
     kept.prepare()
@@ -86,9 +87,20 @@ def words_of(policies: Mapping[str, str | Path | Sequence[str | Path]]) -> list[
         raise AligngapError("policies: none is named; give {'dpo': 'runs/dpo-seed*'}")
     found = []
     for name, given in policies.items():
-        first, *more = [given] if isinstance(given, str | Path) else given
-        found.append([f"{name}={first}", *map(str, more)])
+        many: Iterable[Any] = [given] if isinstance(given, str | Path) or not isinstance(given, Iterable) else given
+        several = [check_path(path, f"policies: {name}") for path in many]
+        if not several:
+            raise AligngapError(f"policies: {name} has no checkpoint; give {{'{name}': 'runs/{name}-seed*'}}")
+        found.append([f"{name}={several[0]}", *several[1:]])
     return found
+
+
+def check_path(given: Any, what: str) -> str:
+    """A path as text. AligngapError for anything else, as a model in memory, which the store could not know again."""
+    if not isinstance(given, str | Path):
+        remedy = "measure keeps what it finds by the content of files; save it, or give it to aligngap.Gauge"
+        raise AligngapError(f"{what}: {type(given).__name__} is no path; {remedy}")
+    return str(given)
 
 
 def write_prompts(out: Path, prompts: Sequence[Any]) -> Path:

@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 from aligngap.judges.answers import Answers
 from aligngap.settings import Settings
 from aligngap.storage.store import digest
-from aligngap.types import AligngapError, Judgement, Prompt, Response, RunFailed, first_line
+from aligngap.types import AligngapError, Judgement, Prompt, Response, RunFailed
 
 VERSION = 1  # raise it when the same settings ask or read otherwise
 INSTRUCTIONS = (
@@ -204,7 +204,7 @@ class EndpointJudge:
                 except httpx.TimeoutException:
                     continue
                 except httpx.RequestError as error:
-                    broken = f"{type(error).__name__}: {self._hide(first_line(error, 120))}"
+                    broken = f"{type(error).__name__}: {self._hide(' '.join(str(error).split()))[:120]}"
                     continue
                 if text is not None:
                     return read(parse(text))
