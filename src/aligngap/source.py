@@ -90,9 +90,7 @@ def begin() -> None:
             del _loaded[file]
         elif not file.is_file() or file.read_bytes() != content:
             what = "has changed since this process loaded it, and Python goes on with the old"
-            raise AligngapError(
-                f"{file}: {what}; reload it (importlib.reload), or reload it too, or begin a new process"
-            )
+            raise AligngapError(f"{file}: {what}; reload it (importlib.reload), or begin a new process")
 
 
 def _check_nobody_holds(file: Path, loaded: Mapping[Path, bytes]) -> None:

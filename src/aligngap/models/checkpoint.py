@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aligngap.models import lora
 from aligngap.models.loading import PLAIN, load_model, load_tokenizer
 from aligngap.models.policy import Policy
-from aligngap.models.pretrained import content_of, refusal
+from aligngap.models.pretrained import content_of, refusal, shards_in
 from aligngap.settings import ModelSpec
 from aligngap.storage.content import hash_of
 from aligngap.storage.store import digest
@@ -51,9 +51,8 @@ def weights_of(folder: Path) -> list[Path]:
         files = [folder / ADAPTER_WEIGHTS]
     elif (folder / INDEX).is_file():
         try:
-            named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-            files = [folder / name for name in sorted(named)]
-        except (ValueError, RecursionError, KeyError, AttributeError, TypeError) as error:
+            files = [folder / name for name in sorted(shards_in(folder / INDEX))]
+        except (ValueError, TypeError) as error:
             raise Unfinished(f"{folder}: {INDEX} is not whole") from error
     else:
         files = sorted(folder.glob("*.safetensors"))

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -74,28 +75,22 @@ def content_of(path: str | None, weights: bool = True) -> str:
         skipped = any(part.startswith((".", "checkpoint-")) for part in parts) or file.suffix.lower() in UNREAD
         if not skipped and (weights or file.suffix.lower() not in WEIGHTS) and file.is_file():
             found["/".join(parts)] = hash_of(file)
-    if weights:
-        found |= {name: hash_of(place / name) for name in _shards_of(place) - set(found) if (place / name).is_file()}
+    for index in place.glob("*.index.json") if weights else ():
+        with suppress(OSError, ValueError):  # which loading it says better
+            outside = {name for name in shards_in(index) if isinstance(name, str)} - set(found)
+            found |= {name: hash_of(place / name) for name in outside if (place / name).is_file()}
     return digest(found)
 
 
-def _shards_of(folder: Path) -> set[str]:
-    """The files of weights that a folder's indices name, which may lie outside of it."""
-    named = set[str]()
-    for index in folder.glob("*.index.json"):
-        try:
-            shards = json.loads(index.read_bytes())["weight_map"].values()
-        except (
-            OSError,
-            ValueError,
-            RecursionError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ):  # which loading it says better
-            continue
-        named |= {shard for shard in shards if isinstance(shard, str)}
-    return named
+def shards_in(index: Path) -> set[str]:
+    """The files of weights that an index names, as from its folder, outside of which they may lie.
+
+    ValueError where it is no index.
+    """
+    try:
+        return set(json.loads(index.read_bytes())["weight_map"].values())
+    except (RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: names no files of weights") from error
 
 
 def commit_of(name: str) -> str:
